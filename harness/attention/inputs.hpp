@@ -1,0 +1,46 @@
+// The tensors of one case, in the case's layout.
+//
+// Values come from Philox4x32-10, counter = (element, tensor, 0, 0), key = seed: element by element, so they are
+// bit-identical for any thread count and on any device. `element` counts real tokens: (token, head, channel), the
+// token's rank among all real tokens of the case; so packed and padded forms of one problem hold equal numbers.
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+#include <ATen/core/Tensor.h>
+
+#include "harness/run/declaration.hpp"
+
+namespace attnbench {
+
+/// Layout::packed: q, dout [total_q, hq, d|dv]; k [total_k, hkv, d], v [total_k, hkv, dv].
+/// Layout::padded: q, dout [b, q_pitch, hq, d|dv]; k, v [b, k_pitch, hkv, d|dv]; dout is 0 on padded rows.
+/// Strides as the case says; the values do not depend on them (stride0 apart: k and v repeat one head).
+struct Inputs {
+  at::Tensor q, k, v, dout;
+  SequenceLengths lengths;
+  at::Tensor cu_q, cu_k;      ///< int32 [b + 1], prefix sums of the lengths (both layouts)
+  at::Tensor q_mask, k_mask;  ///< bool [b, pitch], true = real token; padded only
+  /// Storage row (within [0, rows)) of every real token in order; packed: 0, 1, 2, …; padded: sequence * pitch + position.
+  std::vector<int64_t> q_rows, k_rows;
+  double scale = 0;
+
+  /// Allocated rows: packed: the total tokens; padded: b * pitch.
+  int64_t q_storage_rows() const;
+  int64_t k_storage_rows() const;
+};
+
+/// Draws the inputs on the CPU. poison: what padded tokens of q, k and v hold.
+Inputs make_inputs(const Case& c, Conventions::Poison poison);
+
+/// The same inputs with their tensors on another device (values are bit-identical, they are copied).
+Inputs to_device(const Inputs& inputs, const Device& device);
+
+/// What a backend computed, in the case's layout; undefined tensors were not computed.
+/// o, dq as q (o with dv channels); dk, dv as k, v; lse float32, as o without the channel: [total_q, hq] or [b, q_pitch, hq].
+struct Outputs {
+  at::Tensor o, lse, dq, dk, dv;
+};
+
+}  // namespace attnbench

@@ -1,0 +1,66 @@
+// One line of text is one case: its id, its filter and its repro. Grammar: cases/README.md.
+#pragma once
+
+#include <stdexcept>
+#include <string>
+#include <string_view>
+
+#include "harness/run/problem.hpp"
+
+namespace attnbench {
+
+/// Data generators for q, k, v (harness/attention/inputs.hpp says what each draws).
+enum class Fill { normal, peaked, shifted_negative, ramp, mean_offset, row_scale, sparse_int, unit, ones_v };
+/// Generators for dO.
+enum class Dout { normal, one_hot, zeros, ones };
+/// Memory layout in which the backend receives q, k, v and dO.
+enum class Strides { contiguous, transposed, stride0, unaligned };
+
+enum class Expect { equal, must_differ, must_throw };
+enum class DeviceKind { cpu, cuda, any };
+
+std::string_view name_of(Fill);
+std::string_view name_of(Dout);
+std::string_view name_of(Strides);
+std::string_view name_of(Expect);
+std::string_view name_of(DeviceKind);
+
+/// What stands after '#': not part of the identity.
+struct Metadata {
+  std::string name;
+  Expect expect = Expect::equal;
+  std::string source;  ///< a link
+  std::string why;
+  DeviceKind device = DeviceKind::any;
+  double cost = 0;     ///< predicted seconds on the reference machine, 0: unknown
+  bool timed = true;   ///< measured after it passed; suites that only judge say timed=no
+  bool operator==(const Metadata&) const = default;
+};
+
+struct Case {
+  Problem problem;
+  Fill fill = Fill::normal;
+  Dout dout = Dout::normal;
+  Strides strides = Strides::contiguous;
+  uint64_t seed = 0;
+  Metadata metadata;
+  /// Identity only: metadata is not compared.
+  bool operator==(const Case& other) const {
+    return problem == other.problem && fill == other.fill && dout == other.dout && strides == other.strides && seed == other.seed;
+  }
+};
+
+/// A sentence that names the file, the line, the column and the nearest known key.
+class CaseError : public std::runtime_error {
+ public:
+  using std::runtime_error::runtime_error;
+};
+
+/// Parses one case without sweeps. `where` names the place in messages ("--case", "cases/smoke.suite:12").
+/// Throws CaseError on an unknown or repeated key, a malformed or out-of-range value, a missing required key.
+Case parse_case(std::string_view line, std::string_view where = "case");
+
+/// Canonical form of the identity: keys in table order, defaults left out. parse_case(format_case(c)) == c.
+std::string format_case(const Case& c);
+
+}  // namespace attnbench

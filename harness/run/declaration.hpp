@@ -1,0 +1,87 @@
+// What a backend declares about itself, and is held to. Plain data that travels in the worker's hello message.
+#pragma once
+
+#include <optional>
+#include <string>
+#include <vector>
+
+#include <nlohmann/json.hpp>
+
+#include "harness/run/case.hpp"
+
+namespace attnbench {
+
+/// The rounding points of an implementation (low-precision dtypes; fp32 rounds nothing). The error model and the
+/// emulator follow these and nothing else.
+struct Profile {
+  enum class Probabilities { unnormalised, normalised, not_rounded };  ///< what P is rounded as before P V
+  enum class RowSum { from_output, from_p_dp };                        ///< D = rowsum(dO o rounded O) or rowsum(P o dP)
+  std::string name;  ///< "flash", "eager", "fp32_inside", …
+  Probabilities p = Probabilities::unnormalised;
+  bool rounds_ds = true;       ///< dS is rounded before dS K and dS^T Q (and P before P^T dO)
+  bool rounds_scores = false;  ///< S, s S and dP are rounded too (eager)
+  RowSum d = RowSum::from_output;
+  bool lazy_rescale = false;
+  bool rounds_gqa_partials = false;  ///< dK, dV of each query head are rounded before they are summed over the group
+  bool operator==(const Profile&) const = default;
+};
+
+struct Conventions {
+  enum class EmptyRow { zero, uniform, nan };               ///< O of a query that sees no key; uniform: mean of V over all stored keys
+  enum class LseEmpty { minus_infinity, plus_infinity, none };  ///< its LSE; none: the backend returns no LSE
+  /// What masked and padded K/V (and padded Q) hold: varlen backends must not read NaN; dense ones multiply it by 0.
+  enum class Poison { nan, finite };
+  EmptyRow empty_row = EmptyRow::zero;
+  LseEmpty lse_empty = LseEmpty::minus_infinity;
+  Poison poison = Poison::nan;
+  bool padded_rows_zero = true;  ///< O and dQ of padded queries, dK and dV of padded keys, are exactly 0; else undefined
+  bool operator==(const Conventions&) const = default;
+};
+
+struct Capabilities {
+  std::vector<std::string> devices;  ///< "cpu", "cuda"
+  int min_sm = 0, max_sm = 999;      ///< 80 = SM 8.0; read only on cuda
+  std::vector<Dtype> dtypes;
+  int64_t min_head_dim = 1, max_head_dim = 256, head_dim_multiple = 1;
+  bool dv_differs = false;  ///< dv != d
+  std::vector<Pass> passes;
+  std::vector<Layout> layouts;
+  std::vector<Mask> masks;
+  std::vector<Align> aligns;
+  bool window = false, softcap = false, alibi = false, sink = false, dropout = false;
+  bool gqa = true;              ///< hkv < hq
+  bool unequal_lengths = true;  ///< lq != lk
+  bool empty_sequences = true;  ///< a length of 0
+  std::vector<Strides> strides;
+  bool returns_lse = true;
+  bool deterministic = true;
+};
+
+struct Declaration {
+  std::string name;            ///< "flash_varlen"
+  std::string version;         ///< of the library behind it
+  std::string implementation;  ///< row of the safety table: "attnbench", "pytorch_flash", "pytorch_math", "eager", "eigen"
+  bool ours = false;           ///< gated by default
+  Profile profile;
+  Conventions conventions;
+  Capabilities capabilities;
+  std::string why_unavailable;  ///< a missing dependency or device, as a sentence; empty: available here
+};
+
+/// The device that a worker runs on. sm: 90 = SM 9.0; unset on a CPU.
+struct Device {
+  std::string kind;  ///< "cpu" or "cuda"
+  int index = 0;
+  std::optional<int> sm;
+  std::string name;  ///< as the vendor names it
+};
+
+/// A sentence why the case lies outside the declared capabilities; empty: it lies inside.
+std::optional<std::string> why_not(const Declaration& declaration, const Case& c, Pass pass, const Device& device);
+
+void to_json(nlohmann::json&, const Declaration&);
+void from_json(const nlohmann::json&, Declaration&);
+void to_json(nlohmann::json&, const Device&);
+void from_json(const nlohmann::json&, Device&);
+
+}  // namespace attnbench

@@ -1,0 +1,130 @@
+// The record: one JSON line for each (case, backend, pass), schema 1. results.jsonl is the source of every report.
+// Non-finite numbers are written as the strings "nan", "inf", "-inf" (JSON has none).
+#pragma once
+
+#include <array>
+#include <map>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include <nlohmann/json.hpp>
+
+#include "harness/run/case.hpp"
+
+namespace attnbench {
+
+inline constexpr int kSchema = 1;
+
+enum class Status { passed, failed, mistrusted, unsupported, skipped, error };
+std::string_view name_of(Status);
+
+/// One gate of correctness.md on one tensor.
+struct Gate {
+  enum class Verdict { pass, fail, no_power };
+  double value = 0;  ///< the statistic
+  double limit = 0;  ///< pass: value <= limit
+  int64_t n = 0;     ///< elements (or effective sample size) behind it
+  Verdict verdict = Verdict::pass;
+};
+
+/// Position of an element: sequence, head, token (rank within its sequence), channel. lse: channel 0.
+using Element = std::array<int64_t, 4>;
+
+/// What the field's own rule would have said: error <= factor * eager's error + atol.
+struct FieldRule {
+  double error = 0, limit = 0;
+  bool passed = false;
+};
+
+struct TensorErrors {
+  double max_abs = 0, rel_l2 = 0, cosine = 1;
+  double max_z = 0;
+  int64_t elements = 0;
+  int64_t bad = 0;  ///< elements beyond the z limit, or non-finite where the oracle is finite
+  std::map<std::string, Gate> gates;  ///< "nonfinite", "exact_zero", "z", "rms", "bias", "lse"
+  std::map<std::string, FieldRule> field_rules;  ///< "2x_eager"
+  std::optional<Element> first_bad;
+  std::optional<Element> worst;
+  double worst_got = 0, worst_expected = 0;
+};
+
+struct WindowTime {
+  double median_us = 0, p5_us = 0, p95_us = 0;
+  std::array<double, 2> ci95_us{};           ///< of the median
+  int64_t n = 0;                             ///< samples
+  std::vector<std::vector<double>> rounds;   ///< microseconds per call; a round is the statistical unit
+  bool converged = true;                     ///< CI half-width within the target; else shown as unconverged
+};
+
+struct Timing {
+  std::string regime;  ///< "cpu_hot", "sustained", "cooled", "isolated"
+  std::map<std::string, WindowTime> windows;  ///< "op", "op+layout", "autograd"
+  double tflops = 0;        ///< exact visible pairs over the median of "op"
+  double tflops_paper = 0;  ///< 4 b h s^2 d, halved when causal, backward x 2.5
+  uint64_t order_seed = 0;
+};
+
+struct Memory {
+  int64_t peak_bytes = 0;       ///< allocated during the pass, outputs included, inputs not
+  int64_t workspace_bytes = 0;  ///< peak less the outputs
+  int64_t predicted_bytes = 0;  ///< before the case ran
+};
+
+struct Safety {
+  bool seed_rule = false, mission_rule = false;
+  std::string verdict = "ok";  ///< ok | refused | silently_unsafe
+  std::string reason, source;
+};
+
+struct Record {
+  // fields of the run, filled by the coordinator
+  std::string run, suite;
+  Safety safety;
+  // fields of the worker
+  std::string case_line;  ///< canonical identity
+  std::string name;       ///< metadata name, may be empty
+  Expect expect = Expect::equal;
+  std::string backend, version, device;  ///< device: "cpu", "cuda:0"
+  std::optional<int> sm;
+  Pass pass = Pass::forward;
+  Status status = Status::passed;
+  std::string reason;  ///< a sentence unless passed
+  std::string oracle;  ///< "eigen" or "torch": which float64 oracle judged
+  std::map<std::string, TensorErrors> errors;  ///< "o", "lse" | "dq", "dk", "dv", "dq_given_o", "dk_given_o"
+  std::optional<Timing> time;                  ///< absent unless passed
+  std::optional<Memory> memory;
+  std::string kernels;  ///< what a dispatcher picked; empty: not asked
+  double seconds = 0;   ///< spent on this record, judging included
+  std::string repro;
+};
+
+/// Differences between two backends on one tensor of one case: users ask how backends compare with each other.
+struct Difference {
+  std::string a, b, tensor;
+  double max_abs = 0, rel_l2 = 0;
+};
+struct Comparison {
+  std::string run, suite, case_line;
+  Pass pass = Pass::forward;
+  std::vector<Difference> differences;
+};
+
+/// First line of a run, and one for each resume.
+struct RunHeader {
+  std::string run;
+  std::vector<std::string> argv;
+  std::string started;  ///< ISO 8601, UTC
+  nlohmann::json environment;
+};
+
+nlohmann::json to_line(const Record&);      ///< {"schema":1,"record":"result",…}
+nlohmann::json to_line(const Comparison&);  ///< {"schema":1,"record":"comparison",…}
+nlohmann::json to_line(const RunHeader&);   ///< {"schema":1,"record":"run",…}
+
+/// Throw std::runtime_error with a sentence on a missing field, a wrong type or an unknown schema.
+Record record_from(const nlohmann::json&);
+Comparison comparison_from(const nlohmann::json&);
+RunHeader run_header_from(const nlohmann::json&);
+
+}  // namespace attnbench

@@ -1,0 +1,26 @@
+// Which backward is unsafe where: three separate facts about one case, from cases/safety.json (rows with sources).
+#pragma once
+
+#include <optional>
+
+#include "harness/run/declaration.hpp"
+#include "harness/run/record.hpp"
+
+namespace attnbench {
+
+struct SafetyQuery {
+  std::optional<int> sm;  ///< 75 = SM 7.5; unset: no GPU, nothing is flagged
+  int64_t head_dim = 0;
+  Dtype dtype = Dtype::bf16;
+  bool backward = false;
+  bool dropout = false;
+  std::string implementation;  ///< "flash_attn", "attnbench", "pytorch_flash", …
+  std::string version;         ///< "2.8.3"; compared number by number
+};
+
+/// seed_rule: SM major < 8, whatever the head dim (the seeds' warning).
+/// mission_rule: backward with head_dim > 64 on SM < 8.
+/// verdict, reason, source: from the table's row for the implementation and version; ok where no row speaks.
+Safety safety(const SafetyQuery& query);
+
+}  // namespace attnbench

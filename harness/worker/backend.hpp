@@ -1,0 +1,48 @@
+// The door through which every attention implementation comes: one file a backend, listed in backends/registry.cpp.
+#pragma once
+
+#include <functional>
+#include <memory>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "harness/attention/inputs.hpp"
+#include "harness/run/declaration.hpp"
+
+namespace attnbench {
+
+/// One timed span. forward() returns o and lse; backward() returns dq, dk, dv and needs a forward() before it; both may
+/// be called any number of times and write new outputs each time. An error is an exception with a sentence.
+struct Window {
+  std::string name;  ///< "op", "op+layout", "autograd"
+  std::function<Outputs()> forward;
+  std::function<Outputs()> backward;
+};
+
+/// A case made ready in one backend: everything that is not to be timed has been done.
+struct Run {
+  /// The outputs of the last window are in the case's layout: it is the one that is judged.
+  /// Padded input in a varlen backend: {"op" on packed tensors, "op+layout" = unpad, operation, pad}; else {"op"}.
+  std::vector<Window> windows;
+  std::string kernel;           ///< what a dispatcher picked; empty: the backend has no choice
+  Profile profile;              ///< that of the kernel picked; the declaration's unless it was a dispatcher's choice
+  int64_t predicted_bytes = 0;  ///< peak of the pass, outputs included, inputs not
+};
+
+class Backend {
+ public:
+  virtual ~Backend() = default;
+  virtual const Declaration& declaration() const = 0;
+  /// A sentence why the case cannot run here. Default: follows from the declared capabilities.
+  virtual std::optional<std::string> why_not(const Case& c, Pass pass, const Device& device) const {
+    return attnbench::why_not(declaration(), c, pass, device);
+  }
+  /// `inputs` outlives the run and is not to be written.
+  virtual Run prepare(const Case& c, const Inputs& inputs, Pass pass) const = 0;
+};
+
+/// Every backend of this build, in the order in which reports show them (backends/registry.cpp).
+std::vector<std::unique_ptr<Backend>> make_backends();
+
+}  // namespace attnbench
