@@ -1,0 +1,32 @@
+// A run read back: everything that a report may know. Reports read this and nothing else.
+#pragma once
+
+#include <filesystem>
+#include <stdexcept>
+#include <string>
+#include <vector>
+
+#include "harness/run/declaration.hpp"
+#include "harness/run/record.hpp"
+
+namespace attnbench {
+
+/// A run that cannot be read or written: a sentence with file:line, got and expected. Exit code 2.
+class RunError : public std::runtime_error {
+ public:
+  using std::runtime_error::runtime_error;
+};
+
+struct RunData {
+  std::vector<RunHeader> headers;       ///< the first line, and one for each resume
+  std::vector<Record> records;          ///< in the order in which they were written
+  std::vector<Comparison> comparisons;  ///< likewise
+  std::vector<Declaration> backends;    ///< from the headers' environment.backends, in the worker's order
+  std::vector<std::string> warnings;    ///< what had to be left out: a cut last line
+};
+
+/// Reads DIR/results.jsonl (or the file itself). A last line without its end is dropped with a warning; anything else that
+/// is not a line of schema 1 throws RunError.
+RunData read_run(const std::filesystem::path& folder_or_file);
+
+}  // namespace attnbench
