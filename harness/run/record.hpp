@@ -27,6 +27,7 @@ struct Gate {
   int64_t n = 0;     ///< elements (or effective sample size) behind it
   Verdict verdict = Verdict::pass;
 };
+std::string_view name_of(Gate::Verdict);
 
 /// Position of an element: sequence, head, token (rank within its sequence), channel. lse: channel 0.
 using Element = std::array<int64_t, 4>;

@@ -1,0 +1,311 @@
+#include "harness/run/record.hpp"
+
+#include <fmt/format.h>
+
+#include "harness/run/json_reader.hpp"
+
+namespace attnbench {
+namespace {
+
+using nlohmann::json;
+
+constexpr auto kStatuses = {Status::passed,      Status::failed,  Status::mistrusted,
+                            Status::unsupported, Status::skipped, Status::error};
+
+json text_or_null(const std::string& text) {
+  return text.empty() ? json(nullptr) : json(text);
+}
+template <class T>
+json or_null(const std::optional<T>& value) {
+  return value ? json(*value) : json(nullptr);
+}
+
+json to_json_gate(const Gate& gate) {
+  return {{"value", number_to_json(gate.value)},
+          {"limit", number_to_json(gate.limit)},
+          {"n", gate.n},
+          {"verdict", name_of(gate.verdict)}};
+}
+
+Gate gate_from(const JsonReader& in) {
+  return {in.number("value"), in.number("limit"), in.integer("n"),
+          in.one_of("verdict", {Gate::Verdict::pass, Gate::Verdict::fail, Gate::Verdict::no_power})};
+}
+
+std::optional<Element> element_from(const JsonReader& in, const char* key) {
+  if (in.value(key).is_null()) return std::nullopt;
+  const json& array = in.array(key);
+  Element element{};
+  if (array.size() != element.size())
+    throw std::runtime_error(fmt::format("{}: expected 4 numbers, got {}", in.field(key), array.size()));
+  for (size_t i = 0; i < element.size(); ++i) element[i] = integer_from_json(array[i], in.field(key));
+  return element;
+}
+
+json to_json_errors(const TensorErrors& errors) {
+  json gates = json::object(), rules = json::object();
+  for (const auto& [name, gate] : errors.gates) gates[name] = to_json_gate(gate);
+  for (const auto& [name, rule] : errors.field_rules)
+    rules[name] = {{"error", number_to_json(rule.error)}, {"limit", number_to_json(rule.limit)}, {"passed", rule.passed}};
+  return {{"max_abs", number_to_json(errors.max_abs)},
+          {"rel_l2", number_to_json(errors.rel_l2)},
+          {"cosine", number_to_json(errors.cosine)},
+          {"max_z", number_to_json(errors.max_z)},
+          {"elements", errors.elements},
+          {"bad", errors.bad},
+          {"gates", gates},
+          {"field_rules", rules},
+          {"first_bad", or_null(errors.first_bad)},
+          {"worst", or_null(errors.worst)},
+          {"worst_got", number_to_json(errors.worst_got)},
+          {"worst_expected", number_to_json(errors.worst_expected)}};
+}
+
+TensorErrors errors_from(const JsonReader& in) {
+  TensorErrors errors;
+  errors.max_abs = in.number("max_abs");
+  errors.rel_l2 = in.number("rel_l2");
+  errors.cosine = in.number("cosine");
+  errors.max_z = in.number("max_z");
+  errors.elements = in.integer("elements");
+  errors.bad = in.integer("bad");
+  const JsonReader gates = in.object("gates"), rules = in.object("field_rules");
+  for (const auto& [name, gate] : gates.json().items()) errors.gates[name] = gate_from(JsonReader(gate, gates.field(name)));
+  for (const auto& [name, rule] : rules.json().items()) {
+    const JsonReader fields(rule, rules.field(name));
+    errors.field_rules[name] = {fields.number("error"), fields.number("limit"), fields.boolean("passed")};
+  }
+  errors.first_bad = element_from(in, "first_bad");
+  errors.worst = element_from(in, "worst");
+  errors.worst_got = in.number("worst_got");
+  errors.worst_expected = in.number("worst_expected");
+  return errors;
+}
+
+json to_json_window(const WindowTime& window) {
+  json rounds = json::array();
+  for (const auto& round : window.rounds) {
+    json samples = json::array();
+    for (double sample_us : round) samples.push_back(number_to_json(sample_us));
+    rounds.push_back(std::move(samples));
+  }
+  return {{"median_us", number_to_json(window.median_us)},
+          {"ci95_us", {number_to_json(window.ci95_us[0]), number_to_json(window.ci95_us[1])}},
+          {"p5_us", number_to_json(window.p5_us)},
+          {"p95_us", number_to_json(window.p95_us)},
+          {"n", window.n},
+          {"converged", window.converged},
+          {"rounds", std::move(rounds)}};
+}
+
+WindowTime window_from(const JsonReader& in) {
+  WindowTime window;
+  window.median_us = in.number("median_us");
+  window.p5_us = in.number("p5_us");
+  window.p95_us = in.number("p95_us");
+  const json& interval = in.array("ci95_us");
+  if (interval.size() != 2)
+    throw std::runtime_error(fmt::format("{}: expected 2 numbers, got {}", in.field("ci95_us"), interval.size()));
+  for (size_t i = 0; i < 2; ++i) window.ci95_us[i] = number_from_json(interval[i], in.field("ci95_us"));
+  window.n = in.integer("n");
+  window.converged = in.boolean("converged");
+  for (const json& round : in.array("rounds")) {
+    if (!round.is_array()) throw std::runtime_error(in.field("rounds") + ": expected arrays of microseconds");
+    std::vector<double>& samples = window.rounds.emplace_back();
+    for (const json& sample_us : round) samples.push_back(number_from_json(sample_us, in.field("rounds")));
+  }
+  return window;
+}
+
+json to_json_timing(const Timing& timing) {
+  json windows = json::object();
+  for (const auto& [name, window] : timing.windows) windows[name] = to_json_window(window);
+  return {{"regime", timing.regime},
+          {"windows", windows},
+          {"tflops", number_to_json(timing.tflops)},
+          {"tflops_paper", number_to_json(timing.tflops_paper)},
+          {"order_seed", timing.order_seed}};
+}
+
+Timing timing_from(const JsonReader& in) {
+  Timing timing;
+  timing.regime = in.text("regime");
+  const JsonReader windows = in.object("windows");
+  for (const auto& [name, window] : windows.json().items())
+    timing.windows[name] = window_from(JsonReader(window, windows.field(name)));
+  timing.tflops = in.number("tflops");
+  timing.tflops_paper = in.number("tflops_paper");
+  timing.order_seed = in.unsigned_integer("order_seed");
+  return timing;
+}
+
+json to_json_safety(const Safety& safety) {
+  return {{"seed_rule", safety.seed_rule},
+          {"mission_rule", safety.mission_rule},
+          {"verdict", safety.verdict},
+          {"reason", safety.reason},
+          {"source", safety.source}};
+}
+
+Safety safety_from(const JsonReader& in) {
+  Safety safety{in.boolean("seed_rule"), in.boolean("mission_rule"), in.text("verdict"), in.text("reason"), in.text("source")};
+  if (safety.verdict != "ok" && safety.verdict != "refused" && safety.verdict != "silently_unsafe")
+    throw std::runtime_error(
+        fmt::format("{}: expected ok, refused or silently_unsafe, got \"{}\"", in.field("verdict"), safety.verdict));
+  return safety;
+}
+
+JsonReader open_line(const json& line, const char* kind) {
+  JsonReader in(line, kind);
+  if (const int64_t schema = in.integer("schema"); schema != kSchema)
+    throw std::runtime_error(fmt::format("{}: expected {}, got {}", in.field("schema"), kSchema, schema));
+  if (in.text("record") != kind)
+    throw std::runtime_error(fmt::format("{}: expected \"{}\", got \"{}\"", in.field("record"), kind, in.text("record")));
+  return in;
+}
+
+/// The fields of a result that say which run of which case it is.
+void read_identity(const JsonReader& in, Record& record) {
+  record.run = in.text("run");
+  record.suite = in.text("suite");
+  record.safety = safety_from(in.object("safety"));
+  record.case_line = in.text("case");
+  record.name = in.optional_text("name");
+  record.expect = in.one_of("expect", {Expect::equal, Expect::must_differ, Expect::must_throw});
+  record.backend = in.text("backend");
+  record.version = in.text("version");
+  record.device = in.text("device");
+  record.sm = in.optional_integer("sm");
+  record.pass = in.one_of("pass", {Pass::forward, Pass::backward});
+  record.repro = in.text("repro");
+}
+
+}  // namespace
+
+std::string_view name_of(Status status) {
+  switch (status) {
+    case Status::passed:
+      return "passed";
+    case Status::failed:
+      return "failed";
+    case Status::mistrusted:
+      return "mistrusted";
+    case Status::unsupported:
+      return "unsupported";
+    case Status::skipped:
+      return "skipped";
+    case Status::error:
+      return "error";
+  }
+  throw std::logic_error(fmt::format("status {} has no name", int(status)));
+}
+
+std::string_view name_of(Gate::Verdict verdict) {
+  switch (verdict) {
+    case Gate::Verdict::pass:
+      return "pass";
+    case Gate::Verdict::fail:
+      return "fail";
+    case Gate::Verdict::no_power:
+      return "no_power";
+  }
+  throw std::logic_error(fmt::format("gate verdict {} has no name", int(verdict)));
+}
+
+json to_line(const Record& record) {
+  json errors = json::object();
+  for (const auto& [tensor, tensor_errors] : record.errors) errors[tensor] = to_json_errors(tensor_errors);
+  json line = {{"schema", kSchema},
+               {"record", "result"},
+               {"run", record.run},
+               {"suite", record.suite},
+               {"safety", to_json_safety(record.safety)},
+               {"case", record.case_line},
+               {"name", text_or_null(record.name)},
+               {"expect", name_of(record.expect)},
+               {"backend", record.backend},
+               {"version", record.version},
+               {"device", record.device},
+               {"sm", or_null(record.sm)},
+               {"pass", name_of(record.pass)},
+               {"status", name_of(record.status)},
+               {"reason", record.reason},
+               {"oracle", text_or_null(record.oracle)},
+               {"errors", errors},
+               {"memory", nullptr},
+               {"kernels", text_or_null(record.kernels)},
+               {"seconds", number_to_json(record.seconds)},
+               {"repro", record.repro}};
+  if (record.time) line["time"] = to_json_timing(*record.time);
+  if (record.memory) {
+    line["memory"] = {{"peak_bytes", record.memory->peak_bytes},
+                      {"workspace_bytes", record.memory->workspace_bytes},
+                      {"predicted_bytes", record.memory->predicted_bytes}};
+  }
+  return line;
+}
+
+Record record_from(const json& line) {
+  const JsonReader in = open_line(line, "result");
+  Record record;
+  read_identity(in, record);
+  record.status = in.one_of("status", kStatuses);
+  record.reason = in.text("reason");
+  record.oracle = in.optional_text("oracle");
+  const JsonReader errors = in.object("errors");
+  for (const auto& [tensor, value] : errors.json().items())
+    record.errors[tensor] = errors_from(JsonReader(value, errors.field(tensor)));
+  if (in.has("time")) record.time = timing_from(in.object("time"));
+  if (record.time && record.status != Status::passed)
+    throw std::runtime_error(fmt::format("{}: a result that is {} has no time", in.field("time"), name_of(record.status)));
+  if (in.has("memory")) {
+    const JsonReader memory = in.object("memory");
+    record.memory = {memory.integer("peak_bytes"), memory.integer("workspace_bytes"), memory.integer("predicted_bytes")};
+  }
+  record.kernels = in.optional_text("kernels");
+  record.seconds = in.number("seconds");
+  return record;
+}
+
+json to_line(const Comparison& comparison) {
+  json differences = json::array();
+  for (const Difference& difference : comparison.differences) {
+    differences.push_back({{"a", difference.a},
+                           {"b", difference.b},
+                           {"tensor", difference.tensor},
+                           {"max_abs", number_to_json(difference.max_abs)},
+                           {"rel_l2", number_to_json(difference.rel_l2)}});
+  }
+  return {{"schema", kSchema},         {"record", "comparison"},       {"run", comparison.run},
+          {"suite", comparison.suite}, {"case", comparison.case_line}, {"pass", name_of(comparison.pass)},
+          {"differences", differences}};
+}
+
+Comparison comparison_from(const json& line) {
+  const JsonReader in = open_line(line, "comparison");
+  Comparison comparison{
+      in.text("run"), in.text("suite"), in.text("case"), in.one_of("pass", {Pass::forward, Pass::backward}), {}};
+  for (const json& value : in.array("differences")) {
+    const JsonReader difference(value, in.field("differences"));
+    comparison.differences.push_back({difference.text("a"), difference.text("b"), difference.text("tensor"),
+                                      difference.number("max_abs"), difference.number("rel_l2")});
+  }
+  return comparison;
+}
+
+json to_line(const RunHeader& header) {
+  return {{"schema", kSchema},   {"record", "run"},           {"run", header.run},
+          {"argv", header.argv}, {"started", header.started}, {"environment", header.environment}};
+}
+
+RunHeader run_header_from(const json& line) {
+  const JsonReader in = open_line(line, "run");
+  RunHeader header{in.text("run"), {}, in.text("started"), in.object("environment").json()};
+  for (const json& argument : in.array("argv")) {
+    if (!argument.is_string()) throw std::runtime_error(in.field("argv") + ": expected an array of texts");
+    header.argv.push_back(argument);
+  }
+  return header;
+}
+
+}  // namespace attnbench
