@@ -1,0 +1,51 @@
+// A CPU allocator for LibTorch that sees what a backend does to memory. It wraps the allocator that was there before.
+//
+//   checked   every new block is filled with 0xFF (NaN in bf16, fp16, fp32 and fp64), so that an output element that
+//             was never written is seen, and lies between two guard bands, so that a write outside is seen
+//   counting  bytes are counted, nothing else (checked counts too)
+//   off       blocks come straight from the wrapped allocator: for timing
+// A block keeps for life what it was born with. Memory that does not come through LibTorch's allocator is not seen.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <vector>
+
+namespace attnbench {
+
+enum class MemoryMode { off, counting, checked };
+
+/// While it lives, blocks are allocated in `mode`; afterwards as before. The first one installs the allocator.
+class MemoryScope {
+ public:
+  explicit MemoryScope(MemoryMode mode);
+  ~MemoryScope();
+  MemoryScope(const MemoryScope&) = delete;
+  MemoryScope& operator=(const MemoryScope&) = delete;
+
+ private:
+  MemoryMode before_;
+};
+
+/// A write outside a checked block, within kGuardBytes of it.
+struct Overrun {
+  const void* block = nullptr;  ///< first byte of the block
+  size_t block_bytes = 0;
+  bool past_the_end = true;  ///< else before the start
+  size_t bytes = 0;          ///< guard bytes that changed
+};
+inline constexpr size_t kGuardBytes = 1024;
+
+/// Overruns of all checked blocks, alive or freed, since the last call. A damaged band is mended, so that the next
+/// call reports new writes only.
+std::vector<Overrun> take_overruns();
+
+/// Bytes in counted and checked blocks now, and the most since reset_peak_bytes().
+int64_t current_bytes();
+int64_t peak_bytes();
+void reset_peak_bytes();
+
+/// Memory that this machine can still give (MemAvailable of /proc/meminfo); the largest number where it cannot be read.
+int64_t available_bytes();
+
+}  // namespace attnbench
