@@ -1,0 +1,68 @@
+// How wrong a correct low-precision attention kernel is allowed to be: the formulas that both oracles implement.
+//
+// u: largest relative rounding error of the dtype (bf16 2^-8, fp16 2^-11, fp32 2^-24); f: half its smallest subnormal
+// where that matters (fp16 2^-25); e = 2^-24; s: softmax scale; k = 2 + d/16: roundings of a dot product of d terms;
+// n: terms of a sum; ulp(x): spacing of the dtype at x. A rounding error of at most h has a variance of at most h^2/3.
+//   A_ij = s sum_x |q_x k_x|          eS = e (4 + k A_ij)               error of a score, and of its exp
+//   hP = max(u P, f / l)              P stored unnormalised (f where it is normalised first, 0 where it is not rounded)
+//   hB = max(u P, f)                  P stored for P^T dO;    hS = max(u |dS|, f)    dS stored
+//   eL = e (2 + 2 |L|)                error of exp(S - L) in the backward through L
+//   sL = e (4 + |L| + k sum_j P A + sqrt(n))                            error of the LSE
+//   eT = P [ e k (|dP| + sqrt(sum_x dO^2 v^2)) + eD ]                   accumulation of dP and of D
+//   eD = 2 e sum_x |dO O| (D from O)   or   e (2 + sqrt(n)) sum_j P |dP| (D from P o dP)
+//   sD^2 = sum_j (hP^2/3 dP^2 + P^2 eS^2 (dP - D)^2) + sum_x dO^2 ulp(O)^2/12  (the hP and ulp terms: D from O only)
+// Flash and fp32-inside:
+//   var o  = ulp(o)^2/12 + sum_j hP^2/3 V^2 + sum_j P^2 eS^2 (V - O)^2
+//   var dv = ulp(dv)^2/12 + sum_i (hB^2/3 + P^2 (eS^2 + eL^2)) dO^2
+//   var dq = ulp(dq)^2/12 + s^2 sum_j (hS^2/3 + dS^2 eS^2) K^2 + eL^2 dq^2 + bQ^2 + [s^2 sD^2 (sum_j P K)^2],  bQ = s sum_j eT
+//   |K| var dk = ulp(dk)^2/12 + s^2 sum_i (hS^2/3 + dS^2 (eS^2 + eL^2)) Q^2 + bK^2 + [s^2 sum_i P^2 sD^2 Q^2],     bK = s sum_i
+//   eT |Q|
+// In brackets: end to end only, with u^2 P^2 sD^2 added to hS^2; gradients given a kernel's own O have no such terms.
+// Eager (S, s S, P, dP, dS, s dS rounded) propagates each rounding through the softmax to first order; see the oracles.
+// GQA: + ulp(partial)^2/12 for each head's dk and dv where the profile rounds partials.
+//
+// fp32 rounds nothing on the way, so its own accumulation is no longer hidden below an output ulp. A sum of n terms makes
+// n roundings of at most e times the partial sum, whose square is at most about (sum)^2 + sum of the squared terms:
+//   var += n e^2 (x^2 + sum of squared terms)   on o, dv, dq, dk;   and eL = sL, as P is recomputed from an L that wrong.
+#pragma once
+
+#include <cstdint>
+
+#include "harness/run/declaration.hpp"
+
+namespace attnbench {
+
+/// A profile resolved for one dtype, head dim and scale: what rounds, and by how much.
+struct Rounding {
+  Dtype dtype = Dtype::bf16;
+  double u = 0, f = 0;          ///< as above
+  double e = 0;                 ///< 2^-24
+  double k_scores = 0;          ///< 2 + d/16: Q K^T
+  double k_dp = 0;              ///< 2 + dv/16: dO V^T
+  double accumulation = 0;      ///< e^2 in fp32, else 0 (hidden below an output ulp)
+  bool p = false;               ///< P is rounded before P V
+  bool p_normalised = false;    ///< … after it was normalised
+  bool ds = false;              ///< dS, and P for P^T dO, are rounded
+  bool scores = false;          ///< eager: S, s S, dP and s dS are rounded too
+  bool scale_is_exact = false;  ///< s is a power of two: multiplying by it does not round
+  bool d_from_output = false;   ///< D from the rounded O; else from P o dP
+  bool gqa_partials = false;    ///< each head's dK and dV are rounded before they are summed
+
+  /// Gradients are judged given the kernel's own O.
+  bool conditional() const { return d_from_output; }
+};
+
+/// fp32 switches every rounding point of the profile off.
+Rounding rounding_of(const Profile& profile, const Problem& problem, double scale);
+
+/// Distance between neighbours of the dtype at x. bf16 and fp32: not below 2^-126, as fp32 arithmetic may flush
+/// subnormals to zero.
+double ulp(Dtype dtype, double x);
+
+/// ulp(x)^2/12: variance of rounding x to the dtype.
+double rounding_variance(Dtype dtype, double x);
+
+/// x rounded to the nearest value of the dtype, ties to even; beyond the largest: infinity.
+float round_to(Dtype dtype, float x);
+
+}  // namespace attnbench
