@@ -1,0 +1,27 @@
+// The red results of a run, in words: what is wrong, how much, where, and the line that reproduces it.
+#pragma once
+
+#include <string>
+#include <vector>
+
+#include "harness/run/run_data.hpp"
+
+namespace attnbench {
+
+struct Finding {
+  const Record* record = nullptr;
+  bool gated = false;  ///< a failure decides the exit code; a finding is a red result of a backend that is not gated
+};
+
+/// Every failed, error and mistrusted record, and every unsupported one inside the declared capabilities; the gated ones
+/// first, each group in the run's order. The pointers live as long as `run`.
+std::vector<Finding> findings_of(const RunData& run);
+
+/// "FAILED flash_varlen backward bf16".
+std::string headline(const Finding& finding);
+
+/// One line for each thing to know: the case, the reason, each gate that did not pass (statistic against limit), the worst
+/// element [sequence, head, token, channel], got and expected, the count of bad elements, the repro line.
+std::vector<std::string> details(const Record& record);
+
+}  // namespace attnbench

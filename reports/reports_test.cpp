@@ -1,0 +1,289 @@
+// Each writer on a run made by hand (test_run.hpp says what is in it).
+#include <cmath>
+
+#include <gtest/gtest.h>
+#include <nlohmann/json.hpp>
+
+#include "reports/case_labels.hpp"
+#include "reports/console_table.hpp"
+#include "reports/csv.hpp"
+#include "reports/difference_tables.hpp"
+#include "reports/findings.hpp"
+#include "reports/google_benchmark.hpp"
+#include "reports/summary.hpp"
+#include "reports/test_run.hpp"
+#include "reports/timing_tables.hpp"
+#include "reports/verdict_tables.hpp"
+#include "reports/write_reports.hpp"
+
+namespace attnbench {
+namespace {
+
+bool contains(const std::string& text, const std::string& part) {
+  return text.find(part) != std::string::npos;
+}
+
+std::vector<std::string> texts(const std::vector<Cell>& row) {
+  std::vector<std::string> all;
+  for (const Cell& cell : row) all.push_back(cell.text);
+  return all;
+}
+
+using Words = std::vector<std::string>;
+
+const std::string kRepro =
+    "attnbench --case \"attention b=2 hq=4 lq=128 d=128 mask=causal layout=padded\" --backend flash_varlen --pass backward";
+
+TEST(Findings, TheGatedOnesComeFirst) {
+  const RunData run = test_run();
+  const auto findings = findings_of(run);
+  ASSERT_EQ(findings.size(), 2u);
+  EXPECT_TRUE(findings[0].gated);
+  EXPECT_EQ(headline(findings[0]), "FAILED flash_varlen backward bf16");
+  EXPECT_FALSE(findings[1].gated);
+  EXPECT_EQ(headline(findings[1]), "ERROR eager forward bf16");
+}
+
+TEST(Findings, SayWhatWhereAndHowToReproduce) {
+  const RunData run = test_run();
+  const auto lines = details(*findings_of(run)[0].record);
+  EXPECT_EQ(lines, (Words{"case   attention b=2 hq=4 lq=128 d=128 mask=causal layout=padded",
+                          "why    dq: z is 12.3, limit 7.31 at [0, 3, 17, 5]",
+                          "gate   dq: bias has no power: 0.500, limit 0.100 (n 12); z is 12.3, limit 7.31 (n 8192)",
+                          "where  dq: worst [sequence 0, head 3, token 17, channel 5] got inf, expected -0.5; first bad "
+                          "[sequence 0, head 3, token 16, channel 0]; 17 of 8192 elements bad",
+                          "repro  " + kRepro}));
+}
+
+TEST(Findings, UnsupportedInsideTheDeclarationIsRed) {
+  RunData run = test_run();
+  run.backends[0].capabilities.softcap = true;
+  EXPECT_EQ(findings_of(run).size(), 3u);
+}
+
+TEST(Labels, CommonWordsGoToTheTitle) {
+  const auto labels = label_cases({"attention lq=8 d=64", "attention lq=8 d=64 dtype=fp16 mask=causal"});
+  EXPECT_EQ(labels.common, "attention lq=8 d=64");
+  EXPECT_EQ(labels.label.at("attention lq=8 d=64"), "dtype=bf16 mask=none");
+  EXPECT_EQ(labels.label.at("attention lq=8 d=64 dtype=fp16 mask=causal"), "dtype=fp16 mask=causal");
+  EXPECT_EQ(label_cases({"attention lq=8 d=64"}).label.at("attention lq=8 d=64"), "attention lq=8 d=64");
+}
+
+TEST(Verdicts, AreCounted) {
+  const TextTable table = verdict_counts(test_run());
+  ASSERT_EQ(table.rows.size(), 6u);
+  EXPECT_EQ(texts(table.rows[0]), (Words{"flash_varlen", "forward", "bf16", "1", "1", "·", "·", "1", "·", "·"}));
+  EXPECT_EQ(texts(table.rows[2]), (Words{"flash_varlen", "backward", "bf16", "1", "·", "1", "·", "·", "·", "·"}));
+  EXPECT_EQ(texts(table.rows[3]), (Words{"eager", "forward", "bf16", "1", "1", "·", "·", "·", "·", "1"}));
+}
+
+TEST(Verdicts, SafetyAndTheFieldsRule) {
+  EXPECT_EQ(
+      safety_flags(test_run()),
+      (Words{"flash_varlen backward on SM 7.5: head_dim > 64 backward on SM < 8 (mission_rule); SM < 8 (seed_rule); verdict "
+             "refused: backward needs SM 8.0 [https://example.org/safety] (1 record)"}));
+  const TextTable rules = field_rule_counts(test_run());
+  EXPECT_EQ(texts(rules.rows.at(0)), (Words{"flash_varlen", "2x_eager", "2", "·", "1", "·", "1"}));
+  EXPECT_EQ(texts(rules.rows.at(1)), (Words{"eager", "2x_eager", "3", "·", "·", "·", "·"}));
+  EXPECT_EQ(texts(no_power_counts(test_run()).rows.at(0)), (Words{"flash_varlen", "dq", "bias", "1", "1"}));
+  EXPECT_EQ(texts(reason_counts(test_run()).rows.at(0)), (Words{"flash_varlen", "forward", "unsupported", "1", "no softcap"}));
+}
+
+TEST(Times, AreGroupedAndUnconvergedOnesMarked) {
+  const auto tables = time_tables(test_run());
+  ASSERT_EQ(tables.size(), 2u);
+  EXPECT_EQ(tables[0].title, "Median time in us, suite perf, forward (cpu_hot, cpu) · attention b=2 hq=4 d=128");
+  ASSERT_EQ(tables[0].rows.size(), 3u);
+  EXPECT_EQ(texts(tables[0].rows[0]), (Words{"lq=128 dtype=bf16 mask=causal layout=padded", "op", "101 ±0.5% ", "401 ±0.1%*"}));
+  EXPECT_EQ(texts(tables[0].rows[1])[1], "op+layout");
+  EXPECT_EQ(tables[0].rows[0][2].tone, Tone::good);
+  EXPECT_TRUE(contains(tables[0].note, "unconverged"));
+  EXPECT_FALSE(contains(tables[1].note, "unconverged"));
+}
+
+TEST(Times, RatesAndMemory) {
+  const auto rates = rate_tables(test_run());
+  ASSERT_EQ(rates.size(), 2u);
+  EXPECT_TRUE(rates[0].title.starts_with("GFLOP/s, suite perf, forward"));
+  EXPECT_EQ(rates[0].rows[0][1].text, "250");
+  const TextTable memory = memory_table(test_run());
+  ASSERT_EQ(memory.rows.size(), 3u);
+  EXPECT_EQ(memory.rows[0][2].text, "1.00 MiB");
+}
+
+TEST(Times, OnlyPassedRecordsHaveAny) {
+  const RunData run = test_run();
+  for (const std::string& format : report_formats()) {
+    const std::string text = render_report(run, format, {.width = 1000});
+    EXPECT_FALSE(contains(text, "987654") || contains(text, "987655") || contains(text, "9.876")) << format;
+    EXPECT_FALSE(contains(text, "988 ±")) << format;
+  }
+}
+
+TEST(Differences, LargestOfBothOrders) {
+  const auto tables = difference_tables(test_run());
+  ASSERT_EQ(tables.size(), 2u);
+  EXPECT_EQ(tables[0].title, "Largest differences of o, bf16 (2 cases)");
+  EXPECT_EQ(texts(tables[0].rows[0]), (Words{"flash_varlen", "·", "0.0150"}));
+  EXPECT_EQ(texts(tables[0].rows[1]), (Words{"eager", "0.00300", "·"}));
+  EXPECT_EQ(tables[1].rows[0][2].text, "nan");
+}
+
+TEST(Console, FailuresStandFirst) {
+  const std::string text = console_report(test_run(), {});
+  EXPECT_TRUE(text.starts_with("1 failure (gated), 1 finding (not gated)\n\nFAILED flash_varlen backward bf16\n")) << text;
+  EXPECT_TRUE(contains(text, kRepro));
+  EXPECT_FALSE(contains(text, "\033"));
+  EXPECT_LT(text.find("Safety"), text.find("Verdicts"));
+  EXPECT_LT(text.find("Verdicts"), text.find("Median time"));
+  EXPECT_LT(text.find("GFLOP/s"), text.find("Largest differences"));
+}
+
+TEST(Console, ManyFailuresAreCapped) {
+  RunData run = test_run();
+  const Record failing = run.records[4];
+  for (int i = 0; i < 23; ++i) run.records.push_back(failing);
+  const std::string text = console_report(run, {});
+  EXPECT_TRUE(contains(text, "24 failures (gated), 1 finding (not gated)"));
+  EXPECT_TRUE(contains(text, "… and 5 more, in summary.md"));
+}
+
+TEST(Console, AnEmptyRunHasNothingToSay) {
+  EXPECT_EQ(console_report(RunData{}, {}), "");
+}
+
+TEST(Summary, HoldsWhatAReaderNeeds) {
+  const std::string text = summary_markdown(test_run());
+  for (const std::string part :
+       {"# attnbench run 20260102-030405-perf\n", "attnbench --suite perf --filter 'it'\\''s'  # run 20260102-030405-perf",
+        "| cpu.model | A \"fast\" CPU |", "### Failure: FAILED flash_varlen backward bf16",
+        "### Finding: ERROR eager forward bf16", "verdict refused", "fails ours only", "no softcap",
+        "### Largest differences of dq, bf16"}) {
+    EXPECT_TRUE(contains(text, part)) << part;
+  }
+  EXPECT_TRUE(contains(text, kRepro));
+  EXPECT_FALSE(contains(text, "shown"));
+}
+
+/// Enough of RFC 4180 to read back what is written.
+std::vector<Words> parse_csv(const std::string& text) {
+  std::vector<Words> rows(1, Words(1));
+  bool quoted = false;
+  for (std::size_t i = 0; i < text.size(); ++i) {
+    const char c = text[i];
+    if (c == '"' && quoted && i + 1 < text.size() && text[i + 1] == '"') {
+      rows.back().back() += text[++i];
+    } else if (c == '"') {
+      quoted = !quoted;
+    } else if (c == ',' && !quoted) {
+      rows.back().emplace_back();
+    } else if (c == '\n' && !quoted) {
+      rows.emplace_back(1);
+    } else {
+      rows.back().back() += c;
+    }
+  }
+  rows.pop_back();  // behind the last line break
+  return rows;
+}
+
+std::vector<std::map<std::string, std::string>> csv_records(const RunData& run) {
+  const auto rows = parse_csv(results_csv(run));
+  std::vector<std::map<std::string, std::string>> records;
+  for (std::size_t r = 1; r < rows.size(); ++r) {
+    EXPECT_EQ(rows[r].size(), rows[0].size());
+    auto& record = records.emplace_back();
+    for (std::size_t c = 0; c < rows[r].size(); ++c) record[rows[0][c]] = rows[r][c];
+  }
+  return records;
+}
+
+TEST(Csv, QuotesWhatNeedsIt) {
+  EXPECT_EQ(csv_field("plain"), "plain");
+  EXPECT_EQ(csv_field("a,b"), "\"a,b\"");
+  EXPECT_EQ(csv_field("say \"x\""), "\"say \"\"x\"\"\"");
+  EXPECT_EQ(csv_field("a\nb"), "\"a\nb\"");
+}
+
+TEST(Csv, OneRowForEachTensorAndWindow) {
+  const auto records = csv_records(test_run());
+  ASSERT_EQ(records.size(), 14u);  // 6 tensors, 6 windows of passed records, 2 records with neither
+  EXPECT_EQ(records[0].at("kind"), "tensor");
+  EXPECT_EQ(records[0].at("gate.z.limit"), "7.31");
+  EXPECT_EQ(records[0].at("gate.bias.verdict"), "no_power");
+  EXPECT_EQ(records[0].at("median_us"), "");
+  EXPECT_EQ(records[1].at("item"), "op");
+  EXPECT_EQ(records[1].at("median_us"), "101");
+  EXPECT_EQ(records[1].at("tflops"), "0.25");
+  EXPECT_EQ(records[2].at("item"), "op+layout");
+  EXPECT_EQ(records[2].at("tflops"), "");
+  EXPECT_EQ(records[12].at("kind"), "record");
+  EXPECT_EQ(records[12].at("reason"), "worker died, signal 11 while in stage \"judge\"\nlast words");
+}
+
+TEST(Csv, FailedRecordHasNonFiniteErrorsAndNoTime) {
+  for (const auto& record : csv_records(test_run())) {
+    if (record.at("status") != "failed") continue;
+    EXPECT_EQ(record.at("kind"), "tensor");
+    EXPECT_EQ(record.at("max_abs"), "nan");
+    EXPECT_EQ(record.at("worst_got"), "inf");
+    EXPECT_EQ(record.at("repro"), kRepro);
+    EXPECT_EQ(record.at("median_us"), "");
+  }
+}
+
+TEST(GoogleBenchmark, IsJsonWithARunForEachRoundAndAggregates) {
+  ::testing::internal::CaptureStdout();
+  ::testing::internal::CaptureStderr();
+  const auto json = nlohmann::json::parse(google_benchmark_json(test_run()));
+  EXPECT_EQ(::testing::internal::GetCapturedStdout(), "");
+  EXPECT_EQ(::testing::internal::GetCapturedStderr(), "");
+
+  EXPECT_EQ(json.at("context").at("cpu.model"), "A \"fast\" CPU");
+  const auto& all = json.at("benchmarks");
+  ASSERT_EQ(all.size(), 6u * (3 + 4));
+  const std::string name = "flash_varlen/forward/op/attention b=2 hq=4 lq=128 d=128 mask=causal layout=padded";
+  for (int i = 0; i < 3; ++i) {
+    EXPECT_EQ(all[i].at("name"), name);
+    EXPECT_EQ(all[i].at("run_type"), "iteration");
+    EXPECT_EQ(all[i].at("repetitions"), 3);
+    EXPECT_EQ(all[i].at("repetition_index"), i);
+    EXPECT_EQ(all[i].at("iterations"), 2);
+    EXPECT_DOUBLE_EQ(all[i].at("real_time"), 100 + i);
+    EXPECT_DOUBLE_EQ(all[i].at("cpu_time"), 100 + i);
+    EXPECT_EQ(all[i].at("time_unit"), "us");
+  }
+  EXPECT_NEAR(all[1].at("FLOP/s").get<double>(), 0.25e12, 1);
+  EXPECT_EQ(all[1].at("peak_bytes"), 1 << 20);
+  const std::vector<std::pair<std::string, double>> aggregates{{"mean", 101}, {"median", 101}, {"stddev", 1}, {"cv", 1.0 / 101}};
+  for (std::size_t i = 0; i < aggregates.size(); ++i) {
+    const auto& aggregate = all[3 + i];
+    EXPECT_EQ(aggregate.at("name"), name + "_" + aggregates[i].first);
+    EXPECT_EQ(aggregate.at("run_type"), "aggregate");
+    EXPECT_EQ(aggregate.at("aggregate_name"), aggregates[i].first);
+    EXPECT_NEAR(aggregate.at("real_time").get<double>(), aggregates[i].second, 1e-9);
+  }
+}
+
+TEST(GoogleBenchmark, LeavesOutTimesThatAreNotNumbers) {
+  RunData run = test_run();
+  run.records.resize(1);
+  run.records[0].time->windows["op"].rounds[0] = {NAN, 100};
+  run.records[0].time->tflops = INFINITY;
+  const auto json = nlohmann::json::parse(google_benchmark_json(run));
+  EXPECT_EQ(json.at("benchmarks")[0].at("repetitions"), 2);
+  EXPECT_FALSE(json.at("benchmarks")[0].contains("FLOP/s"));
+  EXPECT_EQ(nlohmann::json::parse(google_benchmark_json(RunData{})).at("benchmarks").size(), 0u);
+}
+
+TEST(Formats, AnUnknownNameIsASentence) {
+  try {
+    render_report(test_run(), "html5", {});
+    FAIL() << "html5 was accepted";
+  } catch (const std::invalid_argument& error) {
+    EXPECT_TRUE(contains(error.what(), "unknown format 'html5'; known: table, markdown, csv, google-benchmark")) << error.what();
+  }
+}
+
+}  // namespace
+}  // namespace attnbench

@@ -1,0 +1,61 @@
+#include "reports/run_view.hpp"
+
+#include <algorithm>
+
+namespace attnbench {
+namespace {
+
+void add_once(std::vector<std::string>& names, const std::string& name) {
+  if (std::find(names.begin(), names.end(), name) == names.end()) names.push_back(name);
+}
+
+void flatten(const nlohmann::json& value, const std::string& path, std::vector<std::pair<std::string, std::string>>& lines) {
+  if (!value.is_object()) {
+    lines.emplace_back(path, value.is_string() ? value.get<std::string>() : value.dump());
+    return;
+  }
+  for (const auto& [key, child] : value.items()) flatten(child, path.empty() ? key : path + "." + key, lines);
+}
+
+}  // namespace
+
+std::vector<std::string> backend_names(const RunData& run) {
+  std::vector<std::string> names;
+  for (const Declaration& backend : run.backends) add_once(names, backend.name);
+  for (const Record& record : run.records) add_once(names, record.backend);
+  for (const Comparison& comparison : run.comparisons) {
+    for (const Difference& difference : comparison.differences) {
+      add_once(names, difference.a);
+      add_once(names, difference.b);
+    }
+  }
+  return names;
+}
+
+std::vector<std::string> suite_names(const RunData& run) {
+  std::vector<std::string> names;
+  for (const Record& record : run.records) add_once(names, record.suite);
+  return names;
+}
+
+std::string dtype_of(const std::string& case_line) {
+  try {
+    return std::string(name_of(parse_case(case_line).problem.dtype));
+  } catch (const CaseError&) {
+    return "?";
+  }
+}
+
+const Timing* timing_of(const Record& record) {
+  return record.status == Status::passed && record.time ? &*record.time : nullptr;
+}
+
+std::vector<std::pair<std::string, std::string>> environment_of(const RunHeader& header) {
+  nlohmann::json environment = header.environment;
+  if (environment.is_object()) environment.erase("backends");
+  std::vector<std::pair<std::string, std::string>> lines;
+  if (!environment.is_null()) flatten(environment, "", lines);
+  return lines;
+}
+
+}  // namespace attnbench

@@ -1,0 +1,26 @@
+// What several reports ask of a run.
+#pragma once
+
+#include <string>
+#include <vector>
+
+#include "harness/run/run_data.hpp"
+
+namespace attnbench {
+
+/// Names of the backends: the declared ones in their order, then others as they appear in records and comparisons.
+std::vector<std::string> backend_names(const RunData& run);
+
+/// The suites in order of appearance.
+std::vector<std::string> suite_names(const RunData& run);
+
+/// "bf16", … of a case; "?" where this version's grammar cannot read the line (a record of another version).
+std::string dtype_of(const std::string& case_line);
+
+/// The record's timing; null unless the record passed: no number without a pass, whatever the file says.
+const Timing* timing_of(const Record& record);
+
+/// Text lines of the environment, flattened: {"cpu.model", "…"}; declarations of backends left out.
+std::vector<std::pair<std::string, std::string>> environment_of(const RunHeader& header);
+
+}  // namespace attnbench

@@ -1,0 +1,204 @@
+#include "reports/timing_tables.hpp"
+
+#include <algorithm>
+#include <cmath>
+#include <map>
+#include <optional>
+#include <tuple>
+
+#include <fmt/format.h>
+
+#include "reports/case_labels.hpp"
+#include "reports/numbers.hpp"
+#include "reports/run_view.hpp"
+
+namespace attnbench {
+namespace {
+
+using Side = Column::Side;
+
+/// What one table shows: times are comparable only within one of these.
+struct Group {
+  std::string suite, device, regime;
+  Pass pass;
+  std::vector<const Record*> records;
+};
+
+std::vector<Group> groups_of(const RunData& run) {
+  std::vector<Group> groups;
+  for (const Record& r : run.records) {
+    const Timing* timing = timing_of(r);
+    if (!timing) continue;
+    auto found = std::find_if(groups.begin(), groups.end(), [&](const Group& g) {
+      return std::tie(g.suite, g.device, g.regime, g.pass) == std::tie(r.suite, r.device, timing->regime, r.pass);
+    });
+    if (found == groups.end()) found = groups.insert(groups.end(), {r.suite, r.device, timing->regime, r.pass, {}});
+    found->records.push_back(&r);
+  }
+  return groups;
+}
+
+struct RowKey {
+  std::string case_line, window;
+  bool operator==(const RowKey&) const = default;
+};
+
+/// Rows in order of appearance: every case with its windows, the operation itself first.
+std::vector<RowKey> rows_of(const Group& group) {
+  std::vector<std::string> cases;
+  for (const Record* r : group.records) {
+    if (std::find(cases.begin(), cases.end(), r->case_line) == cases.end()) cases.push_back(r->case_line);
+  }
+  std::vector<RowKey> rows;
+  for (const std::string& case_line : cases) {
+    for (const Record* r : group.records) {
+      if (r->case_line != case_line) continue;
+      for (const auto& [window, time] : r->time->windows) {
+        const RowKey key{case_line, window};
+        if (std::find(rows.begin(), rows.end(), key) == rows.end()) rows.push_back(key);
+      }
+    }
+  }
+  return rows;
+}
+
+std::vector<std::string> backends_in(const Group& group, const RunData& run) {
+  std::vector<std::string> names = backend_names(run);
+  std::erase_if(names, [&](const std::string& name) {
+    return std::none_of(group.records.begin(), group.records.end(), [&](const Record* r) { return r->backend == name; });
+  });
+  return names;
+}
+
+const Record* record_at(const Group& group, const std::string& case_line, const std::string& backend) {
+  const auto found = std::find_if(group.records.begin(), group.records.end(),
+                                  [&](const Record* r) { return r->case_line == case_line && r->backend == backend; });
+  return found == group.records.end() ? nullptr : *found;
+}
+
+std::string title_of(const Group& group, const std::string& what, const std::string& common) {
+  return fmt::format("{}, suite {}, {} ({}, {}){}", what, group.suite, name_of(group.pass), group.regime, group.device,
+                     common.empty() ? "" : " · " + common);
+}
+
+CaseLabels labels_of(const Group& group) {
+  std::vector<std::string> lines;
+  for (const Record* r : group.records) lines.push_back(r->case_line);
+  return label_cases(lines);
+}
+
+std::string time_text(const WindowTime& time, const Unit& unit) {
+  const double half_percent = 50 * (time.ci95_us[1] - time.ci95_us[0]) / time.median_us;
+  return fmt::format("{} ±{:.1f}%{}", significant(time.median_us / unit.size), half_percent, time.converged ? " " : "*");
+}
+
+/// The best of the row in the good tone, if there is something to compare it with.
+void mark_best(std::vector<Cell>& row, const std::vector<std::optional<double>>& values, std::size_t first, bool smallest) {
+  std::optional<std::size_t> best;
+  std::size_t present = 0;
+  for (std::size_t i = 0; i < values.size(); ++i) {
+    if (!values[i]) continue;
+    ++present;
+    if (!best || (smallest ? *values[i] < *values[*best] : *values[i] > *values[*best])) best = i;
+  }
+  if (present > 1) row[first + *best].tone = Tone::good;
+}
+
+TextTable time_table(const Group& group, const RunData& run) {
+  const CaseLabels labels = labels_of(group);
+  const auto backends = backends_in(group, run);
+  std::vector<double> medians;
+  bool all_converged = true;
+  for (const Record* r : group.records) {
+    for (const auto& [window, time] : r->time->windows) {
+      medians.push_back(time.median_us);
+      all_converged = all_converged && time.converged;
+    }
+  }
+  const Unit unit = time_unit(medians);
+  TextTable table{
+      title_of(group, "Median time in " + unit.name, labels.common), {{"case", Side::left}, {"window", Side::left}}, {}, 2, ""};
+  for (const std::string& backend : backends) table.columns.push_back({backend});
+  for (const RowKey& key : rows_of(group)) {
+    std::vector<Cell> row{{labels.label.at(key.case_line)}, {key.window}};
+    std::vector<std::optional<double>> values;
+    for (const std::string& backend : backends) {
+      const Record* record = record_at(group, key.case_line, backend);
+      const bool timed = record && record->time->windows.contains(key.window);
+      row.push_back(timed ? Cell{time_text(record->time->windows.at(key.window), unit)} : Cell{"·  ", Tone::dim});
+      values.push_back(timed ? std::optional(record->time->windows.at(key.window).median_us) : std::nullopt);
+    }
+    mark_best(row, values, 2, true);
+    table.rows.push_back(std::move(row));
+  }
+  table.note = all_converged ? "± half of the 95% confidence interval of the median."
+                             : "± half of the 95% confidence interval of the median; * unconverged: wider than the target.";
+  return table;
+}
+
+TextTable rate_table(const Group& group, const RunData& run) {
+  const CaseLabels labels = labels_of(group);
+  const auto backends = backends_in(group, run);
+  std::vector<double> rates;
+  for (const Record* r : group.records) rates.push_back(r->time->tflops);
+  const Unit unit = rate_unit(rates);
+  TextTable table{title_of(group, unit.name, labels.common), {{"case", Side::left}}, {}, 1, ""};
+  for (const std::string& backend : backends) table.columns.push_back({backend});
+  std::vector<std::string> done;
+  for (const RowKey& key : rows_of(group)) {
+    if (std::find(done.begin(), done.end(), key.case_line) != done.end()) continue;
+    done.push_back(key.case_line);
+    std::vector<Cell> row{{labels.label.at(key.case_line)}};
+    std::vector<std::optional<double>> values;
+    for (const std::string& backend : backends) {
+      const Record* record = record_at(group, key.case_line, backend);
+      row.push_back(record ? Cell{significant(record->time->tflops / unit.size)} : Cell{"·", Tone::dim});
+      values.push_back(record ? std::optional(record->time->tflops) : std::nullopt);
+    }
+    mark_best(row, values, 1, false);
+    table.rows.push_back(std::move(row));
+  }
+  table.note = "Exact visible pairs (forward 2P(d+dv), backward 2P(3d+2dv)) over the median of window op.";
+  return table;
+}
+
+}  // namespace
+
+std::vector<TextTable> time_tables(const RunData& run) {
+  std::vector<TextTable> tables;
+  for (const Group& group : groups_of(run)) tables.push_back(time_table(group, run));
+  return tables;
+}
+
+std::vector<TextTable> rate_tables(const RunData& run) {
+  std::vector<TextTable> tables;
+  for (const Group& group : groups_of(run)) tables.push_back(rate_table(group, run));
+  return tables;
+}
+
+TextTable memory_table(const RunData& run) {
+  TextTable table{"Largest memory of a passed record (peak: allocated during the pass, outputs included)",
+                  {{"backend", Side::left}, {"pass", Side::left}, {"peak"}, {"workspace"}, {"predicted"}, {"case", Side::left}},
+                  {},
+                  6,
+                  ""};
+  for (const std::string& backend : backend_names(run)) {
+    for (const Pass pass : {Pass::forward, Pass::backward}) {
+      const Record* largest = nullptr;
+      for (const Record& r : run.records) {
+        const bool candidate = r.backend == backend && r.pass == pass && r.status == Status::passed && r.memory;
+        if (candidate && (!largest || r.memory->peak_bytes > largest->memory->peak_bytes)) largest = &r;
+      }
+      if (!largest) continue;
+      table.rows.push_back({{backend},
+                            {std::string(name_of(pass))},
+                            {bytes_text(largest->memory->peak_bytes)},
+                            {bytes_text(largest->memory->workspace_bytes)},
+                            {bytes_text(largest->memory->predicted_bytes)},
+                            {largest->case_line}});
+    }
+  }
+  return table;
+}
+
+}  // namespace attnbench

@@ -1,0 +1,21 @@
+// Times, rates and memory: case rows x backend columns. Only passed records have any.
+#pragma once
+
+#include <vector>
+
+#include "harness/run/run_data.hpp"
+#include "reports/text_table.hpp"
+
+namespace attnbench {
+
+/// One table for each (suite, device, regime, pass): the median and half its 95% confidence interval in percent, one row for
+/// each case and window; "*" marks an interval wider than the target. The title names suite, pass, regime, device and unit.
+std::vector<TextTable> time_tables(const RunData& run);
+
+/// Likewise TFLOP/s (or GFLOP/s) of the exact visible pairs over the median of window "op".
+std::vector<TextTable> rate_tables(const RunData& run);
+
+/// backend x pass: the largest peak and workspace, and its case; of passed records.
+TextTable memory_table(const RunData& run);
+
+}  // namespace attnbench

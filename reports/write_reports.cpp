@@ -1,0 +1,70 @@
+#include "reports/write_reports.hpp"
+
+#include <algorithm>
+#include <fstream>
+#include <functional>
+#include <stdexcept>
+#include <utility>
+
+#include <fmt/format.h>
+
+#include "reports/console_table.hpp"
+#include "reports/csv.hpp"
+#include "reports/google_benchmark.hpp"
+#include "reports/summary.hpp"
+
+namespace attnbench {
+namespace {
+
+using Writer = std::function<std::string(const RunData&, const TextStyle&)>;
+
+const std::vector<std::pair<std::string, Writer>>& writers() {
+  static const std::vector<std::pair<std::string, Writer>> all{
+      {"table", [](const RunData& run, const TextStyle& style) { return console_report(run, style); }},
+      {"markdown", [](const RunData& run, const TextStyle&) { return summary_markdown(run); }},
+      {"csv", [](const RunData& run, const TextStyle&) { return results_csv(run); }},
+      {"google-benchmark", [](const RunData& run, const TextStyle&) { return google_benchmark_json(run); }},
+  };
+  return all;
+}
+
+/// Through a temporary name: a reader never sees half a file.
+void write_file(const std::filesystem::path& path, const std::string& text) {
+  const std::filesystem::path temporary = path.string() + ".part";
+  std::ofstream file(temporary, std::ios::binary);
+  file << text;
+  file.close();
+  if (!file) throw RunError(fmt::format("{}: cannot be written", temporary.string()));
+  std::error_code error;
+  std::filesystem::rename(temporary, path, error);
+  if (error) throw RunError(fmt::format("{}: cannot be written: {}", path.string(), error.message()));
+}
+
+}  // namespace
+
+const std::vector<std::string>& report_formats() {
+  static const std::vector<std::string> names = [] {
+    std::vector<std::string> all;
+    for (const auto& [name, writer] : writers()) all.push_back(name);
+    return all;
+  }();
+  return names;
+}
+
+std::string render_report(const RunData& run, const std::string& format, const TextStyle& style) {
+  for (const auto& [name, writer] : writers()) {
+    if (name == format) return writer(run, style);
+  }
+  std::string known;
+  for (const std::string& name : report_formats()) known += (known.empty() ? "" : ", ") + name;
+  throw std::invalid_argument(fmt::format("report: unknown format '{}'; known: {}", format, known));
+}
+
+void write_reports(const std::filesystem::path& run_dir) {
+  const RunData run = read_run(run_dir);
+  write_file(run_dir / "results.csv", results_csv(run));
+  write_file(run_dir / "summary.md", summary_markdown(run));
+  write_file(run_dir / "benchmark.json", google_benchmark_json(run));
+}
+
+}  // namespace attnbench
