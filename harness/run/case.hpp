@@ -32,8 +32,8 @@ struct Metadata {
   std::string source;  ///< a link
   std::string why;
   DeviceKind device = DeviceKind::any;
-  double cost = 0;     ///< predicted seconds on the reference machine, 0: unknown
-  bool timed = true;   ///< measured after it passed; suites that only judge say timed=no
+  double cost = 0;    ///< predicted seconds on the reference machine, 0: unknown
+  bool timed = true;  ///< measured after it passed; suites that only judge say timed=no
   bool operator==(const Metadata&) const = default;
 };
 
@@ -62,5 +62,8 @@ Case parse_case(std::string_view line, std::string_view where = "case");
 
 /// Canonical form of the identity: keys in table order, defaults left out. parse_case(format_case(c)) == c.
 std::string format_case(const Case& c);
+
+/// Identity and metadata: "attention … # name=… why=\"…\"". parse_case(format_line(c)) has equal metadata too.
+std::string format_line(const Case& c);
 
 }  // namespace attnbench

@@ -46,11 +46,11 @@ struct UniformLengths {
 using LengthSpec = std::variant<std::monostate, std::vector<int64_t>, UniformLengths>;
 
 struct Problem {
-  int64_t b = 1;    ///< sequences
-  int64_t hq = 1;   ///< query heads
-  int64_t hkv = 1;  ///< key/value heads; divides hq
-  int64_t d = 0;    ///< head dim of Q and K
-  int64_t dv = 0;   ///< head dim of V and O
+  int64_t b = 1;           ///< sequences
+  int64_t hq = 1;          ///< query heads
+  int64_t hkv = 1;         ///< key/value heads; divides hq
+  int64_t d = 0;           ///< head dim of Q and K
+  int64_t dv = 0;          ///< head dim of V and O
   int64_t lq = 0, lk = 0;  ///< equal lengths, used when lens is unset
   LengthSpec lens, klens;  ///< per-sequence lengths of queries and of keys (klens unset: as lens)
   Dtype dtype = Dtype::bf16;
@@ -68,6 +68,7 @@ struct Problem {
 
   int64_t group() const { return hq / hkv; }  ///< query heads per key head
   double softmax_scale() const;
+  bool uses_alignment() const;  ///< false: `align` has no effect (no causal mask, window or ALiBi)
 };
 
 /// Real (unpadded) lengths of every sequence, and the padded row lengths.
@@ -82,6 +83,9 @@ struct SequenceLengths {
   int64_t total_k() const;
 };
 SequenceLengths sequence_lengths(const Problem& problem, uint64_t seed);
+
+/// Positions of a row whose longest sequence has `longest_length` tokens; 0 for Layout::packed.
+int64_t pitch_of(Layout layout, Pad pad, int64_t longest_length);
 
 /// Positions, ascending, of the `length` real tokens of row `sequence` within a padded row of `pitch` positions.
 /// holes: a seeded choice. Queries and keys of equal length and pitch get equal positions (self-attention shares a mask).

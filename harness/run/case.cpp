@@ -1,0 +1,160 @@
+#include "harness/run/case.hpp"
+
+#include <fmt/format.h>
+#include <fmt/ranges.h>
+
+#include <algorithm>
+#include <numeric>
+
+#include "harness/run/case_keys.hpp"
+#include "harness/run/case_limits.hpp"
+#include "harness/run/case_text.hpp"
+#include "harness/run/names.hpp"
+#include "harness/run/nearest.hpp"
+
+namespace attnbench {
+namespace {
+
+constexpr std::string_view kOperation = "attention";
+
+const std::vector<int64_t>* list_in(const LengthSpec& spec) {
+  return std::get_if<std::vector<int64_t>>(&spec);
+}
+bool is_set(const LengthSpec& spec) {
+  return !std::holds_alternative<std::monostate>(spec);
+}
+
+/// Keys that depend on each other, once each has been read.
+class Completion {
+ public:
+  Completion(const CaseText& text, Case& c) : text_(text), problem_(c.problem) {}
+
+  void run() {
+    require("d");
+    complete_heads();
+    complete_lengths();
+    check_rows("lens", "lq", problem_.lens, problem_.lq);
+    check_rows("klens", "lk", is_set(problem_.klens) ? problem_.klens : problem_.lens, problem_.lk);
+    if (problem_.pad != Pad::right && problem_.layout != Layout::padded)
+      refuse(*given("pad"), "layout=padded beside it: packed input has no padding");
+    if (problem_.align != Align::bottom_right && !problem_.uses_alignment())
+      refuse(*given("align"), "mask=causal, a window or alibi beside it: without one the alignment has no effect");
+  }
+
+ private:
+  const Token* given(std::string_view key) const {
+    const auto found = std::ranges::find(text_.keys, key, &Token::key);
+    return found == text_.keys.end() ? nullptr : &*found;
+  }
+
+  void require(std::string_view key) const {
+    if (!given(key)) throw CaseError(fmt::format("{}: {}= is missing", text_.place, key));
+  }
+
+  void forbid(std::string_view key, std::string_view reason) const {
+    if (const Token* token = given(key)) refuse(*token, fmt::format("no {}= here: {}", key, reason));
+  }
+
+  void complete_heads() {
+    if (!given("hkv")) problem_.hkv = problem_.hq;
+    if (!given("dv")) problem_.dv = problem_.d;
+    if (problem_.hq % problem_.hkv != 0) refuse(*given("hkv"), fmt::format("a divisor of hq={}", problem_.hq));
+  }
+
+  void complete_lengths() {
+    if (!is_set(problem_.lens)) {
+      if (!given("lq")) throw CaseError(fmt::format("{}: lq= (equal lengths) or lens= (a length each) is missing", text_.place));
+      forbid("klens", "it stands beside lens=; beside lq= the keys' length is lk=");
+      if (!given("lk")) problem_.lk = problem_.lq;
+      return;
+    }
+    forbid("lq", "lens= gives the lengths");
+    forbid("lk", "lens= and klens= give the lengths");
+    const auto* q = list_in(problem_.lens);
+    const auto* k = list_in(problem_.klens);
+    if (q || k) {
+      forbid("b", "the list of lengths gives the number of sequences");
+      problem_.b = static_cast<int64_t>(q ? q->size() : k->size());
+    }
+    if (q && k && q->size() != k->size()) refuse(*given("klens"), fmt::format("{} lengths, as many as in lens=", q->size()));
+    if (q && problem_.klens == problem_.lens) problem_.klens = std::monostate{};
+  }
+
+  /// cu_seqlens is int32: the rows of all sequences, padding included, must fit.
+  void check_rows(std::string_view list_key, std::string_view equal_key, const LengthSpec& spec, int64_t equal_length) const {
+    const auto* list = list_in(spec);
+    const auto* range = std::get_if<UniformLengths>(&spec);
+    const int64_t longest = list ? *std::ranges::max_element(*list) : range ? range->high : equal_length;
+    int64_t rows = problem_.b * pitch_of(problem_.layout, problem_.pad, longest);
+    if (problem_.layout == Layout::packed)
+      rows = list ? std::accumulate(list->begin(), list->end(), int64_t{0}) : problem_.b * longest;
+    if (rows <= kMaxRows) return;
+    const Token* token = given(list_key);
+    if (!token) token = given(is_set(spec) ? "lens" : equal_key);
+    if (!token) token = given("lq");
+    refuse(*token, fmt::format("at most {} tokens in all sequences together, padding included, got {}", kMaxRows, rows));
+  }
+
+  const CaseText& text_;
+  Problem& problem_;
+};
+
+std::string format_keys(std::span<const Key> keys, const Case& c, std::string (*write)(std::string_view)) {
+  std::string text;
+  for (const Key& key : keys) {
+    const std::string value = key.format(c);
+    if (value != key.default_text(c)) text += fmt::format(" {}={}", key.name, write(value));
+  }
+  return text;
+}
+
+}  // namespace
+
+std::string_view name_of(Fill value) {
+  return find_name(value);
+}
+std::string_view name_of(Dout value) {
+  return find_name(value);
+}
+std::string_view name_of(Strides value) {
+  return find_name(value);
+}
+std::string_view name_of(Expect value) {
+  return find_name(value);
+}
+std::string_view name_of(DeviceKind value) {
+  return find_name(value);
+}
+
+void check_operation(const CaseText& text) {
+  if (text.operation == kOperation) return;
+  throw CaseError(fmt::format("{}: unknown operation '{}' (known: {}){}", text.place, printable(text.operation), kOperation,
+                              did_you_mean(text.operation, {kOperation})));
+}
+
+Case case_from(const CaseText& text) {
+  check_operation(text);
+  Case c;
+  for (const Token& token : text.keys) find_key(case_keys(), token).parse(token, c);
+  for (const Token& token : text.metadata) find_key(metadata_keys(), token).parse(token, c);
+  Completion(text, c).run();
+  return c;
+}
+
+Case parse_case(std::string_view line, std::string_view where) {
+  const CaseText text = read_case_text(line, where);
+  for (const Token& token : text.keys)
+    if (sweep_values(token).size() > 1) refuse(token, "one value: a comma sweeps, and one case is wanted here");
+  return case_from(text);
+}
+
+std::string format_case(const Case& c) {
+  return std::string(kOperation) + format_keys(case_keys(), c, [](std::string_view value) { return std::string(value); });
+}
+
+std::string format_line(const Case& c) {
+  const std::string metadata = format_keys(metadata_keys(), c, quoted_if_needed);
+  return metadata.empty() ? format_case(c) : format_case(c) + " #" + metadata;
+}
+
+}  // namespace attnbench

@@ -1,0 +1,278 @@
+#include "harness/run/case_keys.hpp"
+
+#include <fmt/format.h>
+#include <fmt/ranges.h>
+
+#include <algorithm>
+#include <cctype>
+#include <charconv>
+#include <cmath>
+#include <limits>
+
+#include "harness/run/case_limits.hpp"
+#include "harness/run/names.hpp"
+#include "harness/run/nearest.hpp"
+
+namespace attnbench {
+namespace {
+
+template <class Number>
+std::optional<Number> to_number(std::string_view text) {
+  Number number{};
+  const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), number);
+  if (error != std::errc{} || end != text.data() + text.size()) return std::nullopt;
+  return number;
+}
+
+/// `part`: the piece of the token's value that is to be a number.
+int64_t whole_number(const Token& token, std::string_view part, int64_t low, int64_t high) {
+  const auto number = to_number<int64_t>(part);
+  if (!number || *number < low || *number > high) {
+    const std::string subject = part == token.value ? "" : fmt::format(", got '{}'", printable(part));
+    refuse(token, fmt::format("a whole number from {} to {}{}", low, high, subject));
+  }
+  return *number;
+}
+int64_t whole_number(const Token& token, int64_t low, int64_t high) {
+  return whole_number(token, token.value, low, high);
+}
+
+uint64_t seed_number(const Token& token, std::string_view part) {
+  const auto number = to_number<uint64_t>(part);
+  if (!number) refuse(token, fmt::format("a seed from 0 to {}", std::numeric_limits<uint64_t>::max()));
+  return *number;
+}
+
+double real_number(const Token& token, std::string_view part, std::string_view expected) {
+  const auto number = to_number<double>(part);
+  if (!number || !std::isfinite(*number)) refuse(token, expected);
+  return *number + 0.0;  // -0 becomes 0
+}
+
+template <class E>
+E one_of(const Token& token) {
+  if (const auto value = find_value<E>(token.value)) return *value;
+  const auto names = all_names<E>();
+  refuse(token, fmt::format("{}{}", fmt::join(names, " | "), did_you_mean(token.value, names)));
+}
+
+bool one_of_two(const Token& token, std::string_view yes, std::string_view no) {
+  if (token.value != yes && token.value != no)
+    refuse(token, fmt::format("{} | {}{}", yes, no, did_you_mean(token.value, {yes, no})));
+  return token.value == yes;
+}
+
+/// The two parts around a colon.
+std::pair<std::string_view, std::string_view> around_colon(const Token& token, std::string_view expected) {
+  const std::string_view value = token.value;
+  const size_t colon = value.find(':');
+  if (colon == std::string_view::npos) refuse(token, expected);
+  return {value.substr(0, colon), value.substr(colon + 1)};
+}
+
+LengthSpec lengths(const Token& token) {
+  std::string_view value = token.value;
+  constexpr std::string_view kUniform = "uniform(";
+  if (value.starts_with(kUniform)) {
+    constexpr std::string_view kExpected = "uniform(low,high) with low <= high";
+    const size_t comma = value.find(',');
+    if (!value.ends_with(')') || comma == std::string_view::npos) refuse(token, kExpected);
+    const UniformLengths range{whole_number(token, value.substr(kUniform.size(), comma - kUniform.size()), 0, kMaxLength),
+                               whole_number(token, value.substr(comma + 1, value.size() - comma - 2), 0, kMaxLength)};
+    if (range.low > range.high) refuse(token, kExpected);
+    return range;
+  }
+  if (!value.empty() && std::isalpha(static_cast<unsigned char>(value.front())))
+    refuse(token, fmt::format("lengths such as 17+64+0+129, or uniform(256,4096){}",
+                              did_you_mean(value.substr(0, value.find('(')), {"uniform"})));
+  std::vector<int64_t> list;
+  for (bool more = true; more;) {
+    const size_t plus = value.find('+');
+    list.push_back(whole_number(token, value.substr(0, plus), 0, kMaxLength));
+    if (static_cast<int64_t>(list.size()) > kMaxSequences) refuse(token, fmt::format("at most {} lengths", kMaxSequences));
+    more = plus != std::string_view::npos;
+    if (more) value.remove_prefix(plus + 1);
+  }
+  return list;
+}
+
+std::string format_lengths(const LengthSpec& spec) {
+  if (const auto* range = std::get_if<UniformLengths>(&spec)) return fmt::format("uniform({},{})", range->low, range->high);
+  if (const auto* list = std::get_if<std::vector<int64_t>>(&spec)) return fmt::format("{}", fmt::join(*list, "+"));
+  return "none";
+}
+
+void parse_window(const Token& token, Case& c) {
+  constexpr std::string_view kExpected = "left:right in keys, -1 = unlimited, not both";
+  if (token.value == "none") return;
+  const auto [left, right] = around_colon(token, kExpected);
+  c.problem.window = {whole_number(token, left, -1, kMaxLength), whole_number(token, right, -1, kMaxLength)};
+  if (c.problem.window->left < 0 && c.problem.window->right < 0) refuse(token, kExpected);
+}
+
+void parse_dropout(const Token& token, Case& c) {
+  constexpr std::string_view kExpected = "off, or p:seed with 0 < p < 1";
+  if (token.value == "off") return;
+  const auto [p, seed] = around_colon(token, kExpected);
+  c.problem.dropout = {real_number(token, p, kExpected), seed_number(token, seed)};
+  if (!(c.problem.dropout.p > 0 && c.problem.dropout.p < 1)) refuse(token, kExpected);
+}
+
+void parse_softcap(const Token& token, Case& c) {
+  constexpr std::string_view kExpected = "off, or a number above 0";
+  if (token.value == "off") return;
+  c.problem.softcap = real_number(token, token.value, kExpected);
+  if (!(c.problem.softcap > 0)) refuse(token, kExpected);
+}
+
+void parse_scale(const Token& token, Case& c) {
+  if (token.value != "auto") c.problem.scale = real_number(token, token.value, "auto (1/sqrt(d)), or a number");
+}
+
+template <auto member>
+void parse_problem_name(const Token& token, Case& c) {
+  using E = std::remove_reference_t<decltype(c.problem.*member)>;
+  c.problem.*member = one_of<E>(token);
+}
+template <auto member>
+void parse_case_name(const Token& token, Case& c) {
+  using E = std::remove_reference_t<decltype(c.*member)>;
+  c.*member = one_of<E>(token);
+}
+template <auto member, int64_t low, int64_t high>
+void parse_count(const Token& token, Case& c) {
+  c.problem.*member = whole_number(token, low, high);
+}
+template <auto member>
+void parse_switch(const Token& token, Case& c) {
+  c.problem.*member = one_of_two(token, "on", "off");
+}
+template <auto member>
+std::string format_count(const Case& c) {
+  return std::to_string(c.problem.*member);
+}
+template <auto member>
+std::string format_problem_name(const Case& c) {
+  return std::string(name_of(c.problem.*member));
+}
+template <auto member>
+std::string format_case_name(const Case& c) {
+  return std::string(name_of(c.*member));
+}
+template <auto member>
+std::string format_switch(const Case& c) {
+  return c.problem.*member ? "on" : "off";
+}
+
+bool has_lens(const Case& c) {
+  return !std::holds_alternative<std::monostate>(c.problem.lens);
+}
+bool is_list(const LengthSpec& spec) {
+  return std::holds_alternative<std::vector<int64_t>>(spec);
+}
+
+std::string no_default(const Case&) {
+  return "";
+}
+std::string none(const Case&) {
+  return "none";
+}
+std::string off(const Case&) {
+  return "off";
+}
+std::string zero(const Case&) {
+  return "0";
+}
+
+/// A list of lengths says how many sequences there are.
+std::string default_b(const Case& c) {
+  return is_list(c.problem.lens) || is_list(c.problem.klens) ? std::to_string(c.problem.b) : "1";
+}
+std::string default_lq(const Case& c) {
+  return has_lens(c) ? format_count<&Problem::lq>(c) : "";
+}
+std::string default_lk(const Case& c) {
+  return has_lens(c) ? format_count<&Problem::lk>(c) : format_count<&Problem::lq>(c);
+}
+
+std::string format_scale(const Case& c) {
+  return c.problem.scale ? fmt::format("{}", *c.problem.scale) : "auto";
+}
+std::string format_softcap(const Case& c) {
+  return c.problem.softcap > 0 ? fmt::format("{}", c.problem.softcap) : "off";
+}
+std::string format_window(const Case& c) {
+  return c.problem.window ? fmt::format("{}:{}", c.problem.window->left, c.problem.window->right) : "none";
+}
+std::string format_dropout(const Case& c) {
+  return c.problem.dropout.p > 0 ? fmt::format("{}:{}", c.problem.dropout.p, c.problem.dropout.seed) : "off";
+}
+
+// clang-format off
+const Key kCaseKeys[] = {
+    {"b", parse_count<&Problem::b, 1, kMaxSequences>, format_count<&Problem::b>, default_b},
+    {"hq", parse_count<&Problem::hq, 1, kMaxHeads>, format_count<&Problem::hq>, [](const Case&) { return std::string("1"); }},
+    {"hkv", parse_count<&Problem::hkv, 1, kMaxHeads>, format_count<&Problem::hkv>, format_count<&Problem::hq>},
+    {"d", parse_count<&Problem::d, 1, kMaxHeadDim>, format_count<&Problem::d>, no_default},
+    {"dv", parse_count<&Problem::dv, 1, kMaxHeadDim>, format_count<&Problem::dv>, format_count<&Problem::d>},
+    {"lq", parse_count<&Problem::lq, 0, kMaxLength>, format_count<&Problem::lq>, default_lq},
+    {"lk", parse_count<&Problem::lk, 0, kMaxLength>, format_count<&Problem::lk>, default_lk},
+    {"lens", [](const Token& t, Case& c) { c.problem.lens = lengths(t); },
+     [](const Case& c) { return format_lengths(c.problem.lens); }, none},
+    {"klens", [](const Token& t, Case& c) { c.problem.klens = lengths(t); },
+     [](const Case& c) { return format_lengths(c.problem.klens); }, none},
+    {"dtype", parse_problem_name<&Problem::dtype>, format_problem_name<&Problem::dtype>, [](const Case&) { return std::string("bf16"); }},
+    {"mask", parse_problem_name<&Problem::mask>, format_problem_name<&Problem::mask>, none},
+    {"align", parse_problem_name<&Problem::align>, format_problem_name<&Problem::align>, [](const Case&) { return std::string("bottom_right"); }},
+    {"window", parse_window, format_window, none},
+    {"layout", parse_problem_name<&Problem::layout>, format_problem_name<&Problem::layout>, [](const Case&) { return std::string("packed"); }},
+    {"pad", parse_problem_name<&Problem::pad>, format_problem_name<&Problem::pad>, [](const Case&) { return std::string("right"); }},
+    {"scale", parse_scale, format_scale, [](const Case&) { return std::string("auto"); }},
+    {"softcap", parse_softcap, format_softcap, off},
+    {"alibi", parse_switch<&Problem::alibi>, format_switch<&Problem::alibi>, off},
+    {"sink", parse_switch<&Problem::sink>, format_switch<&Problem::sink>, off},
+    {"dropout", parse_dropout, format_dropout, off},
+    {"fill", parse_case_name<&Case::fill>, format_case_name<&Case::fill>, [](const Case&) { return std::string("normal"); }},
+    {"dout", parse_case_name<&Case::dout>, format_case_name<&Case::dout>, [](const Case&) { return std::string("normal"); }},
+    {"strides", parse_case_name<&Case::strides>, format_case_name<&Case::strides>, [](const Case&) { return std::string("contiguous"); }},
+    {"seed", [](const Token& t, Case& c) { c.seed = seed_number(t, t.value); }, [](const Case& c) { return std::to_string(c.seed); }, zero},
+};
+
+const Key kMetadataKeys[] = {
+    {"name", [](const Token& t, Case& c) { c.metadata.name = t.value; }, [](const Case& c) { return c.metadata.name; }, no_default},
+    {"expect", [](const Token& t, Case& c) { c.metadata.expect = one_of<Expect>(t); },
+     [](const Case& c) { return std::string(name_of(c.metadata.expect)); }, [](const Case&) { return std::string("equal"); }},
+    {"source", [](const Token& t, Case& c) { c.metadata.source = t.value; }, [](const Case& c) { return c.metadata.source; }, no_default},
+    {"why", [](const Token& t, Case& c) { c.metadata.why = t.value; }, [](const Case& c) { return c.metadata.why; }, no_default},
+    {"device", [](const Token& t, Case& c) { c.metadata.device = one_of<DeviceKind>(t); },
+     [](const Case& c) { return std::string(name_of(c.metadata.device)); }, [](const Case&) { return std::string("any"); }},
+    {"cost",
+     [](const Token& t, Case& c) {
+       c.metadata.cost = real_number(t, t.value, "seconds, 0 or more");
+       if (!(c.metadata.cost >= 0)) refuse(t, "seconds, 0 or more");
+     },
+     [](const Case& c) { return fmt::format("{}", c.metadata.cost); }, zero},
+    {"timed", [](const Token& t, Case& c) { c.metadata.timed = one_of_two(t, "yes", "no"); },
+     [](const Case& c) { return std::string(c.metadata.timed ? "yes" : "no"); }, [](const Case&) { return std::string("yes"); }},
+};
+// clang-format on
+
+}  // namespace
+
+std::span<const Key> case_keys() {
+  return kCaseKeys;
+}
+std::span<const Key> metadata_keys() {
+  return kMetadataKeys;
+}
+
+const Key& find_key(std::span<const Key> keys, const Token& token) {
+  const auto found = std::ranges::find(keys, token.key, &Key::name);
+  if (found != keys.end()) return *found;
+  std::vector<std::string_view> names;
+  for (const Key& key : keys) names.push_back(key.name);
+  throw CaseError(fmt::format("{}: unknown key '{}' (known: {}){}", token.place, printable(token.key), fmt::join(names, ", "),
+                              did_you_mean(token.key, names)));
+}
+
+}  // namespace attnbench

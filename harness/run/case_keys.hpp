@@ -1,0 +1,32 @@
+// Every key of a case line, in the order of the canonical form: how it is read, how it is written, what it is when left out.
+#pragma once
+
+#include <span>
+#include <string>
+#include <string_view>
+
+#include "harness/run/case.hpp"
+#include "harness/run/case_text.hpp"
+
+namespace attnbench {
+
+struct Key {
+  std::string_view name;
+  void (*parse)(const Token&, Case&);        ///< throws CaseError on a malformed or out-of-range value
+  std::string (*format)(const Case&);        ///< the value as text
+  std::string (*default_text)(const Case&);  ///< the text that is left out; "" = there is no default, the key always stands
+};
+
+std::span<const Key> case_keys();      ///< of the operation `attention`; the identity
+std::span<const Key> metadata_keys();  ///< what may stand after '#'
+
+/// Throws CaseError that names the nearest known key.
+const Key& find_key(std::span<const Key> keys, const Token& token);
+
+/// Throws CaseError that names the known operations.
+void check_operation(const CaseText& text);
+
+/// A case from a line without sweeps; keys that depend on others are filled in and checked together.
+Case case_from(const CaseText& text);
+
+}  // namespace attnbench

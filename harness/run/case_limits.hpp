@@ -1,0 +1,19 @@
+// How large a case may be: far beyond any machine, and small enough that no count of tokens or elements overflows.
+#pragma once
+
+#include <cstdint>
+#include <limits>
+
+namespace attnbench {
+
+/// Prefix sums of lengths are int32 (cu_seqlens), so one length and the sum of a case's rows are limited alike.
+inline constexpr int64_t kMaxLength = std::numeric_limits<int32_t>::max();
+inline constexpr int64_t kMaxRows = kMaxLength;
+inline constexpr int64_t kMaxSequences = 1 << 20;
+inline constexpr int64_t kMaxHeads = 1 << 16;
+inline constexpr int64_t kMaxHeadDim = 1 << 12;
+
+/// Cases that one suite, or one line with sweeps, may expand into.
+inline constexpr int64_t kMaxCases = 100'000;
+
+}  // namespace attnbench

@@ -1,0 +1,88 @@
+// The names that the case grammar, the declarations and the messages give to enumerators: one table for each enum.
+#pragma once
+
+#include <array>
+#include <optional>
+#include <stdexcept>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "harness/run/case.hpp"
+
+namespace attnbench {
+
+template <class E>
+struct Named {
+  E value;
+  std::string_view name;
+};
+
+/// Specialised below, and beside an enum that only one file names.
+template <class E>
+inline constexpr std::array<Named<E>, 0> kNames{};
+
+template <>
+inline constexpr auto kNames<Dtype> =
+    std::to_array<Named<Dtype>>({{Dtype::bf16, "bf16"}, {Dtype::fp16, "fp16"}, {Dtype::fp32, "fp32"}});
+template <>
+inline constexpr auto kNames<Mask> = std::to_array<Named<Mask>>({{Mask::none, "none"}, {Mask::causal, "causal"}});
+template <>
+inline constexpr auto kNames<Align> = std::to_array<Named<Align>>({{Align::bottom_right, "bottom_right"},
+                                                                   {Align::top_left, "top_left"}});
+template <>
+inline constexpr auto kNames<Layout> = std::to_array<Named<Layout>>({{Layout::packed, "packed"}, {Layout::padded, "padded"}});
+template <>
+inline constexpr auto kNames<Pad> =
+    std::to_array<Named<Pad>>({{Pad::right, "right"}, {Pad::left, "left"}, {Pad::holes, "holes"}});
+template <>
+inline constexpr auto kNames<Pass> = std::to_array<Named<Pass>>({{Pass::forward, "forward"}, {Pass::backward, "backward"}});
+template <>
+inline constexpr auto kNames<Fill> = std::to_array<Named<Fill>>({{Fill::normal, "normal"},
+                                                                 {Fill::peaked, "peaked"},
+                                                                 {Fill::shifted_negative, "shifted_negative"},
+                                                                 {Fill::ramp, "ramp"},
+                                                                 {Fill::mean_offset, "mean_offset"},
+                                                                 {Fill::row_scale, "row_scale"},
+                                                                 {Fill::sparse_int, "sparse_int"},
+                                                                 {Fill::unit, "unit"},
+                                                                 {Fill::ones_v, "ones_v"}});
+template <>
+inline constexpr auto kNames<Dout> = std::to_array<Named<Dout>>(
+    {{Dout::normal, "normal"}, {Dout::one_hot, "one_hot"}, {Dout::zeros, "zeros"}, {Dout::ones, "ones"}});
+template <>
+inline constexpr auto kNames<Strides> = std::to_array<Named<Strides>>({{Strides::contiguous, "contiguous"},
+                                                                       {Strides::transposed, "transposed"},
+                                                                       {Strides::stride0, "stride0"},
+                                                                       {Strides::unaligned, "unaligned"}});
+template <>
+inline constexpr auto kNames<Expect> = std::to_array<Named<Expect>>({{Expect::equal, "equal"},
+                                                                     {Expect::must_differ, "must_differ"},
+                                                                     {Expect::must_throw, "must_throw"}});
+template <>
+inline constexpr auto kNames<DeviceKind> =
+    std::to_array<Named<DeviceKind>>({{DeviceKind::cpu, "cpu"}, {DeviceKind::cuda, "cuda"}, {DeviceKind::any, "any"}});
+
+/// Throws std::logic_error for a value that is no enumerator.
+template <class E>
+std::string_view find_name(E value) {
+  for (const auto& named : kNames<E>)
+    if (named.value == value) return named.name;
+  throw std::logic_error("no name for enumerator " + std::to_string(static_cast<int>(value)));
+}
+
+template <class E>
+std::optional<E> find_value(std::string_view name) {
+  for (const auto& named : kNames<E>)
+    if (named.name == name) return named.value;
+  return std::nullopt;
+}
+
+template <class E>
+std::vector<std::string_view> all_names() {
+  std::vector<std::string_view> names;
+  for (const auto& named : kNames<E>) names.push_back(named.name);
+  return names;
+}
+
+}  // namespace attnbench
