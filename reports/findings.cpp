@@ -1,8 +1,10 @@
 #include "reports/findings.hpp"
 
 #include <algorithm>
+#include <sstream>
 
 #include <fmt/format.h>
+#include <fmt/ranges.h>
 
 #include "reports/numbers.hpp"
 #include "reports/run_view.hpp"
@@ -54,28 +56,34 @@ std::string element_text(const Element& e) {
   return fmt::format("[sequence {}, head {}, token {}, channel {}]", e[0], e[1], e[2], e[3]);
 }
 
-/// "dq: z 12.3 > limit 7.31, rms 4.10 > limit 1.05 (n 8192)"; empty if every gate of the tensor passed.
-std::string gates_text(const std::string& tensor, const TensorErrors& errors) {
+/// "dq: z is 12.3, limit 7.31; rms is 4.10, limit 1.05 (n 8192)": the gates of this verdict; empty if there is none.
+std::string gates_text(const std::string& tensor, const TensorErrors& errors, Gate::Verdict verdict) {
   std::vector<std::string> parts;
   for (const auto& [name, gate] : errors.gates) {
-    if (gate.verdict == Gate::Verdict::pass) continue;
-    const bool failed = gate.verdict == Gate::Verdict::fail;
-    parts.push_back(fmt::format("{} {} {}, limit {}{}", name, failed ? "is" : "has no power:", significant(gate.value),
+    if (gate.verdict != verdict) continue;
+    parts.push_back(fmt::format("{} {} {}, limit {}{}", name,
+                                verdict == Gate::Verdict::fail ? "is" : "has no power:", significant(gate.value),
                                 significant(gate.limit), gate.n > 0 ? fmt::format(" (n {})", gate.n) : ""));
   }
   return parts.empty() ? "" : fmt::format("{}: {}", tensor, fmt::join(parts, "; "));
 }
 
-/// "dq: worst [sequence 0, …] got 1.25, expected 0.5; first bad […]; 17 of 8192 elements bad".
-std::string place_text(const std::string& tensor, const TensorErrors& errors) {
-  std::vector<std::string> parts;
+void add_places(std::vector<std::string>& lines, const std::string& tensor, const TensorErrors& errors) {
   if (errors.worst) {
-    parts.push_back(fmt::format("worst {} got {:.6g}, expected {:.6g}", element_text(*errors.worst), errors.worst_got,
+    lines.push_back(fmt::format("worst  {} {} got {:.6g}, expected {:.6g}", tensor, element_text(*errors.worst), errors.worst_got,
                                 errors.worst_expected));
   }
-  if (errors.first_bad && errors.first_bad != errors.worst) parts.push_back("first bad " + element_text(*errors.first_bad));
-  if (errors.bad > 0) parts.push_back(fmt::format("{} of {} elements bad", errors.bad, errors.elements));
-  return parts.empty() ? "" : fmt::format("{}: {}", tensor, fmt::join(parts, "; "));
+  if (errors.first_bad && errors.first_bad != errors.worst) {
+    lines.push_back(fmt::format("first  {} {}", tensor, element_text(*errors.first_bad)));
+  }
+  if (errors.bad > 0) lines.push_back(fmt::format("count  {}: {} of {} elements bad", tensor, errors.bad, errors.elements));
+}
+
+/// A reason may have several lines (a crash's last words): later ones stand under the first.
+void add_reason(std::vector<std::string>& lines, const std::string& reason) {
+  std::istringstream stream(reason);
+  const char* head = "why    ";
+  for (std::string line; std::getline(stream, line); head = "       ") lines.push_back(head + line);
 }
 
 }  // namespace
@@ -97,12 +105,13 @@ std::string headline(const Finding& finding) {
 std::vector<std::string> details(const Record& record) {
   std::vector<std::string> lines{"case   " + record.case_line};
   if (!record.name.empty()) lines.back() += "  # name=" + record.name;
-  if (!record.reason.empty()) lines.push_back("why    " + record.reason);
+  add_reason(lines, record.reason);
+  const Gate::Verdict shown = record.status == Status::mistrusted ? Gate::Verdict::no_power : Gate::Verdict::fail;
   for (const auto& [tensor, errors] : record.errors) {
-    const std::string gates = gates_text(tensor, errors);
+    const std::string gates = gates_text(tensor, errors, shown);
     if (gates.empty()) continue;
     lines.push_back("gate   " + gates);
-    if (const std::string place = place_text(tensor, errors); !place.empty()) lines.push_back("where  " + place);
+    add_places(lines, tensor, errors);
   }
   lines.push_back("repro  " + record.repro);
   return lines;

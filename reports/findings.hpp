@@ -20,7 +20,8 @@ std::vector<Finding> findings_of(const RunData& run);
 /// "FAILED flash_varlen backward bf16".
 std::string headline(const Finding& finding);
 
-/// One line for each thing to know: the case, the reason, each gate that did not pass (statistic against limit), the worst
+/// One line for each thing to know: the case, the reason, each gate that failed (of a mistrusted record: that has no
+/// power), its statistic and limit, the worst
 /// element [sequence, head, token, channel], got and expected, the count of bad elements, the repro line.
 std::vector<std::string> details(const Record& record);
 

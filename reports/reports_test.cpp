@@ -48,11 +48,23 @@ TEST(Findings, SayWhatWhereAndHowToReproduce) {
   const RunData run = test_run();
   const auto lines = details(*findings_of(run)[0].record);
   EXPECT_EQ(lines, (Words{"case   attention b=2 hq=4 lq=128 d=128 mask=causal layout=padded",
-                          "why    dq: z is 12.3, limit 7.31 at [0, 3, 17, 5]",
-                          "gate   dq: bias has no power: 0.500, limit 0.100 (n 12); z is 12.3, limit 7.31 (n 8192)",
-                          "where  dq: worst [sequence 0, head 3, token 17, channel 5] got inf, expected -0.5; first bad "
-                          "[sequence 0, head 3, token 16, channel 0]; 17 of 8192 elements bad",
+                          "why    dq: z is 12.3, limit 7.31 at [0, 3, 17, 5]", "gate   dq: z is 12.3, limit 7.31 (n 8192)",
+                          "worst  dq [sequence 0, head 3, token 17, channel 5] got inf, expected -0.5",
+                          "first  dq [sequence 0, head 3, token 16, channel 0]", "count  dq: 17 of 8192 elements bad",
                           "repro  " + kRepro}));
+}
+
+TEST(Findings, AReasonOfSeveralLinesIsIndented) {
+  const RunData run = test_run();
+  const auto lines = details(*findings_of(run)[1].record);
+  ASSERT_EQ(lines.size(), 4u);
+  EXPECT_EQ(lines[2], "       last words");
+}
+
+TEST(Findings, AMistrustedRecordShowsTheGatesWithoutPower) {
+  RunData run = test_run();
+  run.records[0].status = Status::mistrusted;
+  EXPECT_EQ(details(run.records[0]).at(1), "gate   o: bias has no power: 0.500, limit 0.100 (n 12)");
 }
 
 TEST(Findings, UnsupportedInsideTheDeclarationIsRed) {
@@ -92,11 +104,11 @@ TEST(Verdicts, SafetyAndTheFieldsRule) {
 TEST(Times, AreGroupedAndUnconvergedOnesMarked) {
   const auto tables = time_tables(test_run());
   ASSERT_EQ(tables.size(), 2u);
-  EXPECT_EQ(tables[0].title, "Median time in us, suite perf, forward (cpu_hot, cpu) · attention b=2 hq=4 d=128");
+  EXPECT_EQ(tables[0].title, "Median time in us, suite perf, forward (cpu_hot, cpu): attention b=2 hq=4 d=128");
   ASSERT_EQ(tables[0].rows.size(), 3u);
-  EXPECT_EQ(texts(tables[0].rows[0]), (Words{"lq=128 dtype=bf16 mask=causal layout=padded", "op", "101 ±0.5% ", "401 ±0.1%*"}));
-  EXPECT_EQ(texts(tables[0].rows[1])[1], "op+layout");
-  EXPECT_EQ(tables[0].rows[0][2].tone, Tone::good);
+  EXPECT_EQ(texts(tables[0].rows[0]), (Words{"lq=128 dtype=bf16 mask=causal layout=padded", "101 ±0.5% ", "401 ±0.1%*"}));
+  EXPECT_EQ(texts(tables[0].rows[1]), (Words{"  op+layout", "201 ±0.2% ", "·"}));
+  EXPECT_EQ(tables[0].rows[0][1].tone, Tone::good);
   EXPECT_TRUE(contains(tables[0].note, "unconverged"));
   EXPECT_FALSE(contains(tables[1].note, "unconverged"));
 }

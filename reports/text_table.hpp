@@ -30,9 +30,9 @@ struct TextTable {
 };
 
 struct TextStyle {
-  bool colour = false;       ///< ANSI escapes; for terminals only
-  std::size_t width = 120;   ///< columns of the terminal; a table that is wider is printed in blocks
-  std::size_t max_rows = 0;  ///< 0: all; else the rest is counted in a line below
+  bool colour = false;        ///< ANSI escapes; for terminals only
+  std::size_t width = 120;    ///< columns of the terminal; a table that is wider is printed in blocks
+  std::size_t max_rows = 40;  ///< 0: all; else the rest is counted in a line below
 };
 
 /// Columns that a terminal gives the text: combining marks take none, East Asian wide characters two.

@@ -78,7 +78,7 @@ const Record* record_at(const Group& group, const std::string& case_line, const 
 
 std::string title_of(const Group& group, const std::string& what, const std::string& common) {
   return fmt::format("{}, suite {}, {} ({}, {}){}", what, group.suite, name_of(group.pass), group.regime, group.device,
-                     common.empty() ? "" : " · " + common);
+                     common.empty() ? "" : ": " + common);
 }
 
 CaseLabels labels_of(const Group& group) {
@@ -92,8 +92,8 @@ std::string time_text(const WindowTime& time, const Unit& unit) {
   return fmt::format("{} ±{:.1f}%{}", significant(time.median_us / unit.size), half_percent, time.converged ? " " : "*");
 }
 
-/// The best of the row in the good tone, if there is something to compare it with.
-void mark_best(std::vector<Cell>& row, const std::vector<std::optional<double>>& values, std::size_t first, bool smallest) {
+/// The best value in the good tone, if there is something to compare it with. values[i] is shown in row[1 + i].
+void mark_best(std::vector<Cell>& row, const std::vector<std::optional<double>>& values, bool smallest) {
   std::optional<std::size_t> best;
   std::size_t present = 0;
   for (std::size_t i = 0; i < values.size(); ++i) {
@@ -101,7 +101,7 @@ void mark_best(std::vector<Cell>& row, const std::vector<std::optional<double>>&
     ++present;
     if (!best || (smallest ? *values[i] < *values[*best] : *values[i] > *values[*best])) best = i;
   }
-  if (present > 1) row[first + *best].tone = Tone::good;
+  if (present > 1) row[1 + *best].tone = Tone::good;
 }
 
 TextTable time_table(const Group& group, const RunData& run) {
@@ -116,23 +116,22 @@ TextTable time_table(const Group& group, const RunData& run) {
     }
   }
   const Unit unit = time_unit(medians);
-  TextTable table{
-      title_of(group, "Median time in " + unit.name, labels.common), {{"case", Side::left}, {"window", Side::left}}, {}, 2, ""};
+  TextTable table{title_of(group, "Median time in " + unit.name, labels.common), {{"case", Side::left}}, {}, 1, ""};
   for (const std::string& backend : backends) table.columns.push_back({backend});
   for (const RowKey& key : rows_of(group)) {
-    std::vector<Cell> row{{labels.label.at(key.case_line)}, {key.window}};
+    std::vector<Cell> row{{key.window == "op" ? labels.label.at(key.case_line) : "  " + key.window}};
     std::vector<std::optional<double>> values;
     for (const std::string& backend : backends) {
       const Record* record = record_at(group, key.case_line, backend);
       const bool timed = record && record->time->windows.contains(key.window);
-      row.push_back(timed ? Cell{time_text(record->time->windows.at(key.window), unit)} : Cell{"·  ", Tone::dim});
+      row.push_back(timed ? Cell{time_text(record->time->windows.at(key.window), unit)} : Cell{"·", Tone::dim});
       values.push_back(timed ? std::optional(record->time->windows.at(key.window).median_us) : std::nullopt);
     }
-    mark_best(row, values, 2, true);
+    mark_best(row, values, true);
     table.rows.push_back(std::move(row));
   }
-  table.note = all_converged ? "± half of the 95% confidence interval of the median."
-                             : "± half of the 95% confidence interval of the median; * unconverged: wider than the target.";
+  table.note = fmt::format("Window op, others below it; ± half of the 95% confidence interval of the median{}.",
+                           all_converged ? "" : "; * unconverged: it is wider than the target");
   return table;
 }
 
@@ -155,7 +154,7 @@ TextTable rate_table(const Group& group, const RunData& run) {
       row.push_back(record ? Cell{significant(record->time->tflops / unit.size)} : Cell{"·", Tone::dim});
       values.push_back(record ? std::optional(record->time->tflops) : std::nullopt);
     }
-    mark_best(row, values, 1, false);
+    mark_best(row, values, false);
     table.rows.push_back(std::move(row));
   }
   table.note = "Exact visible pairs (forward 2P(d+dv), backward 2P(3d+2dv)) over the median of window op.";

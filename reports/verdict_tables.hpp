@@ -16,7 +16,8 @@ TextTable verdict_counts(const RunData& run);
 /// verdict's reason and source. Empty: no record is touched.
 std::vector<std::string> safety_flags(const RunData& run);
 
-/// backend x rule of the field: passed and failed records that the rule judged too, and how often it disagrees.
+/// backend x rule of the field: passed and failed records (of cases that expect equality) that it judged too, and how often it
+/// disagrees.
 TextTable field_rule_counts(const RunData& run);
 
 /// backend x tensor x gate: how often the gate had no power to judge. No rows: every gate had.
