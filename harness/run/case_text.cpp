@@ -76,23 +76,24 @@ class LineReader {
     return std::string(line_.substr(first, at_ - first));
   }
 
-  Token key_and_value(bool quotes_allowed) {
+  Token key_and_value(bool in_metadata) {
     const size_t first = at_;
     while (!at_end() && !is_space(line_[at_]) && line_[at_] != '=' && line_[at_] != '#') ++at_;
     Token token{std::string(line_.substr(first, at_ - first)), "", place(first)};
     if (at_end() || line_[at_] != '=' || token.key.empty()) {
       at_ = first;
-      throw CaseError(fmt::format("{}: got '{}', expected key=value", token.place, printable(rest_of_word())));
+      throw CaseError(fmt::format("{}: got '{}', expected key=value", token.place, printable(rest_of_word(false))));
     }
     ++at_;
-    token.value = quotes_allowed && !at_end() && line_[at_] == '"' ? quoted(token) : std::string(rest_of_word());
+    token.value = in_metadata && !at_end() && line_[at_] == '"' ? quoted(token) : std::string(rest_of_word(in_metadata));
     if (token.value.empty()) throw CaseError(fmt::format("{}: '{}=' has no value", token.place, printable(token.key)));
     return token;
   }
 
-  std::string_view rest_of_word() {
+  /// A '#' ends the identity; in metadata it may be part of a link.
+  std::string_view rest_of_word(bool hash_allowed) {
     const size_t first = at_;
-    while (!at_end() && !is_space(line_[at_])) ++at_;
+    while (!at_end() && !is_space(line_[at_]) && (hash_allowed || line_[at_] != '#')) ++at_;
     return line_.substr(first, at_ - first);
   }
 
@@ -108,6 +109,8 @@ class LineReader {
   }
 
   static void add(std::vector<Token>& tokens, Token token) {
+    constexpr size_t kMostKeys = 64;  // twice what there is: a line of noise is refused before it is searched for repeats
+    if (tokens.size() == kMostKeys) throw CaseError(fmt::format("{}: more than {} keys on one line", token.place, kMostKeys));
     const auto same = std::ranges::find(tokens, token.key, &Token::key);
     if (same != tokens.end())
       throw CaseError(

@@ -1,0 +1,150 @@
+#include "harness/run/suite.hpp"
+
+#include <fmt/format.h>
+#include <fmt/ranges.h>
+
+#include <algorithm>
+#include <filesystem>
+#include <fstream>
+#include <sstream>
+#include <unordered_set>
+#include <utility>
+
+#include "harness/run/case_keys.hpp"
+#include "harness/run/case_limits.hpp"
+#include "harness/run/data_files.hpp"
+#include "harness/run/nearest.hpp"
+#include "harness/run/sweep.hpp"
+
+namespace attnbench {
+namespace {
+
+namespace fs = std::filesystem;
+
+constexpr std::string_view kExtension = ".suite";
+
+std::string read_text_file(const fs::path& file) {
+  constexpr size_t kLargest = 16 << 20;
+  std::error_code error;
+  if (!fs::is_regular_file(file, error))
+    throw CaseError(
+        fmt::format("{}: expected a suite file, got {}", file.string(), fs::exists(file, error) ? "something else" : "nothing"));
+  if (fs::file_size(file, error) > kLargest || error)
+    throw CaseError(fmt::format("{}: expected a suite file of at most {} bytes", file.string(), kLargest));
+  std::ifstream in(file, std::ios::binary);
+  std::ostringstream text;
+  text << in.rdbuf();
+  if (!in) throw CaseError(fmt::format("{}: the suite file cannot be read", file.string()));
+  return text.str();
+}
+
+fs::path suite_file(std::string_view name) {
+  std::error_code ignored;
+  if (name.find('/') != std::string_view::npos || fs::is_regular_file(name, ignored)) return name;
+  const fs::path file = cases_folder() / (std::string(name) + std::string(kExtension));
+  if (fs::is_regular_file(file, ignored)) return file;
+  const std::vector<std::string> known = known_suites();
+  throw CaseError(fmt::format("unknown suite '{}' (known: {}){}", printable(name), fmt::join(known, ", "),
+                              did_you_mean(name, {known.begin(), known.end()})));
+}
+
+/// The tokens of a `with` line that the case line does not set itself.
+std::vector<Token> add_defaults(std::vector<Token> own, const std::vector<Token>& defaults) {
+  for (const Token& token : defaults)
+    if (std::ranges::find(own, token.key, &Token::key) == own.end()) own.push_back(token);
+  return own;
+}
+
+class SuiteReader {
+ public:
+  std::vector<SuiteCase> cases;
+
+  void read_file(const fs::path& file) {
+    std::error_code ignored;  // the read below says what is wrong with the file
+    const fs::path identity = fs::weakly_canonical(file, ignored);
+    if (std::ranges::find(open_, identity) != open_.end())
+      throw CaseError(fmt::format("{}: the suite includes itself", file.string()));
+    open_.push_back(identity);
+    const CaseText outer_defaults = std::exchange(defaults_, {});
+    std::istringstream lines(read_text_file(file));
+    int number = 0;
+    for (std::string line; std::getline(lines, line);) read_line(line, fmt::format("{}:{}", file.string(), ++number), file);
+    defaults_ = outer_defaults;
+    open_.pop_back();
+  }
+
+  void read_case(CaseText text, const std::string& where) {
+    check_operation(text);
+    text.keys = add_defaults(std::move(text.keys), defaults_.keys);
+    text.metadata = add_defaults(std::move(text.metadata), defaults_.metadata);
+    count_sweep(text, kMaxCases - static_cast<int64_t>(cases.size()));
+    for (const CaseText& line : expand_sweep(text)) {
+      const Case c = case_from(line);
+      if (identities_.insert(format_case(c)).second) cases.push_back({c, where});
+    }
+  }
+
+ private:
+  void read_line(const std::string& line, const std::string& where, const fs::path& file) {
+    const size_t first = line.find_first_not_of(" \t\r");
+    if (first == std::string::npos || line[first] == '#') return;
+    std::istringstream words(line);
+    std::string directive, name, more;
+    words >> directive >> name >> more;
+    if (directive == "include") return include(name, more, where, file);
+    CaseText text = read_case_text(line, where);
+    if (text.operation != "with") return read_case(std::move(text), where);
+    check_defaults(text);
+    defaults_ = std::move(text);
+  }
+
+  void include(const std::string& name, const std::string& more, const std::string& where, const fs::path& file) {
+    if (name.empty() || !more.empty()) throw CaseError(fmt::format("{}: expected 'include NAME'", where));
+    const fs::path beside = file.parent_path() / (name + std::string(kExtension));
+    try {
+      std::error_code ignored;
+      read_file(fs::is_regular_file(beside, ignored) ? beside : suite_file(name));
+    } catch (const CaseError& error) {
+      throw CaseError(fmt::format("{}: {}", where, error.what()));
+    }
+  }
+
+  /// A value that no case below makes use of is checked all the same.
+  static void check_defaults(const CaseText& text) {
+    count_sweep(text, kMaxCases);
+    Case scratch;
+    for (const Token& token : text.keys)
+      for (const Token& value : sweep_values(token)) find_key(case_keys(), token).parse(value, scratch);
+    for (const Token& token : text.metadata) find_key(metadata_keys(), token).parse(token, scratch);
+  }
+
+  std::vector<fs::path> open_;  ///< files that are being read, the outermost first
+  CaseText defaults_;           ///< the last `with` of the file being read
+  std::unordered_set<std::string> identities_;
+};
+
+}  // namespace
+
+Suite load_suite(std::string_view name_or_path) {
+  const fs::path file = suite_file(name_or_path);
+  SuiteReader reader;
+  reader.read_file(file);
+  if (reader.cases.empty()) throw CaseError(fmt::format("{}: the suite holds no case", file.string()));
+  return {file.stem().string(), std::move(reader.cases)};
+}
+
+std::vector<SuiteCase> expand_line(std::string_view line, std::string_view where) {
+  SuiteReader reader;
+  reader.read_case(read_case_text(line, where), std::string(where));
+  return std::move(reader.cases);
+}
+
+std::vector<std::string> known_suites() {
+  std::vector<std::string> names;
+  for (const auto& entry : fs::directory_iterator(cases_folder()))
+    if (entry.path().extension() == kExtension) names.push_back(entry.path().stem().string());
+  std::ranges::sort(names);
+  return names;
+}
+
+}  // namespace attnbench
