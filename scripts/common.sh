@@ -1,0 +1,64 @@
+# shellcheck shell=bash
+# What the scripts share: where the repository is, how they speak, how they run something long. Sourced by bash.
+
+root=$(cd "$(dirname "$(readlink -f "${BASH_SOURCE[0]}")")/.." && pwd)
+setup=$root/build/setup  # what scripts/bootstrap found, locks and logs
+
+# Everything is said on standard error: standard output belongs to attnbench.
+say() { printf 'attnbench: %s\n' "$*" >&2; }
+
+# Exit code 3: the machine, not the user's command line, is at fault.
+fail() {
+  say "$*"
+  exit 3
+}
+
+# take_lock NAME: one process at a time does what NAME says; the lock is let go when this shell ends.
+take_lock() {
+  mkdir -p "$setup"
+  exec 9>"$setup/$1.lock"
+  command -v flock >/dev/null || return 0
+  flock -n 9 && return 0
+  say "waiting for another process to end its $1"
+  flock 9
+}
+
+# The last line of a log, fit for one line of a terminal.
+last_line() { tail -c 2000 "$1" | tr '\r' '\n' | grep -v '^ *$' | tail -n 1 | cut -c "1-$2" || true; }
+
+# Shows that LABEL goes on: on a terminal one line that is written over, elsewhere a line a minute.
+show_progress() {
+  local label=$1 log=$2 seconds=0
+  while sleep 1; do
+    seconds=$((seconds + 1))
+    if [[ -t 2 ]]; then
+      printf '\r\033[K%s (%d s) %s' "attnbench: $label" "$seconds" "$(last_line "$log" 40)" >&2
+    elif ((seconds % 60 == 0)); then
+      say "$label ($seconds s) $(last_line "$log" 80)"
+    fi
+  done
+}
+
+# run_logged LABEL LOG COMMAND…: runs it with its output in LOG, shows progress, returns its status.
+# A failure shows the end of the log.
+run_logged() {
+  local label=$1 log=$2 status=0 started=$SECONDS ticker
+  shift 2
+  mkdir -p "$(dirname "$log")"
+  say "$label"
+  : >"$log"
+  show_progress "$label" "$log" 9>&- &
+  ticker=$!
+  trap 'kill "$ticker" 2>/dev/null' EXIT
+  "$@" >"$log" 2>&1 9>&- || status=$?
+  kill "$ticker" 2>/dev/null
+  wait "$ticker" 2>/dev/null || true
+  trap - EXIT
+  if [[ -t 2 ]]; then printf '\r\033[K' >&2; fi
+  if ((status != 0)); then
+    tail -n 40 "$log" >&2
+    say "failed (exit $status): $label; the whole log is $log"
+    return "$status"
+  fi
+  say "done in $((SECONDS - started)) s"
+}
