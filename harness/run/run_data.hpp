@@ -22,8 +22,11 @@ struct RunData {
   std::vector<Record> records;          ///< in the order in which they were written
   std::vector<Comparison> comparisons;  ///< likewise
   std::vector<Declaration> backends;    ///< from the headers' environment.backends, in the worker's order
+  std::vector<std::string> gated;       ///< backends whose red results decide the exit code: environment.gated, else `ours`
   std::vector<std::string> warnings;    ///< what had to be left out: a cut last line
 };
+
+inline constexpr const char* kResultsFile = "results.jsonl";
 
 /// Reads DIR/results.jsonl (or the file itself). A last line without its end is dropped with a warning; anything else that
 /// is not a line of schema 1 throws RunError.

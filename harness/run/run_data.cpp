@@ -1,0 +1,78 @@
+#include "harness/run/run_data.hpp"
+
+#include <fstream>
+#include <iterator>
+
+#include <fmt/format.h>
+#include <fmt/ranges.h>
+
+#include "harness/run/json_reader.hpp"
+
+namespace attnbench {
+namespace {
+
+namespace fs = std::filesystem;
+
+std::string read_text(const fs::path& file) {
+  std::ifstream in(file, std::ios::binary);
+  if (!in || fs::is_directory(file))
+    throw RunError(fmt::format("{}: cannot be read; expected a run: a folder with a {}", file.string(), kResultsFile));
+  return {std::istreambuf_iterator<char>(in), {}};
+}
+
+void read_environment(const nlohmann::json& environment, RunData& run) {
+  const JsonReader in(environment, "run.environment");
+  if (in.has("backends")) {
+    run.backends = in.array("backends").get<std::vector<Declaration>>();
+    run.gated.clear();
+    for (const Declaration& declaration : run.backends)
+      if (declaration.ours) run.gated.push_back(declaration.name);
+  }
+  if (in.has("gated")) run.gated = in.array("gated").get<std::vector<std::string>>();
+}
+
+void read_line(const std::string& text, RunData& run) {
+  const nlohmann::json line = nlohmann::json::parse(text);
+  const std::string kind = JsonReader(line, "line").text("record");
+  if (kind == "run") {
+    run.headers.push_back(run_header_from(line));
+    read_environment(run.headers.back().environment, run);
+    return;
+  }
+  if (run.headers.empty()) throw std::runtime_error("expected the run's header before its results");
+  if (kind == "result")
+    run.records.push_back(record_from(line));
+  else if (kind == "comparison")
+    run.comparisons.push_back(comparison_from(line));
+  else
+    throw std::runtime_error(fmt::format("record: expected run, result or comparison, got \"{}\"", kind));
+}
+
+}  // namespace
+
+RunData read_run(const fs::path& folder_or_file) {
+  const fs::path file = fs::is_directory(folder_or_file) ? folder_or_file / kResultsFile : folder_or_file;
+  const std::string text = read_text(file);
+  RunData run;
+  size_t number = 0;
+  for (size_t begin = 0; begin < text.size();) {
+    ++number;
+    const size_t end = text.find('\n', begin);
+    if (end == std::string::npos) {
+      run.warnings.push_back(fmt::format("{}:{}: the last line was cut while it was written; left out", file.string(), number));
+      break;
+    }
+    try {
+      read_line(text.substr(begin, end - begin), run);
+    } catch (const nlohmann::json::exception& error) {
+      throw RunError(fmt::format("{}:{}: not a JSON line of a run: {}", file.string(), number, error.what()));
+    } catch (const std::runtime_error& error) {
+      throw RunError(fmt::format("{}:{}: {}", file.string(), number, error.what()));
+    }
+    begin = end + 1;
+  }
+  if (run.headers.empty()) throw RunError(fmt::format("{}: not a run: it holds no whole line", file.string()));
+  return run;
+}
+
+}  // namespace attnbench
