@@ -1,0 +1,78 @@
+#include "harness/run/gate.hpp"
+
+#include <algorithm>
+#include <sstream>
+
+#include <fmt/format.h>
+#include <fmt/ranges.h>
+
+#include "harness/run/errors.hpp"
+#include "harness/run/nearest.hpp"
+
+namespace attnbench {
+namespace {
+
+/// Unsupported, although the case lies inside what the backend declares.
+bool breaks_its_declaration(const Record& record, const std::vector<Declaration>& backends) {
+  if (record.status != Status::unsupported) return false;
+  const auto declaration =
+      std::find_if(backends.begin(), backends.end(), [&](const auto& d) { return d.name == record.backend; });
+  if (declaration == backends.end()) return true;  // no declaration excuses it
+  Device device;
+  device.kind = record.device.substr(0, record.device.find(':'));
+  device.sm = record.sm;
+  return !why_not(*declaration, parse_case(record.case_line, "record"), record.pass, device);
+}
+
+bool is_judged(const Record& record) {
+  return record.status == Status::passed || record.status == Status::failed || record.status == Status::mistrusted;
+}
+
+}  // namespace
+
+std::vector<std::string> gated_backends(const std::string& choice, const std::vector<Declaration>& backends) {
+  std::vector<std::string> gated;
+  if (choice.empty() || choice == "all") {
+    for (const Declaration& declaration : backends)
+      if (choice == "all" || declaration.ours) gated.push_back(declaration.name);
+    return gated;
+  }
+  if (choice == "none") return gated;
+  std::vector<std::string_view> known{"all", "none"};
+  for (const Declaration& declaration : backends) known.push_back(declaration.name);
+  std::istringstream names(choice);
+  for (std::string name; std::getline(names, name, ',');) {
+    if (name == "all" || name == "none" || std::find(known.begin(), known.end(), name) == known.end())
+      throw UsageError(fmt::format("--gate {}: no such backend: '{}'{}; expected all, none or some of {}", choice, name,
+                                   did_you_mean(name, known), fmt::join(known.begin() + 2, known.end(), ", ")));
+    gated.push_back(name);
+  }
+  return gated;
+}
+
+bool is_red(const Record& record, const std::vector<Declaration>& backends) {
+  return record.status == Status::failed || record.status == Status::mistrusted || record.status == Status::error ||
+         breaks_its_declaration(record, backends);
+}
+
+GateResult apply_gate(const RunData& run) {
+  const bool gates_nothing = run.gated.empty();
+  int64_t red = 0, findings = 0, judged = 0, skipped = 0, considered = 0;
+  for (const Record& record : run.records) {
+    const bool gated = std::find(run.gated.begin(), run.gated.end(), record.backend) != run.gated.end();
+    if (is_red(record, run.backends)) ++(gated ? red : findings);
+    if (!gated && !gates_nothing) continue;
+    ++considered;
+    judged += is_judged(record);
+    skipped += record.status == Status::skipped;
+  }
+  const std::string who = gates_nothing ? "no backend is gated" : fmt::format("gated: {}", fmt::join(run.gated, ", "));
+  const std::string counts = fmt::format("{} judged, {} red, {} findings in others; {}", judged, red, findings, who);
+  if (red > 0) return {kExitGate, "FAILED: " + counts};
+  if (judged > 0) return {kExitOk, "passed: " + counts};
+  if (considered > 0 && skipped == considered) return {kExitAllSkipped, "everything was skipped: " + counts};
+  return {kExitInfrastructure,
+          "too little evidence: nothing that was judged is gated (--gate NAME gates other backends): " + counts};
+}
+
+}  // namespace attnbench

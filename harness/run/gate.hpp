@@ -1,0 +1,26 @@
+// The exit code of a run, from its records alone.
+#pragma once
+
+#include <string>
+#include <vector>
+
+#include "harness/run/exit_code.hpp"
+#include "harness/run/run_data.hpp"
+
+namespace attnbench {
+
+/// The backends that --gate names: "" (those marked ours), "all", "none" or "NAME,…". Throws UsageError on an unknown name.
+std::vector<std::string> gated_backends(const std::string& choice, const std::vector<Declaration>& backends);
+
+/// failed, mistrusted, error, or unsupported although the case lies inside the declared capabilities.
+bool is_red(const Record& record, const std::vector<Declaration>& backends);
+
+struct GateResult {
+  ExitCode exit_code = kExitOk;
+  std::string sentence;  ///< what decided, with the counts
+};
+
+/// kExitOk, kExitGate, kExitInfrastructure (nothing that was judged is gated) or kExitAllSkipped.
+GateResult apply_gate(const RunData& run);
+
+}  // namespace attnbench
