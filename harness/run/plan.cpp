@@ -1,0 +1,88 @@
+#include "harness/run/plan.hpp"
+
+#include <algorithm>
+#include <regex>
+#include <set>
+
+#include <fmt/format.h>
+#include <fmt/ranges.h>
+
+#include "harness/run/errors.hpp"
+#include "harness/run/nearest.hpp"
+
+namespace attnbench {
+namespace {
+
+class Filter {
+ public:
+  explicit Filter(const std::string& text) : excludes_(text.starts_with('-')), matches_all_(text.empty()) {
+    try {
+      regex_ = std::regex(excludes_ ? text.substr(1) : text, std::regex::ECMAScript | std::regex::optimize);
+    } catch (const std::regex_error& error) {
+      throw UsageError(fmt::format("--filter {}: not a regular expression: {}", text, error.what()));
+    }
+  }
+  bool takes(const std::string& text) const { return matches_all_ || std::regex_search(text, regex_) != excludes_; }
+
+ private:
+  bool excludes_, matches_all_;
+  std::regex regex_;
+};
+
+void check_backend_names(const std::vector<std::string>& wanted, const std::vector<Declaration>& backends) {
+  std::vector<std::string_view> known;
+  for (const Declaration& declaration : backends) known.push_back(declaration.name);
+  for (const std::string& name : wanted) {
+    if (std::find(known.begin(), known.end(), name) == known.end())
+      throw UsageError(
+          fmt::format("--backend {}: no such backend{}; known: {}", name, did_you_mean(name, known), fmt::join(known, ", ")));
+  }
+}
+
+bool runs_on(const Case& c, const Device& device) {
+  return c.metadata.device == DeviceKind::any || name_of(c.metadata.device) == device.kind;
+}
+
+PlannedCase plan_case(const Case& c, const std::string& suite, const Selection& selection, const Filter& filter,
+                      const std::vector<Declaration>& backends) {
+  PlannedCase planned{c, format_case(c), suite, {}};
+  for (const Declaration& declaration : backends) {
+    const auto& wanted = selection.backends;
+    if (!wanted.empty() && std::find(wanted.begin(), wanted.end(), declaration.name) == wanted.end()) continue;
+    for (Pass pass : {Pass::forward, Pass::backward}) {
+      if (selection.pass && *selection.pass != pass) continue;
+      if (filter.takes(fmt::format("{} {} {}", declaration.name, name_of(pass), planned.case_line)))
+        planned.runs.emplace_back(declaration.name, pass);
+    }
+  }
+  return planned;
+}
+
+}  // namespace
+
+std::vector<PlannedCase> make_plan(const std::vector<Suite>& suites, const Selection& selection,
+                                   const std::vector<Declaration>& backends, const Device& device) {
+  check_backend_names(selection.backends, backends);
+  const Filter filter(selection.filter);
+  std::vector<PlannedCase> plan;
+  std::set<std::string> seen;
+  int64_t position = 0;
+  for (const Suite& suite : suites) {
+    for (const SuiteCase& suite_case : suite.cases) {
+      if (!seen.insert(format_case(suite_case.c)).second) continue;
+      if (position++ % selection.shard.count != selection.shard.index - 1) continue;
+      if (!runs_on(suite_case.c, device)) continue;
+      PlannedCase planned = plan_case(suite_case.c, suite.name, selection, filter, backends);
+      if (!planned.runs.empty()) plan.push_back(std::move(planned));
+    }
+  }
+  return plan;
+}
+
+size_t count_runs(const std::vector<PlannedCase>& plan) {
+  size_t runs = 0;
+  for (const PlannedCase& planned : plan) runs += planned.runs.size();
+  return runs;
+}
+
+}  // namespace attnbench

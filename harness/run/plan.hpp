@@ -1,0 +1,41 @@
+// What a run will do: cases x backends x passes, less what was not asked for.
+#pragma once
+
+#include <optional>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "harness/run/declaration.hpp"
+#include "harness/run/suite.hpp"
+
+namespace attnbench {
+
+/// --shard I/N: every N-th case of the suites, counted before any filter, so that all machines cut alike.
+struct Shard {
+  int64_t index = 1, count = 1;  ///< 1 <= index <= count
+};
+
+struct Selection {
+  std::vector<std::string> backends;  ///< empty: all
+  std::optional<Pass> pass;           ///< unset: both
+  std::string filter;                 ///< regular expression over "backend pass case"; a leading '-' excludes
+  Shard shard;
+};
+
+/// One request to the worker.
+struct PlannedCase {
+  Case c;
+  std::string case_line;  ///< canonical identity
+  std::string suite;
+  std::vector<std::pair<std::string, Pass>> runs;  ///< backend and pass, each backend's forward first
+};
+
+/// Cases of equal identity are run once, under the first suite that holds them. Cases for another kind of device are left
+/// out. Throws UsageError on an unknown backend or a malformed filter. Empty: nothing matched.
+std::vector<PlannedCase> make_plan(const std::vector<Suite>& suites, const Selection& selection,
+                                   const std::vector<Declaration>& backends, const Device& device);
+
+size_t count_runs(const std::vector<PlannedCase>& plan);
+
+}  // namespace attnbench
