@@ -1,0 +1,276 @@
+#include "harness/run/coordinator.hpp"
+
+#include <algorithm>
+
+#include <fmt/format.h>
+
+#include "harness/run/errors.hpp"
+#include "harness/run/exit_code.hpp"
+#include "harness/run/json_reader.hpp"
+#include "harness/run/run_data.hpp"
+#include "harness/run/safety.hpp"
+
+namespace attnbench {
+namespace {
+
+using Clock = std::chrono::steady_clock;
+using nlohmann::json;
+
+constexpr int kMostFailedStarts = 3;
+constexpr int kMostFruitlessAttempts = 2;                     // of one case
+constexpr int kMostFruitlessCases = 3;                        // in a row
+constexpr auto kShortestGreeting = std::chrono::seconds(60);  // a cold disk needs its time for LibTorch
+constexpr auto kFarewell = std::chrono::seconds(2);
+
+std::uintmax_t size_of(const std::filesystem::path& file) {
+  std::error_code error;
+  const std::uintmax_t size = std::filesystem::file_size(file, error);
+  return error ? 0 : size;
+}
+
+std::chrono::milliseconds as_milliseconds(double seconds) {
+  return std::chrono::milliseconds(static_cast<int64_t>(seconds * 1000));
+}
+
+std::string device_text(const Device& device) {
+  return device.kind == "cpu" ? device.kind : fmt::format("{}:{}", device.kind, device.index);
+}
+
+const Declaration* find_declaration(const Hello& hello, const std::string& backend) {
+  const auto found = std::find_if(hello.backends.begin(), hello.backends.end(), [&](const auto& d) { return d.name == backend; });
+  return found == hello.backends.end() ? nullptr : &*found;
+}
+
+Safety safety_of(const PlannedCase& planned, Pass pass, const Declaration* declaration, std::optional<int> sm) {
+  SafetyQuery query;
+  query.sm = sm;
+  query.head_dim = std::max(planned.c.problem.d, planned.c.problem.dv);
+  query.dtype = planned.c.problem.dtype;
+  query.backward = pass == Pass::backward;
+  query.dropout = planned.c.problem.dropout.p > 0;
+  if (declaration) {
+    query.implementation = declaration->implementation;
+    query.version = declaration->version;
+  }
+  return safety(query);
+}
+
+std::string repro_line(const std::string& case_line, const std::string& backend, Pass pass, const std::string& device) {
+  const std::string device_option = device == "cpu" ? "" : " --device " + device;
+  return fmt::format("attnbench --case \"{}\" --backend {} --pass {}{}", case_line, backend, name_of(pass), device_option);
+}
+
+}  // namespace
+
+/// One request and what became of it.
+struct Coordinator::Attempt {
+  int64_t request = 0;
+  std::vector<std::pair<std::string, Pass>> waiting;  ///< runs without a record
+  std::optional<Stage> stage;                         ///< the last one
+  bool progressed = false;                            ///< at least one record came
+  bool done = false;
+  std::string end;  ///< why the worker is gone, unless done
+};
+
+Coordinator::Coordinator(WorkerSettings settings) : settings_(std::move(settings)) {
+  ensure_worker();
+}
+
+WorkerProcess::Deadline Coordinator::deadline() const {
+  return Clock::now() + as_milliseconds(settings_.timeout_s);
+}
+
+void Coordinator::start_worker() {
+  log_begin_ = size_of(settings_.log);
+  worker_ = std::make_unique<WorkerProcess>(settings_.command, settings_.log);
+}
+
+/// Waits for the hello; returns what was wrong, or nothing.
+std::string Coordinator::greet() {
+  const auto longest = std::max<std::chrono::milliseconds>(as_milliseconds(settings_.timeout_s), kShortestGreeting);
+  const WorkerEvent event = worker_->next(Clock::now() + longest, [] {});
+  switch (event.kind) {
+    case WorkerEvent::Kind::ended:
+      return "it ended before its hello";
+    case WorkerEvent::Kind::silence:
+      return fmt::format("no hello within {} s", longest.count() / 1000);
+    case WorkerEvent::Kind::rubbish:
+      return "expected its hello, got " + event.text;
+    case WorkerEvent::Kind::message:
+      break;
+  }
+  try {
+    hello_ = JsonReader(event.message, "message").value("hello").get<Hello>();
+    return "";
+  } catch (const std::exception& error) {
+    return error.what();
+  }
+}
+
+void Coordinator::ensure_worker() {
+  for (int failures = 0; !worker_;) {
+    start_worker();
+    std::string problem = greet();
+    if (problem.empty()) return;
+    const std::string ended = worker_->close(Clock::now() + kFarewell);
+    const int exit_code = worker_->exit_code();
+    worker_.reset();
+    const std::string said = last_lines(settings_.log, log_begin_);
+    if (exit_code == kExitUsage) throw UsageError(said.empty() ? "the worker refused its options" : said);
+    if (++failures == kMostFailedStarts || exit_code == 127)
+      throw InfrastructureError(fmt::format("no worker could be kept alive: {}; it {}; its log ({}) ends: {}", problem, ended,
+                                            settings_.log.string(), said.empty() ? "(empty)" : said));
+  }
+}
+
+/// Ends the worker; returns `reason` with how it ended and what it said last.
+std::string Coordinator::bury(std::string reason) {
+  const bool ended_by_itself = reason.empty();
+  const std::string ended = worker_->close(ended_by_itself ? Clock::now() + kFarewell : Clock::now());
+  worker_.reset();
+  const std::string said = last_lines(settings_.log, log_begin_);
+  std::string text = ended_by_itself ? "the worker " + ended : reason;
+  if (!said.empty()) text += "; its log ends: " + said;
+  return text;
+}
+
+Record Coordinator::complete(json line, const PlannedCase& planned, const RunFields& fields) const {
+  const Record blank;
+  json complete_line = to_line(blank);  // the run's fields need not come from a worker
+  for (const char* key : {"schema", "record", "run", "suite", "safety", "repro"}) line[key] = complete_line[key];
+  Record record = record_from(line);
+  record.run = fields.run;
+  record.suite = planned.suite;
+  record.case_line = planned.case_line;
+  record.safety =
+      safety_of(planned, record.pass, find_declaration(hello_, record.backend), fields.assume_sm ? fields.assume_sm : record.sm);
+  record.repro = repro_line(planned.case_line, record.backend, record.pass, record.device);
+  return record;
+}
+
+Record Coordinator::error_record(const PlannedCase& planned, const std::pair<std::string, Pass>& run, const RunFields& fields,
+                                 const std::string& reason) const {
+  const auto& [backend, pass] = run;
+  const Declaration* declaration = find_declaration(hello_, backend);
+  Record record;
+  record.name = planned.c.metadata.name;
+  record.expect = planned.c.metadata.expect;
+  record.backend = backend;
+  record.version = declaration ? declaration->version : "";
+  record.device = device_text(hello_.device);
+  record.sm = hello_.device.sm;
+  record.pass = pass;
+  record.status = Status::error;
+  record.reason = reason;
+  return complete(to_line(record), planned, fields);
+}
+
+/// Takes one message; returns what is wrong with it, or nothing.
+std::string Coordinator::handle(const json& message, const PlannedCase& planned, const RunFields& fields, Attempt& attempt,
+                                ResultSink& sink) {
+  try {
+    if (message.size() != 1) return "expected one of stage, result, comparison, done, got " + to_text(message).substr(0, 80);
+    const JsonReader in(message, "message");
+    const std::string kind = message.begin().key();
+    const JsonReader body = in.object(kind.c_str());
+    if (body.integer("request") != attempt.request)
+      return fmt::format("{}: expected request {}, got {}", kind, attempt.request, body.integer("request"));
+    if (kind == "stage") {
+      attempt.stage = body.json().get<Stage>();
+      sink.on_stage(*attempt.stage);
+    } else if (kind == "result") {
+      const Record record = complete(body.value("record"), planned, fields);
+      const auto run = std::find(attempt.waiting.begin(), attempt.waiting.end(), std::pair(record.backend, record.pass));
+      if (run == attempt.waiting.end())
+        return fmt::format("result: nobody asked for {} {}", record.backend, name_of(record.pass));
+      attempt.waiting.erase(run);
+      attempt.progressed = true;
+      sink.take(record);
+    } else if (kind == "comparison") {
+      json line = body.value("comparison");
+      if (line.is_object())
+        line.update({{"schema", kSchema}, {"record", "comparison"}, {"run", fields.run}, {"suite", planned.suite}});
+      Comparison comparison = comparison_from(line);
+      comparison.case_line = planned.case_line;
+      sink.take(comparison);
+    } else if (kind == "done") {
+      attempt.done = true;
+    } else {
+      return "expected one of stage, result, comparison, done, got " + kind;
+    }
+    return "";
+  } catch (const RunError&) {
+    throw;  // the results cannot be written: not the worker's fault
+  } catch (const std::exception& error) {
+    return error.what();
+  }
+}
+
+Coordinator::Attempt Coordinator::attempt(const PlannedCase& planned, const RunFields& fields, ResultSink& sink) {
+  Attempt attempt{next_request_++, planned.runs, {}, false, false, {}};
+  Request request;
+  request.id = attempt.request;
+  request.case_line = format_line(planned.c);
+  request.runs = planned.runs;
+  request.check_only = fields.check_only;
+  worker_->send({{"request", request}}, deadline());  // a worker that does not read shows below: it has ended, or is silent
+  while (!attempt.done) {
+    const WorkerEvent event = worker_->next(deadline(), [&] { sink.tick(); });
+    std::string wrong;
+    switch (event.kind) {
+      case WorkerEvent::Kind::message:
+        wrong = handle(event.message, planned, fields, attempt, sink);
+        break;
+      case WorkerEvent::Kind::rubbish:
+        wrong = "expected a JSON object, got " + event.text;
+        break;
+      case WorkerEvent::Kind::ended:
+        attempt.end = bury("");
+        return attempt;
+      case WorkerEvent::Kind::silence:
+        attempt.end = bury(fmt::format("the worker was silent for {:g} s (--timeout) and was killed", settings_.timeout_s));
+        return attempt;
+    }
+    if (wrong.empty()) continue;
+    attempt.end = bury("the worker did not keep to the protocol and was killed: " + wrong);
+    return attempt;
+  }
+  return attempt;
+}
+
+void Coordinator::run_case(const PlannedCase& planned, const RunFields& fields, ResultSink& sink) {
+  PlannedCase rest = planned;
+  for (int fruitless = 0; !rest.runs.empty();) {
+    ensure_worker();
+    const Attempt attempt = this->attempt(rest, fields, sink);
+    rest.runs = attempt.waiting;
+    const auto fail = [&](const std::pair<std::string, Pass>& run, const std::string& reason) {
+      sink.take(error_record(planned, run, fields, reason));
+    };
+    if (attempt.done) {
+      for (const auto& run : rest.runs) fail(run, "the worker ended the request without a result for this run");
+      break;
+    }
+    const auto guilty =
+        attempt.stage ? std::find(rest.runs.begin(), rest.runs.end(), std::pair(attempt.stage->backend, attempt.stage->pass))
+                      : rest.runs.end();
+    if (guilty != rest.runs.end()) {
+      fail(*guilty, fmt::format("{} (in stage {})", attempt.end, attempt.stage->stage));
+      rest.runs.erase(guilty);
+      fruitless = 0;
+    } else if (attempt.progressed) {
+      fruitless = 0;
+    } else if (++fruitless == kMostFruitlessAttempts) {
+      for (const auto& run : rest.runs) fail(run, attempt.end + " (before any stage)");
+      if (++fruitless_cases_ == kMostFruitlessCases)
+        throw InfrastructureError(
+            fmt::format("no worker could be kept alive: {} cases in a row ended before any backend began; "
+                        "the last one: {}",
+                        kMostFruitlessCases, attempt.end));
+      return;
+    }
+  }
+  fruitless_cases_ = 0;
+}
+
+}  // namespace attnbench
