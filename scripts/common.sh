@@ -26,33 +26,33 @@ take_lock() {
 # The last line of a log, fit for one line of a terminal.
 last_line() { tail -c 2000 "$1" | tr '\r' '\n' | grep -v '^ *$' | tail -n 1 | cut -c "1-$2" || true; }
 
-# Shows that LABEL goes on: on a terminal one line that is written over, elsewhere a line a minute.
+# Says LABEL after a second, and then that it goes on: on a terminal in one line that is written over, elsewhere once a minute.
 show_progress() {
   local label=$1 log=$2 seconds=0
   while sleep 1; do
     seconds=$((seconds + 1))
+    if ((seconds == 1)); then say "$label"; fi
     if [[ -t 2 ]]; then
-      printf '\r\033[K%s (%d s) %s' "attnbench: $label" "$seconds" "$(last_line "$log" 40)" >&2
+      printf '\r\033[K%4d s  %s' "$seconds" "$(last_line "$log" 100)" >&2
     elif ((seconds % 60 == 0)); then
-      say "$label ($seconds s) $(last_line "$log" 80)"
+      say "$label ($seconds s): $(last_line "$log" 80)"
     fi
   done
 }
 
 # run_logged LABEL LOG COMMAND…: runs it with its output in LOG, shows progress, returns its status.
-# A failure shows the end of the log.
+# What takes less than a second says nothing; a failure shows the end of the log.
 run_logged() {
-  local label=$1 log=$2 status=0 started=$SECONDS ticker
+  local label=$1 log=$2 status=0 started=$SECONDS progress
   shift 2
   mkdir -p "$(dirname "$log")"
-  say "$label"
   : >"$log"
   show_progress "$label" "$log" 9>&- &
-  ticker=$!
-  trap 'kill "$ticker" 2>/dev/null' EXIT
+  progress=$!
+  trap 'kill "$progress" 2>/dev/null' EXIT
   "$@" >"$log" 2>&1 9>&- || status=$?
-  kill "$ticker" 2>/dev/null
-  wait "$ticker" 2>/dev/null || true
+  kill "$progress" 2>/dev/null
+  wait "$progress" 2>/dev/null || true
   trap - EXIT
   if [[ -t 2 ]]; then printf '\r\033[K' >&2; fi
   if ((status != 0)); then
@@ -60,5 +60,5 @@ run_logged() {
     say "failed (exit $status): $label; the whole log is $log"
     return "$status"
   fi
-  say "done in $((SECONDS - started)) s"
+  if ((SECONDS - started > 1)); then say "done in $((SECONDS - started)) s: $label"; fi
 }
