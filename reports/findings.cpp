@@ -6,45 +6,12 @@
 #include <fmt/format.h>
 #include <fmt/ranges.h>
 
+#include "harness/run/gate.hpp"
 #include "reports/numbers.hpp"
 #include "reports/run_view.hpp"
 
 namespace attnbench {
 namespace {
-
-const Declaration* declaration_of(const RunData& run, const std::string& backend) {
-  const auto found = std::find_if(run.backends.begin(), run.backends.end(), [&](const auto& d) { return d.name == backend; });
-  return found == run.backends.end() ? nullptr : &*found;
-}
-
-Device device_of(const Record& record) {
-  const auto colon = record.device.find(':');
-  Device device;
-  device.kind = record.device.substr(0, colon);
-  device.sm = record.sm;
-  return device;
-}
-
-/// Unsupported, although the case lies inside what the backend declares.
-bool breaks_its_declaration(const RunData& run, const Record& record) {
-  const Declaration* declaration = declaration_of(run, record.backend);
-  if (record.status != Status::unsupported || !declaration) return false;
-  try {
-    return !why_not(*declaration, parse_case(record.case_line), record.pass, device_of(record));
-  } catch (const CaseError&) {
-    return false;  // a record of another version: its grammar cannot be judged here
-  }
-}
-
-bool is_red(const RunData& run, const Record& record) {
-  return record.status == Status::failed || record.status == Status::error || record.status == Status::mistrusted ||
-         breaks_its_declaration(run, record);
-}
-
-bool is_gated(const RunData& run, const Record& record) {
-  const Declaration* declaration = declaration_of(run, record.backend);
-  return declaration && declaration->ours;
-}
 
 std::string capital(std::string_view word) {
   std::string text(word);
@@ -91,7 +58,7 @@ void add_reason(std::vector<std::string>& lines, const std::string& reason) {
 std::vector<Finding> findings_of(const RunData& run) {
   std::vector<Finding> findings;
   for (const Record& record : run.records) {
-    if (is_red(run, record)) findings.push_back({&record, is_gated(run, record)});
+    if (is_red(record, run.backends)) findings.push_back({&record, is_gated(run, record)});
   }
   std::stable_partition(findings.begin(), findings.end(), [](const Finding& f) { return f.gated; });
   return findings;

@@ -1,5 +1,7 @@
 // Each writer on a run made by hand (test_run.hpp says what is in it).
 #include <cmath>
+#include <filesystem>
+#include <fstream>
 
 #include <gtest/gtest.h>
 #include <nlohmann/json.hpp>
@@ -10,6 +12,8 @@
 #include "reports/difference_tables.hpp"
 #include "reports/findings.hpp"
 #include "reports/google_benchmark.hpp"
+#include "reports/junit.hpp"
+#include "reports/latex.hpp"
 #include "reports/summary.hpp"
 #include "reports/test_run.hpp"
 #include "reports/timing_tables.hpp"
@@ -286,6 +290,68 @@ TEST(GoogleBenchmark, LeavesOutTimesThatAreNotNumbers) {
   EXPECT_EQ(json.at("benchmarks")[0].at("repetitions"), 2);
   EXPECT_FALSE(json.at("benchmarks")[0].contains("FLOP/s"));
   EXPECT_EQ(nlohmann::json::parse(google_benchmark_json(RunData{})).at("benchmarks").size(), 0u);
+}
+
+TEST(Junit, FailureErrorAndSkippedByStatusAndGate) {
+  RunData run = test_run();
+  std::string text = junit_xml(run);
+  EXPECT_TRUE(contains(text, "<testsuite name=\"perf\" tests=\"6\" failures=\"1\" errors=\"0\" skipped=\"0\">")) << text;
+  EXPECT_TRUE(contains(text, "<testsuite name=\"edge\" tests=\"2\" failures=\"0\" errors=\"0\" skipped=\"2\">")) << text;
+  EXPECT_TRUE(contains(text,
+                       "classname=\"flash_varlen.backward.bf16\" name=\"attention b=2 hq=4 lq=128 d=128 mask=causal "
+                       "layout=padded [dq]\" time=\"0.250000\"><failure type=\"failed\""));
+  EXPECT_TRUE(contains(text, "finding (not gated): worker died, signal 11 while in stage &quot;judge&quot;&#10;last words"));
+  EXPECT_TRUE(contains(text, "<system-out>attnbench --case &quot;attention lq=16 d=128 softcap=30&quot; --backend eager"));
+  run.gated = {"eager"};
+  run.records[6].reason = "a & b < c \x01";
+  text = junit_xml(run);
+  EXPECT_TRUE(contains(text, "<error type=\"error\" message=\"a &amp; b &lt; c ?\">"));
+  EXPECT_TRUE(contains(text, "<testsuite name=\"perf\" tests=\"6\" failures=\"0\" errors=\"0\" skipped=\"1\">"));
+}
+
+TEST(Junit, AFailureThatNoGateExplainsHasItsOwnTestcase) {
+  RunData run = test_run();
+  run.records.resize(1);
+  run.records[0].status = Status::failed;
+  run.records[0].reason = "input q was overwritten";
+  const std::string text = junit_xml(run);
+  EXPECT_TRUE(contains(text, "tests=\"2\" failures=\"1\"")) << text;
+  EXPECT_TRUE(contains(text, "layout=padded\" time=\"0.000000\"><failure type=\"failed\" message=\"input q was overwritten\">"));
+}
+
+TEST(Latex, EscapesAndMarksTheBest) {
+  const std::string text = latex_tables(test_run());
+  EXPECT_TRUE(
+      contains(text, "\\caption{Median time in us, suite perf, forward (cpu\\_hot, cpu): attention b=2 hq=4 d=128. Window"));
+  EXPECT_TRUE(contains(text, "  case & flash\\_varlen & eager \\\\\n"));
+  EXPECT_TRUE(contains(text, "\\textbf{101 $\\pm$0.5\\% } & 401 $\\pm$0.1\\%*"));
+}
+
+TEST(WriteReports, WritesThreeFilesBesideTheRecords) {
+  RunData run = test_run();
+  run.records[4].time.reset();  // a reader refuses the time of a failed record
+  const std::filesystem::path folder = ::testing::TempDir() + "attnbench_write_reports";
+  std::filesystem::remove_all(folder);
+  std::filesystem::create_directories(folder);
+  RunHeader header = run.headers.front();
+  header.environment.erase("backends");
+  std::ofstream lines(folder / "results.jsonl");
+  lines << to_line(header).dump() << "\n";
+  for (const Record& record : run.records) lines << to_line(record).dump() << "\n";
+  for (const Comparison& comparison : run.comparisons) lines << to_line(comparison).dump() << "\n";
+  lines.close();
+
+  write_reports(folder);
+  const auto text_of = [&](const char* name) {
+    std::ifstream file(folder / name);
+    return std::string(std::istreambuf_iterator<char>(file), {});
+  };
+  EXPECT_EQ(text_of("results.csv"), results_csv(run));
+  EXPECT_TRUE(contains(text_of("summary.md"), kRepro));
+  EXPECT_EQ(nlohmann::json::parse(text_of("benchmark.json")).at("benchmarks").size(), 42u);
+  EXPECT_EQ(std::distance(std::filesystem::directory_iterator(folder), {}), 4);
+  EXPECT_THROW(write_reports(folder / "missing"), RunError);
+  std::filesystem::remove_all(folder);
 }
 
 TEST(Formats, AnUnknownNameIsASentence) {

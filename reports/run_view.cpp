@@ -50,6 +50,10 @@ const Timing* timing_of(const Record& record) {
   return record.status == Status::passed && record.time ? &*record.time : nullptr;
 }
 
+bool is_gated(const RunData& run, const Record& record) {
+  return std::find(run.gated.begin(), run.gated.end(), record.backend) != run.gated.end();
+}
+
 std::vector<std::pair<std::string, std::string>> environment_of(const RunHeader& header) {
   nlohmann::json environment = header.environment;
   if (environment.is_object()) environment.erase("backends");

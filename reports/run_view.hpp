@@ -20,6 +20,9 @@ std::string dtype_of(const std::string& case_line);
 /// The record's timing; null unless the record passed: no number without a pass, whatever the file says.
 const Timing* timing_of(const Record& record);
 
+/// Does the record decide the exit code?
+bool is_gated(const RunData& run, const Record& record);
+
 /// Text lines of the environment, flattened: {"cpu.model", "…"}; declarations of backends left out.
 std::vector<std::pair<std::string, std::string>> environment_of(const RunHeader& header);
 

@@ -106,6 +106,7 @@ RunData test_run() {
                   "2026-01-02T03:04:05Z",
                   {{"cpu", {{"model", "A \"fast\" CPU"}, {"threads", 2}}}, {"backends", {{"not", "shown"}}}}}};
   run.backends = {declared("flash_varlen", true), declared("eager", false)};
+  run.gated = {"flash_varlen"};
   run.records.push_back(timed(kPadded, "flash_varlen", Pass::forward, 100, true));
   run.records.back().time->windows["op+layout"] = window(200, true);
   run.records.push_back(timed(kPadded, "eager", Pass::forward, 400, false));

@@ -60,7 +60,7 @@ TextTable verdict_counts(const RunData& run) {
   for (auto& [key, by_status] : counts) {
     const auto& [backend, pass, dtype] = key;
     std::vector<Cell> row{{names[backend]}, {std::string(name_of(pass))}, {dtype}};
-    row.push_back(count_cell(by_status[Status::passed] + by_status[Status::failed]));
+    row.push_back(count_cell(by_status[Status::passed] + by_status[Status::failed] + by_status[Status::mistrusted]));
     for (const auto& column : kStatusColumns) row.push_back(count_cell(by_status[column.status], column.tone));
     table.rows.push_back(std::move(row));
   }

@@ -9,7 +9,7 @@
 
 namespace attnbench {
 
-/// backend x pass x dtype: judged (passed or failed), passed, failed, mistrusted, unsupported, skipped, error.
+/// backend x pass x dtype: judged (passed, failed or mistrusted), passed, failed, mistrusted, unsupported, skipped, error.
 TextTable verdict_counts(const RunData& run);
 
 /// One sentence for each group of records that a safety rule touches (same backend, pass, SM, rules and verdict), with the

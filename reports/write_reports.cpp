@@ -11,6 +11,8 @@
 #include "reports/console_table.hpp"
 #include "reports/csv.hpp"
 #include "reports/google_benchmark.hpp"
+#include "reports/junit.hpp"
+#include "reports/latex.hpp"
 #include "reports/summary.hpp"
 
 namespace attnbench {
@@ -24,6 +26,8 @@ const std::vector<std::pair<std::string, Writer>>& writers() {
       {"markdown", [](const RunData& run, const TextStyle&) { return summary_markdown(run); }},
       {"csv", [](const RunData& run, const TextStyle&) { return results_csv(run); }},
       {"google-benchmark", [](const RunData& run, const TextStyle&) { return google_benchmark_json(run); }},
+      {"junit", [](const RunData& run, const TextStyle&) { return junit_xml(run); }},
+      {"latex", [](const RunData& run, const TextStyle&) { return latex_tables(run); }},
   };
   return all;
 }
