@@ -17,6 +17,10 @@ namespace {
 
 using Clock = std::chrono::steady_clock;
 
+/// A round starts with an untimed call, since the operation before has emptied the caches and the announcement has woken
+/// its reader; for calls longer than this neither matters.
+constexpr double kWarmUpBelow_s = 20e-3;
+
 double seconds_since(Clock::time_point start) {
   return std::chrono::duration<double>(Clock::now() - start).count();
 }
@@ -32,6 +36,7 @@ class SilentReporter final : public benchmark::BenchmarkReporter {
 struct Sampled {
   const Operation* operation = nullptr;
   int64_t calls_per_sample = 1;
+  double sample_s = 0;                      ///< about
   std::vector<std::vector<double>> rounds;  ///< microseconds per call
   std::string error;
 
@@ -42,36 +47,35 @@ struct Sampled {
   }
 };
 
-/// Warms up and chooses calls_per_sample; returns the seconds that a sample takes.
-double calibrate(Sampled& sampled, double min_sample_s) try {
+/// Warms up and chooses calls_per_sample.
+void calibrate(Sampled& sampled, double min_sample_s) try {
+  sampled.operation->announce();
   sampled.sample();
-  double seconds = sampled.sample();
-  while (seconds < min_sample_s) {
-    const double wanted = seconds > 0 ? 1.2 * min_sample_s / seconds : 10.0;
-    sampled.calls_per_sample =
-        std::max(sampled.calls_per_sample + 1, int64_t(std::min(wanted, 10.0) * double(sampled.calls_per_sample)));
-    seconds = sampled.sample();
+  sampled.sample_s = sampled.sample();
+  while (sampled.sample_s < min_sample_s) {
+    const double factor = std::clamp(1.2 * min_sample_s / std::max(sampled.sample_s, 1e-9), 1.0, 10.0);
+    sampled.calls_per_sample = std::max(sampled.calls_per_sample + 1, int64_t(factor * double(sampled.calls_per_sample)));
+    sampled.sample_s = sampled.sample();
   }
-  return seconds;
 } catch (const std::exception& e) {
   sampled.error = e.what();
-  return 0;
 }
 
 void run_one(benchmark::State& state, Sampled& sampled) {
   std::vector<double> samples;
-  for (auto _ : state) {
-    try {
+  try {
+    sampled.operation->announce();
+    if (sampled.sample_s < kWarmUpBelow_s) sampled.operation->call();
+    for (auto _ : state) {
       const double seconds = sampled.sample();
       state.SetIterationTime(seconds);
       samples.push_back(seconds * 1e6 / double(sampled.calls_per_sample));
-    } catch (const std::exception& e) {
-      sampled.error = e.what();
-      state.SkipWithError(e.what());
-      return;
     }
+    sampled.rounds.push_back(std::move(samples));
+  } catch (const std::exception& e) {
+    sampled.error = e.what();
+    state.SkipWithError(e.what());
   }
-  sampled.rounds.push_back(std::move(samples));
 }
 
 /// Every operation once, `samples` samples each, in the given order.
@@ -119,8 +123,10 @@ std::vector<Measured> measure(const std::vector<Operation>& operations, const Me
   std::vector<Sampled> all;
   double round_s = 0;
   for (const Operation& operation : operations) {
-    all.push_back({&operation, 1, {}, {}});
-    round_s += calibrate(all.back(), options.min_sample_s);
+    Sampled& sampled = all.emplace_back();
+    sampled.operation = &operation;
+    calibrate(sampled, options.min_sample_s);
+    round_s += sampled.sample_s;
   }
   // The first min_rounds are to take about half of the budget.
   const double affordable = options.time_budget_s / 2 / (options.min_rounds * std::max(round_s, 1e-6));
@@ -129,7 +135,8 @@ std::vector<Measured> measure(const std::vector<Operation>& operations, const Me
   std::mt19937_64 random(options.order_seed);
   std::vector<size_t> order(all.size());
   std::iota(order.begin(), order.end(), size_t{0});
-  for (int round = 0;; ++round) {
+  const auto failed = [](const Sampled& sampled) { return !sampled.error.empty(); };
+  for (int round = 0; !std::all_of(all.begin(), all.end(), failed); ++round) {
     if (round >= options.min_rounds &&
         (seconds_since(start) >= options.time_budget_s || all_converged(all, options.target_half_width)))
       break;

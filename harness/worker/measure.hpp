@@ -12,8 +12,9 @@ namespace attnbench {
 
 /// One timed span of one backend and pass.
 struct Operation {
-  std::string id;              ///< for messages: "flash_varlen backward op"
-  std::function<void()> call;  ///< may throw: then this operation ends without a time
+  std::string id;                  ///< for messages: "flash_varlen backward op"
+  std::function<void()> call;      ///< may throw: then this operation ends without a time
+  std::function<void()> announce;  ///< called before a series of calls, untimed: a crash has a name
 };
 
 struct MeasureOptions {
