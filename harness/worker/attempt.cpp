@@ -1,0 +1,190 @@
+#include "harness/worker/attempt.hpp"
+
+#include <chrono>
+#include <cstring>
+#include <exception>
+
+#include <c10/util/Exception.h>
+#include <fmt/format.h>
+
+#include "harness/attention/flops.hpp"
+#include "harness/worker/memory.hpp"
+
+namespace attnbench {
+
+namespace {
+
+std::string sentence_of(const std::exception& e) {
+  const auto* torch_error = dynamic_cast<const c10::Error*>(&e);  // its what() carries a page of stack frames
+  return torch_error ? torch_error->what_without_backtrace() : e.what();
+}
+
+bool same_bits(const at::Tensor& a, const at::Tensor& b) {
+  if (!a.defined() || !b.defined()) return a.defined() == b.defined();
+  return a.sizes() == b.sizes() && a.scalar_type() == b.scalar_type() && a.is_contiguous() && b.is_contiguous() &&
+         std::memcmp(a.const_data_ptr(), b.const_data_ptr(), a.nbytes()) == 0;
+}
+
+bool same_bits(const Outputs& a, const Outputs& b) {
+  return same_bits(a.o, b.o) && same_bits(a.lse, b.lse) && same_bits(a.dq, b.dq) && same_bits(a.dk, b.dk) &&
+         same_bits(a.dv, b.dv);
+}
+
+/// What a verdict means for a case that expects equality or, on purpose, a difference.
+void settle(Record& record, const Verdict& verdict) {
+  record.errors = verdict.errors;
+  record.status = verdict.status;
+  record.reason = verdict.reason;
+  if (record.expect != Expect::must_differ || verdict.status == Status::mistrusted) return;
+  const bool differs = verdict.status == Status::failed;
+  record.status = differs ? Status::passed : Status::failed;
+  record.reason =
+      differs ? "differs, as the case expects: " + verdict.reason : "agrees with the oracle, and the case expects it to differ";
+}
+
+double gib(int64_t bytes) {
+  return double(bytes) / double(int64_t(1) << 30);
+}
+
+}  // namespace
+
+Attempt::Attempt(const Backend& backend, Pass pass, const Device& device, CaseData& data,
+                 std::function<void(const Attempt&, const char*)> announce)
+    : backend_(backend), device_(device), data_(data), announce_(std::move(announce)) {
+  const Declaration& declaration = backend.declaration();
+  const Case& c = data.test_case();
+  record_.case_line = format_case(c);
+  record_.name = c.metadata.name;
+  record_.expect = c.metadata.expect;
+  record_.backend = declaration.name;
+  record_.version = declaration.version;
+  record_.device = device.kind == "cpu" ? "cpu" : fmt::format("{}:{}", device.kind, device.index);
+  record_.sm = device.sm;
+  record_.pass = pass;
+  record_.repro =
+      fmt::format("attnbench --case \"{}\" --backend {} --pass {}", record_.case_line, record_.backend, name_of(pass));
+}
+
+void Attempt::guarded(const std::function<void()>& step) {
+  const auto start = std::chrono::steady_clock::now();
+  try {
+    step();
+  } catch (const std::exception& e) {
+    end(Status::error, sentence_of(e));
+  } catch (...) {
+    end(Status::error, "threw something that is no std::exception");
+  }
+  record_.seconds += std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+}
+
+void Attempt::end(Status status, std::string reason) {
+  record_.status = status;
+  record_.reason = std::move(reason);
+  record_.time.reset();
+}
+
+bool Attempt::fits(int64_t bytes, const char* what) {
+  const int64_t available = available_bytes();
+  if (bytes <= available) return true;
+  end(Status::skipped, fmt::format("needs {:.1f} GiB for {}, {:.1f} GiB free", gib(bytes), what, gib(available)));
+  return false;
+}
+
+void Attempt::judge() {
+  guarded([this] { prepare_and_judge(); });
+  if (record_.expect != Expect::must_throw) return;
+  if (record_.status == Status::error) {
+    record_.status = Status::passed;
+    record_.reason = "throws, as the case expects: " + record_.reason;
+  } else if (record_.status == Status::passed) {
+    end(Status::failed, "computed a result, and the case expects it to throw");
+  }
+}
+
+void Attempt::prepare() {
+  const MemoryScope checked(MemoryMode::checked);  // buffers that the backend keeps are guarded too
+  run_ = backend_.prepare(data_.test_case(), inputs().get(), record_.pass);
+  record_.kernels = run_->kernel;
+}
+
+void Attempt::prepare_and_judge() {
+  if (const auto why = backend_.why_not(data_.test_case(), record_.pass, device_)) return end(Status::unsupported, *why);
+  if (!fits(data_.predicted_bytes(), "inputs and oracle")) return;
+  announce_(*this, "prepare");
+  prepare();
+  if (!fits(run_->predicted_bytes, "the pass")) return;
+  announce_(*this, "judge");
+  WatchedRun watched = run_watched(*run_, record_.pass, inputs());
+  outputs_ = std::move(watched.outputs);
+  record_.memory = watched.memory;
+  if (record_.expect == Expect::must_throw) return;
+  const OracleKind oracle = oracle_for(backend_.declaration(), data_.test_case());
+  record_.oracle = oracle == OracleKind::eigen ? "eigen" : "torch";
+  settle(record_, judge_for().judge(outputs_, record_.pass));
+  if (!watched.misconduct.empty()) end(Status::failed, watched.misconduct);
+}
+
+const Judge& Attempt::judge_for() const {
+  const Declaration& declaration = backend_.declaration();
+  return data_.judge(run_->profile, declaration.conventions, oracle_for(declaration, data_.test_case()));
+}
+
+bool Attempt::measurable() const {
+  return record_.status == Status::passed && record_.expect == Expect::equal && data_.test_case().metadata.timed;
+}
+
+/// One timed call: the forward, or the backward of the forward that the first call has made.
+Outputs Attempt::call_window(size_t index) {
+  const Window& window = run_->windows[index];
+  if (record_.pass == Pass::forward) return window.forward();
+  Outputs outputs = timed_[index].o.defined() ? timed_[index] : window.forward();
+  const Outputs gradients = window.backward();
+  outputs.dq = gradients.dq;
+  outputs.dk = gradients.dk;
+  outputs.dv = gradients.dv;
+  return outputs;
+}
+
+std::vector<Operation> Attempt::operations() {
+  timed_.assign(run_->windows.size(), {});
+  std::vector<Operation> operations;
+  for (size_t i = 0; i < run_->windows.size(); ++i)
+    operations.push_back({fmt::format("{} {} {}", record_.backend, name_of(record_.pass), run_->windows[i].name),
+                          [this, i] { timed_[i] = call_window(i); }, [this] { announce_(*this, "time"); }});
+  return operations;
+}
+
+void Attempt::take_times(const std::vector<Measured>& measured, uint64_t order_seed) {
+  const Problem& p = data_.test_case().problem;
+  Timing timing;
+  timing.regime = "cpu_hot";
+  timing.order_seed = order_seed;
+  for (size_t i = 0; i < measured.size(); ++i) {
+    if (!measured[i].error.empty()) return end(Status::error, "while it was timed: " + measured[i].error);
+    timing.windows[run_->windows[i].name] = measured[i].time;
+  }
+  const SequenceLengths& lengths = inputs().get().lengths;
+  const double picoseconds = 1e6 * measured.front().time.median_us;  // the first window is the operation alone
+  timing.tflops = exact_flops(p, lengths, record_.pass) / picoseconds;
+  timing.tflops_paper = paper_flops(p, lengths, record_.pass) / picoseconds;
+  record_.time = std::move(timing);
+}
+
+/// Why `outputs` are not right; empty: they are. Those that equal the judged ones to the last bit need no new judgement.
+std::string Attempt::wrong(const Outputs& outputs) const {
+  if (same_bits(outputs, outputs_)) return "";
+  const Verdict verdict = judge_for().judge(outputs, record_.pass);
+  return verdict.status == Status::passed ? "" : verdict.reason;
+}
+
+void Attempt::judge_again() {
+  guarded([this] {
+    const std::string timed = wrong(timed_.back());
+    if (!timed.empty()) return end(Status::failed, "the last timed call gave another result: " + timed);
+    const WatchedRun again = run_watched(*run_, record_.pass, inputs());
+    const std::string reason = again.misconduct.empty() ? wrong(again.outputs) : again.misconduct;
+    if (!reason.empty()) end(Status::failed, "judged again after timing: " + reason);
+  });
+}
+
+}  // namespace attnbench

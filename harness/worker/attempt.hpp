@@ -1,0 +1,64 @@
+// One backend and one pass of one case, from `why_not` to the finished record.
+#pragma once
+
+#include <functional>
+#include <optional>
+#include <vector>
+
+#include "harness/worker/backend.hpp"
+#include "harness/worker/case_data.hpp"
+#include "harness/worker/measure.hpp"
+#include "harness/worker/watched_run.hpp"
+
+namespace attnbench {
+
+class Attempt {
+ public:
+  /// `announce` is called before each step that may crash or hang: "prepare", "judge", "time".
+  Attempt(const Backend& backend, Pass pass, const Device& device, CaseData& data,
+          std::function<void(const Attempt&, const char* stage)> announce);
+
+  /// Asks why_not, prepares, runs watched and judges. Whatever the backend throws becomes an `error` record.
+  void judge();
+
+  /// It passed, its case is timed and expects equality: it may be measured.
+  bool measurable() const;
+
+  /// One for each window; they keep the outputs of their last call, and refer to this Attempt.
+  std::vector<Operation> operations();
+
+  /// What measure() said about operations(), in their order.
+  void take_times(const std::vector<Measured>& measured, uint64_t order_seed);
+
+  /// Judges the outputs of the last timed call, and of a fresh watched run. A failure removes the time.
+  void judge_again();
+
+  /// Removes the time, with the reason.
+  void end(Status status, std::string reason);
+
+  /// Those that this backend is given.
+  SealedInputs& inputs() const { return data_.inputs(backend_.declaration().conventions.poison); }
+  const Record& record() const { return record_; }
+  /// Of the judged run; undefined tensors where there was none.
+  const Outputs& outputs() const { return outputs_; }
+
+ private:
+  void guarded(const std::function<void()>& step);
+  void prepare();
+  void prepare_and_judge();
+  bool fits(int64_t bytes, const char* what);
+  const Judge& judge_for() const;
+  std::string wrong(const Outputs& outputs) const;
+  Outputs call_window(size_t window);
+
+  const Backend& backend_;
+  const Device& device_;
+  CaseData& data_;
+  std::function<void(const Attempt&, const char*)> announce_;
+  Record record_;
+  std::optional<Run> run_;
+  Outputs outputs_;
+  std::vector<Outputs> timed_;  ///< by window: of the last timed call
+};
+
+}  // namespace attnbench

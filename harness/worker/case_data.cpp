@@ -1,0 +1,60 @@
+#include "harness/worker/case_data.hpp"
+
+#include "harness/attention/flops.hpp"
+
+namespace attnbench {
+
+namespace {
+
+/// Useful forward operations from which on the LibTorch oracle judges: measured, it is the faster one there.
+constexpr double kLargeFlops = 2e9;
+
+}  // namespace
+
+OracleKind oracle_for(const Declaration& declaration, const Case& c) {
+  if (declaration.implementation == "eigen") return OracleKind::torch;
+  const SequenceLengths lengths = sequence_lengths(c.problem, c.seed);
+  return exact_flops(c.problem, lengths, Pass::forward) < kLargeFlops ? OracleKind::eigen : OracleKind::torch;
+}
+
+SealedInputs& CaseData::inputs(Conventions::Poison poison) {
+  if (case_.problem.layout == Layout::packed) poison = Conventions::Poison::nan;
+  std::unique_ptr<SealedInputs>& inputs = inputs_[poison];
+  if (!inputs) inputs = std::make_unique<SealedInputs>(case_, poison, device_);
+  return *inputs;
+}
+
+const Judge& CaseData::judge(const Profile& profile, const Conventions& conventions, OracleKind oracle) {
+  for (const auto& cached : judges_)
+    if (cached->profile == profile && cached->conventions == conventions && cached->oracle == oracle) return cached->judge;
+  const Inputs& drawn = inputs(conventions.poison).get();
+  judges_.push_back(std::make_unique<CachedJudge>(
+      CachedJudge{profile, conventions, oracle, Judge(case_, drawn, profile, conventions, oracle)}));
+  return judges_.back()->judge;
+}
+
+std::string CaseData::restore_inputs() {
+  std::string names;
+  for (const auto& [poison, inputs] : inputs_) {
+    const std::string overwritten = inputs->overwritten();
+    if (overwritten.empty()) continue;
+    inputs->restore();
+    names = overwritten;
+  }
+  return names;
+}
+
+int64_t CaseData::predicted_bytes() const {
+  const Problem& p = case_.problem;
+  const SequenceLengths lengths = sequence_lengths(p, case_.seed);
+  const bool padded = p.layout == Layout::padded;
+  const int64_t sequences = int64_t(lengths.q.size());
+  const int64_t q_rows = padded ? sequences * lengths.q_pitch : lengths.total_q();
+  const int64_t k_rows = padded ? sequences * lengths.k_pitch : lengths.total_k();
+  const int64_t elements = (q_rows * p.hq + k_rows * p.hkv) * (p.d + p.dv);
+  // Inputs in up to two kinds of poison; for each gradient and output a value, a variance, an allowance, the judged
+  // tensor in float64, and the emulator's float32 copies.
+  return elements * (2 * bytes_of(p.dtype) + 4 * 8 + 3 * 4);
+}
+
+}  // namespace attnbench

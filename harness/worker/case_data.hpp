@@ -1,0 +1,48 @@
+// What the backends of one case share: its inputs and its judges, each made when first asked for.
+#pragma once
+
+#include <map>
+#include <memory>
+#include <vector>
+
+#include "harness/worker/sealed_inputs.hpp"
+#include "harness/worker/verdict.hpp"
+
+namespace attnbench {
+
+/// `eigen` is never judged by the oracle that is written in Eigen; the others are, but for cases that are large for it.
+OracleKind oracle_for(const Declaration& declaration, const Case& c);
+
+class CaseData {
+ public:
+  CaseData(const Case& c, const Device& device) : case_(c), device_(device) {}
+
+  const Case& test_case() const { return case_; }
+
+  /// Inputs with what the conventions want in padded tokens. A packed case has none: one set for all.
+  SealedInputs& inputs(Conventions::Poison poison);
+
+  /// One judge for all backends that agree in profile, conventions and oracle.
+  const Judge& judge(const Profile& profile, const Conventions& conventions, OracleKind oracle);
+
+  /// Makes all inputs what they were; the names of those that were not, empty: none.
+  std::string restore_inputs();
+
+  /// Bytes that inputs, oracle and judging take, roughly: to refuse a case that does not fit.
+  int64_t predicted_bytes() const;
+
+ private:
+  struct CachedJudge {
+    Profile profile;
+    Conventions conventions;
+    OracleKind oracle;
+    Judge judge;
+  };
+
+  Case case_;
+  Device device_;
+  std::map<Conventions::Poison, std::unique_ptr<SealedInputs>> inputs_;
+  std::vector<std::unique_ptr<CachedJudge>> judges_;
+};
+
+}  // namespace attnbench

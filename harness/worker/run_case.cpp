@@ -1,0 +1,126 @@
+#include "harness/worker/run_case.hpp"
+
+#include <deque>
+#include <optional>
+
+#include <fmt/format.h>
+
+#include "harness/worker/attempt.hpp"
+
+namespace attnbench {
+
+namespace {
+
+void answer_with_error(const Request& request, const std::string& backend, Pass pass, const std::string& reason,
+                       const Replies& replies) {
+  Record record;
+  record.case_line = request.case_line;
+  record.backend = backend;
+  record.pass = pass;
+  record.status = Status::error;
+  record.reason = reason;
+  replies.record(record);
+}
+
+const Backend* find_backend(const Bench& bench, const std::string& name) {
+  for (const auto& backend : bench.backends)
+    if (backend->declaration().name == name) return backend.get();
+  return nullptr;
+}
+
+std::string unknown_backend(const Bench& bench, const std::string& name) {
+  std::string known;
+  for (const auto& backend : bench.backends) known += (known.empty() ? "" : ", ") + backend->declaration().name;
+  return fmt::format("this worker has no backend '{}'; it has: {}", name, known);
+}
+
+/// Times all of them interleaved, then judges each again.
+void measure_all(const std::vector<Attempt*>& attempts, CaseData& data, const Request& request) {
+  std::vector<Operation> operations;
+  std::vector<size_t> first;
+  for (Attempt* attempt : attempts) {
+    first.push_back(operations.size());
+    for (Operation& operation : attempt->operations()) operations.push_back(std::move(operation));
+  }
+  first.push_back(operations.size());
+  MeasureOptions options;
+  options.min_rounds = request.min_rounds;
+  options.time_budget_s = request.time_budget_s;
+  options.order_seed = uint64_t(request.id);
+  const std::vector<Measured> measured = measure(operations, options);
+  const std::string overwritten = data.restore_inputs();
+  for (size_t i = 0; i < attempts.size(); ++i) {
+    attempts[i]->take_times({measured.begin() + first[i], measured.begin() + first[i + 1]}, options.order_seed);
+    if (attempts[i]->record().status == Status::passed) attempts[i]->judge_again();
+    if (attempts[i]->record().status == Status::passed && !overwritten.empty())
+      attempts[i]->end(Status::failed, "input " + overwritten + " was overwritten by one of the backends timed together");
+  }
+}
+
+struct ComparedTensor {
+  const char* name;
+  Pass pass;
+  at::Tensor Outputs::*tensor;
+};
+constexpr ComparedTensor kCompared[] = {{"o", Pass::forward, &Outputs::o},
+                                        {"lse", Pass::forward, &Outputs::lse},
+                                        {"dq", Pass::backward, &Outputs::dq},
+                                        {"dk", Pass::backward, &Outputs::dk},
+                                        {"dv", Pass::backward, &Outputs::dv}};
+
+/// Every pair of backends that computed this pass; tensors that were not judged (malformed, missing) are left out.
+void compare(const std::deque<Attempt>& attempts, Pass pass, const Case& c, const Replies& replies) {
+  Comparison comparison;
+  comparison.case_line = format_case(c);
+  comparison.pass = pass;
+  const auto has = [pass](const Attempt& attempt, const ComparedTensor& compared) {
+    return attempt.record().pass == pass && compared.pass == pass && attempt.record().errors.count(compared.name) > 0;
+  };
+  for (auto a = attempts.begin(); a != attempts.end(); ++a)
+    for (auto b = std::next(a); b != attempts.end(); ++b)
+      for (const ComparedTensor& compared : kCompared) {
+        if (!has(*a, compared) || !has(*b, compared)) continue;
+        Difference difference =
+            compare_outputs(c, a->inputs().get(), compared.name, a->outputs().*compared.tensor, b->outputs().*compared.tensor);
+        difference.a = a->record().backend;
+        difference.b = b->record().backend;
+        comparison.differences.push_back(difference);
+      }
+  if (!comparison.differences.empty()) replies.comparison(comparison);
+}
+
+}  // namespace
+
+void run_case(const Request& request, const Bench& bench, const Replies& replies) {
+  std::optional<CaseData> data;
+  try {
+    data.emplace(parse_case(request.case_line, "request"), bench.device);
+  } catch (const std::exception& e) {
+    for (const auto& [backend, pass] : request.runs) answer_with_error(request, backend, pass, e.what(), replies);
+    return;
+  }
+  const auto announce = [&](const Attempt& attempt, const char* stage) {
+    replies.stage({request.id, attempt.record().backend, attempt.record().pass, stage});
+  };
+  std::deque<Attempt> attempts;  // operations refer to them: they stay where they are
+  std::vector<Attempt*> to_measure;
+  for (const auto& [name, pass] : request.runs) {
+    const Backend* backend = find_backend(bench, name);
+    if (!backend) {
+      answer_with_error(request, name, pass, unknown_backend(bench, name), replies);
+      continue;
+    }
+    Attempt& attempt = attempts.emplace_back(*backend, pass, bench.device, *data, announce);
+    attempt.judge();
+    if (!request.check_only && attempt.measurable()) {
+      to_measure.push_back(&attempt);
+    } else {
+      replies.record(attempt.record());
+    }
+  }
+  if (!to_measure.empty()) measure_all(to_measure, *data, request);
+  for (const Attempt* attempt : to_measure) replies.record(attempt->record());
+  for (Pass pass : {Pass::forward, Pass::backward}) compare(attempts, pass, data->test_case(), replies);
+}
+
+}  // namespace attnbench

@@ -1,0 +1,31 @@
+// The middle of the way of the data: one case through its backends, from its line to records.
+#pragma once
+
+#include <functional>
+#include <memory>
+#include <vector>
+
+#include "harness/run/protocol.hpp"
+#include "harness/worker/backend.hpp"
+
+namespace attnbench {
+
+/// Where cases run: one device, and the backends of this build.
+struct Bench {
+  Device device;
+  std::vector<std::unique_ptr<Backend>> backends;
+};
+
+/// Where the answers go, as they come.
+struct Replies {
+  std::function<void(const Stage&)> stage;
+  std::function<void(const Record&)> record;
+  std::function<void(const Comparison&)> comparison;
+};
+
+/// Judges every (backend, pass) of the request, then times those that passed against each other, then judges them again.
+/// One record for each, whatever happens: an unreadable case or an unknown backend becomes `error` with the sentence.
+/// A run that is not timed is answered at once; a comparison for each pass that several backends computed comes last.
+void run_case(const Request& request, const Bench& bench, const Replies& replies);
+
+}  // namespace attnbench

@@ -1,0 +1,239 @@
+#include "harness/worker/run_case.hpp"
+
+#include <cstring>
+#include <stdexcept>
+
+#include <ATen/ops/empty.h>
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include "harness/worker/fake_backend.hpp"
+
+namespace attnbench {
+namespace {
+
+using testing::HasSubstr;
+using testing::StartsWith;
+
+constexpr char kCase[] = "attention b=2 hq=4 hkv=2 lq=24 d=16 dtype=bf16 mask=causal";
+
+struct Answers {
+  std::vector<Record> records;
+  std::vector<Comparison> comparisons;
+  std::vector<std::string> stages;
+};
+
+/// A bench of fake backends, and one request to it.
+class RunCase : public testing::Test {
+ protected:
+  void SetUp() override { bench.device = {"cpu", 0, std::nullopt, "test"}; }
+
+  FakeBackend& add(const std::string& name, FakeBackend::Tamper tamper = {}) {
+    bench.backends.push_back(std::make_unique<FakeBackend>(fake_declaration(name), std::move(tamper)));
+    return static_cast<FakeBackend&>(*bench.backends.back());
+  }
+
+  /// Every backend of the bench in one pass.
+  Answers run(Pass pass, const std::string& line = kCase, bool check_only = true) {
+    Request request{7, line, {}, check_only, 10, 0.02};
+    for (const auto& backend : bench.backends) request.runs.emplace_back(backend->declaration().name, pass);
+    return run(request);
+  }
+  Answers run(const Request& request) {
+    Answers answers;
+    run_case(
+        request, bench,
+        {[&](const Stage& s) { answers.stages.push_back(s.backend + " " + s.stage); },
+         [&](const Record& r) { answers.records.push_back(r); }, [&](const Comparison& c) { answers.comparisons.push_back(c); }});
+    return answers;
+  }
+
+  Bench bench;
+};
+
+char* bytes_of_tensor(const at::Tensor& t) {
+  return static_cast<char*>(t.data_ptr());
+}
+
+TEST_F(RunCase, ARightBackendPassesIsTimedAndCompared) {
+  add("one");
+  add("two");
+  for (Pass pass : {Pass::forward, Pass::backward}) {
+    const Answers answers = run(pass, kCase, false);
+    ASSERT_EQ(answers.records.size(), 2u);
+    const Record& r = answers.records[0];
+    EXPECT_EQ(r.status, Status::passed) << r.reason;
+    EXPECT_EQ(r.backend, "one");
+    EXPECT_EQ(r.device, "cpu");
+    EXPECT_EQ(r.oracle, "eigen");
+    EXPECT_EQ(parse_case(r.case_line), parse_case(kCase));
+    EXPECT_THAT(r.repro, HasSubstr("--backend one --pass " + std::string(name_of(pass))));
+    EXPECT_EQ(r.errors.count(pass == Pass::forward ? "lse" : "dk"), 1u);
+    ASSERT_TRUE(r.time);
+    EXPECT_EQ(r.time->regime, "cpu_hot");
+    EXPECT_GE(r.time->windows.at("op").rounds.size(), 10u);
+    EXPECT_GT(r.time->tflops, 0);
+    ASSERT_TRUE(r.memory);
+    EXPECT_GT(r.memory->peak_bytes, 2 * 24 * 4 * 16 * 2);
+    ASSERT_EQ(answers.comparisons.size(), 1u);
+    EXPECT_EQ(answers.comparisons[0].pass, pass);
+    EXPECT_EQ(answers.comparisons[0].differences.size(), pass == Pass::forward ? 2u : 3u);
+    EXPECT_EQ(answers.comparisons[0].differences[0].max_abs, 0) << "both compute by the same emulator";
+  }
+}
+
+TEST_F(RunCase, EveryStepIsAnnouncedBeforeItAndAllAreJudgedBeforeAnyIsTimed) {
+  add("one");
+  add("two");
+  const Answers answers = run(Pass::forward, kCase, false);
+  ASSERT_GE(answers.stages.size(), 6u);
+  EXPECT_EQ((std::vector(answers.stages.begin(), answers.stages.begin() + 6)),
+            (std::vector<std::string>{"one prepare", "one judge", "two prepare", "two judge", "one time", "two time"}));
+}
+
+TEST_F(RunCase, NoTimeWhereOnlyChecksAreWanted) {
+  add("one");
+  EXPECT_FALSE(run(Pass::forward, kCase, true).records.at(0).time);
+  EXPECT_FALSE(run(Pass::forward, kCase + std::string(" # timed=no"), false).records.at(0).time);
+}
+
+TEST_F(RunCase, AnExceptionIsAnErrorWithItsSentenceAndTheOthersGoOn) {
+  add("throws", [](int, const Inputs&, Outputs&) { throw std::runtime_error("no kernel image"); });
+  add("honest");
+  const Answers answers = run(Pass::backward);
+  EXPECT_EQ(answers.records.at(0).status, Status::error);
+  EXPECT_EQ(answers.records.at(0).reason, "no kernel image");
+  EXPECT_EQ(answers.records.at(1).status, Status::passed);
+}
+
+TEST_F(RunCase, AnExceptionWhileTimedRemovesTheTime) {
+  add("tired", [](int call, const Inputs&, Outputs&) {
+    if (call > 4) throw std::runtime_error("worn out");
+  });
+  const Record r = run(Pass::forward, kCase, false).records.at(0);
+  EXPECT_EQ(r.status, Status::error);
+  EXPECT_THAT(r.reason, HasSubstr("worn out"));
+  EXPECT_FALSE(r.time);
+}
+
+TEST_F(RunCase, AnOverwrittenInputFailsAndTheNextBackendGetsTheRightOne) {
+  add("vandal", [](int, const Inputs& inputs, Outputs&) { bytes_of_tensor(inputs.k)[3] ^= 1; });
+  add("honest");
+  const Answers answers = run(Pass::forward);
+  EXPECT_EQ(answers.records.at(0).status, Status::failed);
+  EXPECT_EQ(answers.records.at(0).reason, "wrote to its input k");
+  EXPECT_EQ(answers.records.at(1).status, Status::passed) << answers.records.at(1).reason;
+}
+
+TEST_F(RunCase, AnInputOverwrittenOnlyWhileTimedFails) {
+  add("vandal", [](int call, const Inputs& inputs, Outputs&) {
+    if (call == 5) bytes_of_tensor(inputs.v)[3] ^= 1;
+  });
+  const Record r = run(Pass::forward, kCase, false).records.at(0);
+  EXPECT_EQ(r.status, Status::failed);
+  EXPECT_FALSE(r.time);
+}
+
+TEST_F(RunCase, AWritePastTheEndFails) {
+  add("output", [](int, const Inputs&, Outputs& outputs) { bytes_of_tensor(outputs.o)[outputs.o.nbytes()] = 1; });
+  add("input", [](int, const Inputs& inputs, Outputs&) { bytes_of_tensor(inputs.q)[inputs.q.storage().nbytes() + 8] = 1; });
+  add("scratch", [](int, const Inputs&, Outputs&) { bytes_of_tensor(at::empty({8}, at::kFloat))[-4] = 1; });
+  const Answers answers = run(Pass::forward);
+  for (const Record& r : answers.records) EXPECT_EQ(r.status, Status::failed) << r.backend;
+  EXPECT_THAT(answers.records.at(0).reason, StartsWith("wrote 1 bytes past the end of its output o"));
+  EXPECT_THAT(answers.records.at(1).reason, StartsWith("wrote 1 bytes past the end of its input q"));
+  EXPECT_THAT(answers.records.at(2).reason, StartsWith("wrote 1 bytes before the start of a block that it allocated"));
+}
+
+TEST_F(RunCase, AnUnwrittenOutputFails) {
+  add("lazy", [](int, const Inputs&, Outputs& outputs) {
+    if (outputs.dv.defined()) outputs.dv = at::empty(outputs.dv.sizes(), outputs.dv.options());
+  });
+  const Record r = run(Pass::backward).records.at(0);
+  EXPECT_EQ(r.status, Status::failed);
+  EXPECT_THAT(r.reason, HasSubstr("dv"));
+  EXPECT_THAT(r.reason, HasSubstr("nonfinite"));
+}
+
+TEST_F(RunCase, AWrongShapeFailsAndIsNotCompared) {
+  add("flat", [](int, const Inputs&, Outputs& outputs) { outputs.o = outputs.o.view({-1}); });
+  add("honest");
+  const Answers answers = run(Pass::forward);
+  EXPECT_EQ(answers.records.at(0).status, Status::failed);
+  EXPECT_THAT(answers.records.at(0).reason, HasSubstr("shape"));
+  ASSERT_EQ(answers.comparisons.size(), 1u);
+  EXPECT_EQ(answers.comparisons[0].differences.size(), 1u) << "lse alone";
+}
+
+TEST_F(RunCase, AResultThatChangesAfterTheFirstCallIsCaughtAfterTiming) {
+  add("fickle", [](int call, const Inputs&, Outputs& outputs) {
+    if (call > 1) bytes_of_tensor(outputs.o)[1] ^= 0x40;
+  });
+  const Record r = run(Pass::forward, kCase, false).records.at(0);
+  EXPECT_EQ(r.status, Status::failed);
+  EXPECT_THAT(r.reason, StartsWith("the last timed call gave another result: o"));
+  EXPECT_FALSE(r.time);
+}
+
+TEST_F(RunCase, CasesThatExpectADifferenceOrAThrow) {
+  add("wrong", [](int, const Inputs&, Outputs& outputs) { bytes_of_tensor(outputs.o)[1] ^= 0x40; });
+  add("honest");
+  add("throws", [](int, const Inputs&, Outputs&) { throw std::runtime_error("not with a past"); });
+  const Answers differ = run(Pass::forward, kCase + std::string(" # expect=must_differ"), false);
+  EXPECT_EQ(differ.records.at(0).status, Status::passed);
+  EXPECT_EQ(differ.records.at(1).status, Status::failed);
+  EXPECT_EQ(differ.records.at(2).status, Status::error);
+  const Answers thrown = run(Pass::forward, kCase + std::string(" # expect=must_throw"), false);
+  EXPECT_EQ(thrown.records.at(1).status, Status::failed);
+  EXPECT_EQ(thrown.records.at(2).status, Status::passed);
+  EXPECT_THAT(thrown.records.at(2).reason, HasSubstr("not with a past"));
+  for (const Record& r : thrown.records) EXPECT_FALSE(r.time);
+}
+
+TEST_F(RunCase, OutsideTheDeclaredCapabilitiesIsUnsupported) {
+  add("packed only");
+  const Record r = run(Pass::forward, "attention lq=8 d=16 dtype=fp32 softcap=30").records.at(0);
+  EXPECT_EQ(r.status, Status::unsupported);
+  EXPECT_THAT(r.reason, HasSubstr("softcap"));
+}
+
+TEST_F(RunCase, WhatDoesNotFitIsSkippedBeforeItRuns) {
+  add("greedy").predicted_bytes = int64_t(1) << 50;
+  const Record r = run(Pass::forward).records.at(0);
+  EXPECT_EQ(r.status, Status::skipped);
+  EXPECT_THAT(r.reason, StartsWith("needs 1048576.0 GiB"));
+}
+
+TEST_F(RunCase, TheEigenBackendIsJudgedByTheOtherOracle) {
+  Declaration eigen = fake_declaration("eigen");
+  eigen.implementation = "eigen";
+  bench.backends.push_back(std::make_unique<FakeBackend>(eigen));
+  const Record r = run(Pass::backward).records.at(0);
+  EXPECT_EQ(r.status, Status::passed) << r.reason;
+  EXPECT_EQ(r.oracle, "torch");
+}
+
+TEST_F(RunCase, PaddedCasesPassWithPoison) {
+  add("honest");
+  for (const char* pad : {"right", "left", "holes"})
+    for (Pass pass : {Pass::forward, Pass::backward}) {
+      const Record r = run(pass, std::string("attention hq=2 lens=9+0+17 d=16 layout=padded pad=") + pad).records.at(0);
+      EXPECT_EQ(r.status, Status::passed) << pad << " " << r.reason;
+    }
+}
+
+TEST_F(RunCase, BadRequestsAreAnsweredForEachRun) {
+  add("honest");
+  const Answers bad_case =
+      run(Request{1, "attention lqq=8 d=16", {{"honest", Pass::forward}, {"honest", Pass::backward}}, true, 10, 1});
+  ASSERT_EQ(bad_case.records.size(), 2u);
+  EXPECT_EQ(bad_case.records[1].status, Status::error);
+  EXPECT_THAT(bad_case.records[1].reason, HasSubstr("lqq"));
+  const Answers bad_backend = run(Request{1, kCase, {{"hones", Pass::forward}, {"honest", Pass::forward}}, true, 10, 1});
+  ASSERT_EQ(bad_backend.records.size(), 2u);
+  EXPECT_THAT(bad_backend.records[0].reason, HasSubstr("no backend 'hones'; it has: honest"));
+  EXPECT_EQ(bad_backend.records[1].status, Status::passed);
+}
+
+}  // namespace
+}  // namespace attnbench

@@ -1,0 +1,41 @@
+// The inputs of a case with the fingerprints they had when they were drawn: a backend that writes to them is seen.
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "harness/attention/inputs.hpp"
+
+namespace attnbench {
+
+/// Every tensor with its name; undefined ones are left out.
+using NamedTensors = std::vector<std::pair<std::string, at::Tensor>>;
+NamedTensors named_tensors(const Inputs& inputs);
+NamedTensors named_tensors(const Outputs& outputs);
+
+class SealedInputs {
+ public:
+  /// Draws them in checked memory (memory.hpp), so that a write outside of them is seen too.
+  SealedInputs(const Case& c, Conventions::Poison poison, const Device& device);
+
+  const Inputs& get() const { return inputs_; }
+
+  /// Names of the tensors that no longer hold what was drawn ("q, k"); empty: intact. Padding and poison count.
+  std::string overwritten() const;
+
+  /// Draws them anew into the same memory: who runs next is judged on the right inputs.
+  void restore();
+
+ private:
+  Inputs draw() const;
+
+  Case case_;
+  Conventions::Poison poison_;
+  Device device_;
+  Inputs inputs_;
+  std::vector<uint64_t> fingerprints_;  ///< in the order of named_tensors
+};
+
+}  // namespace attnbench
