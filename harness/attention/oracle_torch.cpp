@@ -81,7 +81,7 @@ TorchHead::TorchHead(const HeadProblem& h, c10::Device device)
   f_ = at::zeros({1, 1}, options_) + r_.f;
   const auto rows = [&](int64_t n, int64_t channels) { return at::zeros({n, channels}, options_); };
   o_ = rows(h.queries, h.dv), o_var_ = o_.clone();
-  lse_ = rows(h.queries, 1), sigma_ = lse_.clone(), o_nu_ = lse_.clone(), dq_nu_ = lse_.clone();
+  lse_ = rows(h.queries, 1), sigma_ = lse_.clone(), o_nu_ = lse_ + 1, dq_nu_ = lse_ + 1;
   dq_ = rows(h.queries, h.d), dq_var_ = dq_.clone(), dq_b_ = dq_.clone();
   dk_ = rows(h.stored_keys, h.d), dk_var_ = dk_.clone(), dk_b_ = dk_.clone();
   dv_ = rows(h.stored_keys, h.dv), dv_var_ = dv_.clone();

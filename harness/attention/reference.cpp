@@ -7,6 +7,8 @@
 #include <limits>
 #include <stdexcept>
 
+#include <ATen/Parallel.h>
+
 #include "harness/attention/oracle.hpp"
 #include "harness/attention/parallel.hpp"
 #include "harness/attention/tokens.hpp"
@@ -112,10 +114,29 @@ void Heads::with_head(int64_t i, const std::function<void(const HeadProblem&)>& 
   body(h);
 }
 
-/// LibTorch spreads each operation over the cores by itself.
-void for_each_head(OracleKind kind, int64_t count, const std::function<void(int64_t)>& body) {
-  if (kind == OracleKind::eigen) return for_each_in_parallel(count, body);
-  for (int64_t i = 0; i < count; ++i) body(i);
+/// While it lives, LibTorch runs every operation of the threads that called enter() on that thread alone.
+class OneThreadPerHead {
+ public:
+  OneThreadPerHead() : threads_(at::get_num_threads()) {}
+  ~OneThreadPerHead() { at::set_num_threads(threads_); }
+  void enter() const { at::set_num_threads(1); }
+
+ private:
+  int threads_;
+};
+
+/// Heads are spread over the cores, not the operations within them: a head's result does not depend on the number of
+/// threads, and small operations do not wait for each other.
+void for_each_head(c10::Device device, int64_t count, const std::function<void(int64_t)>& body) {
+  if (!device.is_cpu()) {
+    for (int64_t i = 0; i < count; ++i) body(i);
+    return;
+  }
+  const OneThreadPerHead one_thread;
+  for_each_in_parallel(count, [&](int64_t i) {
+    one_thread.enter();
+    body(i);
+  });
 }
 
 /// Places one head's rows [count][channels] into [token][heads][channels].
@@ -281,7 +302,7 @@ Reference make_reference(OracleKind kind, const Case& c, const Inputs& inputs, c
                          const Conventions& conventions) {
   const Heads heads(c, inputs, profile, conventions);
   std::vector<HeadAnswer> answers(heads.count());
-  for_each_head(kind, heads.count(), [&](int64_t i) {
+  for_each_head(inputs.q.device(), heads.count(), [&](int64_t i) {
     heads.with_head(i, [&](const HeadProblem& h) {
       answers[i] = kind == OracleKind::eigen ? eigen_head(h) : torch_head(h, inputs.q.device());
     });
@@ -301,7 +322,7 @@ ConditionalGradients given_output(OracleKind kind, const Case& c, const Inputs& 
   for (size_t at = 0; at < given.size(); ++at)  // what is not finite fails as O; it must not excuse the gradients
     if (!std::isfinite(given[at])) given[at] = reference.o.value[at];
   std::vector<HeadGradients> answers(heads.count());
-  for_each_head(kind, heads.count(), [&](int64_t i) {
+  for_each_head(inputs.q.device(), heads.count(), [&](int64_t i) {
     heads.with_head(i, [&](const HeadProblem& h) {
       const auto o_head = head_of(given, heads.first_query(i), h.queries, p.hq, heads.head(i), p.dv);
       answers[i] = kind == OracleKind::eigen ? eigen_head_given_output(h, o_head.data())
