@@ -2,6 +2,8 @@
 
 #include <algorithm>
 
+#include <fmt/format.h>
+
 namespace attnbench {
 namespace {
 
@@ -52,6 +54,16 @@ const Timing* timing_of(const Record& record) {
 
 bool is_gated(const RunData& run, const Record& record) {
   return std::find(run.gated.begin(), run.gated.end(), record.backend) != run.gated.end();
+}
+
+std::string device_title(const RunData& run, const std::string& device) {
+  for (const RunHeader& header : run.headers) {
+    if (!header.environment.contains("device")) continue;
+    const auto measured = header.environment["device"].get<Device>();
+    const bool same = device == measured.kind || device == fmt::format("{}:{}", measured.kind, measured.index);
+    if (same && !measured.name.empty()) return fmt::format("{}: {}", device, measured.name);
+  }
+  return device;
 }
 
 std::vector<std::pair<std::string, std::string>> environment_of(const RunHeader& header) {

@@ -23,6 +23,9 @@ const Timing* timing_of(const Record& record);
 /// Does the record decide the exit code?
 bool is_gated(const RunData& run, const Record& record);
 
+/// "cpu: AMD EPYC 9654", by the first header that names the device; else as the record has it, "cpu".
+std::string device_title(const RunData& run, const std::string& device);
+
 /// Text lines of the environment, flattened: {"cpu.model", "…"}; declarations of backends left out.
 std::vector<std::pair<std::string, std::string>> environment_of(const RunHeader& header);
 

@@ -104,7 +104,9 @@ RunData test_run() {
   run.headers = {{"20260102-030405-perf",
                   {"attnbench", "--suite", "perf", "--filter", "it's"},
                   "2026-01-02T03:04:05Z",
-                  {{"cpu", {{"model", "A \"fast\" CPU"}, {"threads", 2}}}, {"backends", {{"not", "shown"}}}}}};
+                  {{"cpu", {{"model", "A \"fast\" CPU"}, {"threads", 2}}},
+                   {"device", {{"kind", "cpu"}, {"index", 0}, {"sm", nullptr}, {"name", "Test CPU"}}},
+                   {"backends", {{"not", "shown"}}}}}};
   run.backends = {declared("flash_varlen", true), declared("eager", false)};
   run.gated = {"flash_varlen"};
   run.records.push_back(timed(kPadded, "flash_varlen", Pass::forward, 100, true));
