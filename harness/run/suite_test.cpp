@@ -1,0 +1,282 @@
+#include "harness/run/suite.hpp"
+
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <filesystem>
+#include <fstream>
+#include <random>
+#include <set>
+#include <sstream>
+
+#include "harness/run/case_keys.hpp"
+#include "harness/run/data_files.hpp"
+#include "harness/run/names.hpp"
+
+namespace attnbench {
+namespace {
+
+namespace fs = std::filesystem;
+
+class SuiteFiles : public testing::Test {
+ protected:
+  void SetUp() override {
+    folder_ = fs::path(testing::TempDir()) / ("attnbench-suite-" + std::to_string(::getpid()));
+    fs::create_directories(folder_);
+  }
+  void TearDown() override { fs::remove_all(folder_); }
+
+  std::string write(const std::string& name, const std::string& text) const {
+    std::ofstream(folder_ / name, std::ios::binary) << text;
+    return (folder_ / name).string();
+  }
+
+  std::vector<std::string> lines(const std::string& text) const {
+    std::vector<std::string> result;
+    for (const SuiteCase& entry : load_suite(write("x.suite", text)).cases) result.push_back(format_line(entry.c));
+    return result;
+  }
+
+  std::string message(const std::string& text) const {
+    try {
+      load_suite(write("x.suite", text));
+    } catch (const CaseError& error) {
+      return error.what();
+    }
+    return "accepted";
+  }
+
+  fs::path folder_;
+};
+
+using Lines = std::vector<std::string>;
+
+void expect_part(const std::string& message, std::string_view part) {
+  EXPECT_NE(message.find(part), std::string::npos) << message << "\n  lacks " << part;
+}
+
+TEST_F(SuiteFiles, CommasSweepAndTheLastKeyVariesFastest) {
+  EXPECT_EQ(lines("attention d=64,128 lq=1,2"),
+            (Lines{"attention d=64 lq=1", "attention d=64 lq=2", "attention d=128 lq=1", "attention d=128 lq=2"}));
+  EXPECT_EQ(lines("attention d=8 lens=uniform(1,9),3+4"), (Lines{"attention d=8 lens=uniform(1,9)", "attention d=8 lens=3+4"}));
+}
+
+TEST_F(SuiteFiles, CommentsAndBlankLinesAreSkippedAndDuplicatesDropped) {
+  const Suite suite = load_suite(write("x.suite",
+                                       "# a comment, with=commas\r\n\n   # another\nattention d=8 lq=1 # timed=no\n"
+                                       "attention lq=1,2 d=8\r\n"));
+  ASSERT_EQ(suite.name, "x");
+  ASSERT_EQ(suite.cases.size(), 2u);
+  EXPECT_FALSE(suite.cases[0].c.metadata.timed);
+  EXPECT_EQ(suite.cases[0].where, (folder_ / "x.suite").string() + ":4");
+  EXPECT_EQ(suite.cases[1].where, (folder_ / "x.suite").string() + ":5");
+}
+
+TEST_F(SuiteFiles, WithGivesDefaultsThatTheLineOverrides) {
+  EXPECT_EQ(lines("with d=64 dtype=fp16,fp32 # timed=no\n"
+                  "attention lq=1\n"
+                  "attention lq=1 dtype=bf16 # timed=yes name=x\n"
+                  "with d=8\n"
+                  "attention lq=2\n"
+                  "with\n"
+                  "attention lq=3 d=1\n"),
+            (Lines{"attention d=64 lq=1 dtype=fp16 # timed=no", "attention d=64 lq=1 dtype=fp32 # timed=no",
+                   "attention d=64 lq=1 # name=x", "attention d=8 lq=2", "attention d=1 lq=3"}));
+}
+
+TEST_F(SuiteFiles, IncludeTakesTheFileBesideAndItsDefaultsStayInside) {
+  write("other.suite", "with d=16\nattention lq=1\n");
+  EXPECT_EQ(lines("with d=8\ninclude other\nattention lq=1,2\n"),
+            (Lines{"attention d=16 lq=1", "attention d=8 lq=1", "attention d=8 lq=2"}));
+  expect_part(message("include nowhere"), "x.suite:1: unknown suite 'nowhere'");
+  expect_part(message("include x"), "includes itself");
+  expect_part(message("include"), "expected 'include NAME'");
+  expect_part(message("include a b"), "expected 'include NAME'");
+}
+
+TEST_F(SuiteFiles, AnErrorNamesFileLineAndColumn) {
+  expect_part(message("\nattention d=64 lq=1\nattention d=64 lqq=1\n"), "x.suite:3, column 16: unknown key 'lqq'");
+  expect_part(message("attention d=64 lq=1,x\n"), "x.suite:1, column 16: lq=x: expected a whole number");
+  expect_part(message("attention d=64, lq=1\n"), "a value on each side of every comma");
+  expect_part(message("with dtype=fp61\nattention d=64 lq=1\n"), "x.suite:1, column 6: dtype=fp61");
+  expect_part(message("with hd=64\n"), "x.suite:1, column 6: unknown key 'hd'");
+  expect_part(message("with d=0\nattention d=64 lq=1\n"), "x.suite:1, column 6: d=0");
+  expect_part(message("width d=0\n"), "unknown operation 'width'");
+  expect_part(message("# nothing\n"), "the suite holds no case");
+}
+
+TEST_F(SuiteFiles, HugeSweepsAreRefusedBeforeTheyAreExpanded) {
+  std::string values = "0";
+  for (int i = 1; i < 1000; ++i) values += "," + std::to_string(i);
+  expect_part(message("attention d=64 lq=" + values + " lk=" + values + " seed=" + values),
+              "x.suite:1, column 1: the sweeps of this line stand for more than 100000 cases");
+  expect_part(message("with d=64 lq=" + values + " lk=" + values + "\n"), "more than 100000 cases");
+  std::string many_lines;
+  for (int i = 0; i < 101; ++i) many_lines += "attention d=64 lk=" + std::to_string(i) + " lq=" + values + "\n";
+  expect_part(message(many_lines), "x.suite:101, column 1");
+}
+
+TEST_F(SuiteFiles, BinaryNoiseIsRefusedWithASentence) {
+  std::mt19937_64 random(3);
+  for (int file = 0; file < 200; ++file) {
+    std::string noise(1 + random() % 3000, '\0');
+    for (char& byte : noise) byte = static_cast<char>(random());
+    expect_part(message("attention d=64 lq=1\n\x01" + noise), "x.suite:2, column 1: byte 0x01 is not text");
+    EXPECT_NE(message(noise), "accepted");
+  }
+}
+
+TEST_F(SuiteFiles, MutatedSuitesNeverCrash) {
+  std::mt19937_64 random(4);
+  const std::string text =
+      "with d=64 # timed=no\nattention lq=1,2 lk=3\ninclude smoke\nattention lens=uniform(1,2) mask=causal,none\n";
+  for (int i = 0; i < 2000; ++i) {
+    std::string changed = text;
+    for (int change = 0; change < 3; ++change) changed[random() % changed.size()] = static_cast<char>(random());
+    EXPECT_FALSE(message(changed).empty());
+  }
+}
+
+TEST_F(SuiteFiles, AMissingFileOrFolderIsASentence) {
+  EXPECT_THROW(load_suite((folder_ / "absent.suite").string()), CaseError);
+  EXPECT_THROW(load_suite(folder_.string()), CaseError);
+  EXPECT_THROW(load_suite(std::string(5000, 'x')), CaseError);
+  EXPECT_THROW(load_suite("/dev/zero"), CaseError);
+  EXPECT_THROW(load_suite(""), CaseError);
+  try {
+    load_suite("smok");
+    FAIL();
+  } catch (const CaseError& error) {
+    expect_part(error.what(), "unknown suite 'smok' (known: edge, full, gradient, parity, perf, smoke)");
+    expect_part(error.what(), "did you mean 'smoke'?");
+  }
+}
+
+TEST(ExpandLine, SweepsAndNamesItsPlace) {
+  const auto cases = expand_line("attention d=64,128 lq=5", "--case");
+  ASSERT_EQ(cases.size(), 2u);
+  EXPECT_EQ(cases[1].where, "--case");
+  try {
+    expand_line("with d=64", "--case");
+    FAIL();
+  } catch (const CaseError& error) {
+    expect_part(error.what(), "--case, column 1: unknown operation 'with'");
+  }
+}
+
+TEST_F(SuiteFiles, TheHomeIsFoundByVariableProgramOrSource) {
+  const fs::path home = folder_ / "home", other = folder_ / "other";
+  fs::create_directories(home / "cases");
+  fs::create_directories(home / "build" / "bin");
+  fs::create_directories(other);
+  std::ofstream(home / "cases" / "full.suite") << "attention d=1 lq=1\n";
+  EXPECT_EQ(find_home(home.string(), "/nowhere/x", "/nowhere"), home);
+  EXPECT_EQ(find_home(std::nullopt, home / "build" / "bin" / "attnbench", "/nowhere"), home);
+  EXPECT_EQ(find_home(std::nullopt, other / "attnbench", home), home);
+  EXPECT_EQ(find_home(std::nullopt, "", home), home);
+  EXPECT_THROW(find_home(other.string(), home / "build" / "x", home), CaseError);
+  EXPECT_THROW(find_home(std::nullopt, "/nowhere/x", "/nowhere"), CaseError);
+}
+
+/// The suites that come with the program.
+std::set<std::string> identities(const Suite& suite) {
+  std::set<std::string> result;
+  for (const SuiteCase& entry : suite.cases) result.insert(format_case(entry.c));
+  return result;
+}
+
+TEST(Suites, AreTheseAndFullHoldsAllOfThem) {
+  EXPECT_EQ(known_suites(), (Lines{"edge", "full", "gradient", "parity", "perf", "smoke"}));
+  const auto full = identities(load_suite("full"));
+  for (const std::string& name : known_suites()) {
+    const auto part = identities(load_suite(name));
+    EXPECT_TRUE(std::ranges::includes(full, part)) << name;
+  }
+}
+
+TEST(Suites, OnlySmokeAndPerfAreTimedAndFullKeepsTheirTimes) {
+  for (const std::string name : {"parity", "gradient", "edge"})
+    for (const SuiteCase& entry : load_suite(name).cases) EXPECT_FALSE(entry.c.metadata.timed) << entry.where;
+  std::set<std::string> timed;
+  for (const SuiteCase& entry : load_suite("full").cases)
+    if (entry.c.metadata.timed) timed.insert(format_case(entry.c));
+  for (const SuiteCase& entry : load_suite("perf").cases) EXPECT_TRUE(timed.contains(format_case(entry.c))) << entry.where;
+}
+
+TEST(Suites, HoldTheMissionsMatrix) {
+  std::set<std::string> seen;
+  for (const SuiteCase& entry : load_suite("parity").cases) {
+    const Problem& p = entry.c.problem;
+    if (p.hq != 6 || entry.c.metadata.device == DeviceKind::cuda) continue;
+    seen.insert(std::string(name_of(p.dtype)) + std::to_string(p.d) + std::string(name_of(p.layout)) +
+                std::string(name_of(p.mask)) + std::string(name_of(p.align)) + std::to_string(p.hkv));
+  }
+  for (std::string dtype : {"fp16", "bf16"})
+    for (std::string d : {"64", "128"})
+      for (std::string layout : {"packed", "padded"})
+        for (std::string mask : {"nonebottom_right", "causalbottom_right", "causaltop_left"})
+          for (std::string hkv : {"6", "2", "1"})
+            EXPECT_TRUE(seen.contains(dtype + d + layout + mask + hkv)) << dtype << d << layout << mask << hkv;
+}
+
+TEST(Suites, GradientUsesEveryGeneratorInEveryDtype) {
+  std::set<std::pair<Fill, Dtype>> fills;
+  std::set<std::pair<Dout, Dtype>> douts;
+  for (const SuiteCase& entry : load_suite("gradient").cases) {
+    fills.insert({entry.c.fill, entry.c.problem.dtype});
+    douts.insert({entry.c.dout, entry.c.problem.dtype});
+  }
+  EXPECT_EQ(fills.size(), kNames<Fill>.size() * kNames<Dtype>.size());
+  EXPECT_EQ(douts.size(), kNames<Dout>.size() * kNames<Dtype>.size());
+}
+
+std::string readme() {
+  std::stringstream text;
+  text << std::ifstream(fs::path(ATTNBENCH_SOURCE_DIR) / "cases" / "README.md").rdbuf();
+  return text.str();
+}
+
+/// The lines of all fenced blocks of this kind.
+Lines examples(const std::string& kind) {
+  Lines result;
+  bool inside = false;
+  std::istringstream text(readme());
+  for (std::string line; std::getline(text, line);) {
+    if (line.starts_with("```"))
+      inside = line.substr(3) == kind;
+    else if (inside)
+      result.push_back(line);
+  }
+  return result;
+}
+
+TEST(Readme, ItsExamplesParseAndComeBack) {
+  const Lines lines = examples("attnbench");
+  EXPECT_GE(lines.size(), 8u);
+  for (const std::string& line : lines) {
+    const auto cases = expand_line(line, "README.md");
+    if (cases.size() == 1) {
+      EXPECT_EQ(format_line(cases[0].c), line);
+    }
+    for (const SuiteCase& entry : cases) EXPECT_EQ(parse_case(format_line(entry.c)), entry.c) << line;
+  }
+  EXPECT_EQ(expand_line("attention hq=6 hkv=6,2 d=64,128 lq=257 dtype=fp16,bf16", "").size(), 8u);
+}
+
+TEST_F(SuiteFiles, TheReadmesSuiteIsOne) {
+  std::string text;
+  for (const std::string& line : examples("attnbench-suite")) text += line + "\n";
+  EXPECT_EQ(lines(text).size(), 4u);
+}
+
+TEST(Readme, ExplainsEveryKeyAndEveryName) {
+  const std::string text = readme();
+  for (auto keys : {case_keys(), metadata_keys()})
+    for (const Key& key : keys) EXPECT_NE(text.find("| `" + std::string(key.name) + "` |"), std::string::npos) << key.name;
+  for (const auto& names : {all_names<Dtype>(), all_names<Fill>(), all_names<Dout>(), all_names<Strides>(), all_names<Pad>()})
+    for (std::string_view name : names) EXPECT_NE(text.find(name), std::string::npos) << name;
+  for (const std::string& name : known_suites()) EXPECT_NE(text.find("| " + name + " |"), std::string::npos) << name;
+}
+
+}  // namespace
+}  // namespace attnbench
