@@ -76,6 +76,11 @@ Coordinator::Coordinator(WorkerSettings settings) : settings_(std::move(settings
   ensure_worker();
 }
 
+void Coordinator::finish() {
+  if (worker_) worker_->close(Clock::now() + kFarewell);
+  worker_.reset();
+}
+
 WorkerProcess::Deadline Coordinator::deadline() const {
   return Clock::now() + as_milliseconds(settings_.timeout_s);
 }
@@ -118,8 +123,8 @@ void Coordinator::ensure_worker() {
     const std::string said = last_lines(settings_.log, log_begin_);
     if (exit_code == kExitUsage) throw UsageError(said.empty() ? "the worker refused its options" : said);
     if (++failures == kMostFailedStarts || exit_code == 127)
-      throw InfrastructureError(fmt::format("no worker could be kept alive: {}; it {}; its log ({}) ends: {}", problem, ended,
-                                            settings_.log.string(), said.empty() ? "(empty)" : said));
+      throw InfrastructureError(fmt::format("no worker could be kept alive: {}; it {}; its log ends: {}", problem, ended,
+                                            said.empty() ? "(empty)" : said));
   }
 }
 

@@ -48,6 +48,9 @@ class Coordinator {
   /// Throws InfrastructureError if workers keep dying before they begin with anything, Interrupted after a signal.
   void run_case(const PlannedCase& planned, const RunFields& fields, ResultSink& sink);
 
+  /// Ends the worker in peace. Without it the worker is killed.
+  void finish();
+
  private:
   struct Attempt;
   void start_worker();

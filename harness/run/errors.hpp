@@ -17,4 +17,10 @@ class InfrastructureError : public std::runtime_error {
   using std::runtime_error::runtime_error;
 };
 
+/// The filter left nothing. Exit code 4.
+class NothingMatched : public std::runtime_error {
+ public:
+  using std::runtime_error::runtime_error;
+};
+
 }  // namespace attnbench

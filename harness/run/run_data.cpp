@@ -1,5 +1,6 @@
 #include "harness/run/run_data.hpp"
 
+#include <algorithm>
 #include <fstream>
 #include <iterator>
 
@@ -23,7 +24,14 @@ std::string read_text(const fs::path& file) {
 void read_environment(const nlohmann::json& environment, RunData& run) {
   const JsonReader in(environment, "run.environment");
   if (in.has("backends")) {
-    run.backends = in.array("backends").get<std::vector<Declaration>>();
+    for (Declaration& declaration : in.array("backends").get<std::vector<Declaration>>()) {
+      const auto same =
+          std::find_if(run.backends.begin(), run.backends.end(), [&](const auto& d) { return d.name == declaration.name; });
+      if (same == run.backends.end())
+        run.backends.push_back(std::move(declaration));
+      else
+        *same = std::move(declaration);
+    }
     run.gated.clear();
     for (const Declaration& declaration : run.backends)
       if (declaration.ours) run.gated.push_back(declaration.name);

@@ -21,7 +21,7 @@ struct RunData {
   std::vector<RunHeader> headers;       ///< the first line, and one for each resume
   std::vector<Record> records;          ///< in the order in which they were written
   std::vector<Comparison> comparisons;  ///< likewise
-  std::vector<Declaration> backends;    ///< from the headers' environment.backends, in the worker's order
+  std::vector<Declaration> backends;    ///< of all headers' environment.backends; the last one of a name counts
   std::vector<std::string> gated;       ///< backends whose red results decide the exit code: environment.gated, else `ours`
   std::vector<std::string> warnings;    ///< what had to be left out: a cut last line
 };

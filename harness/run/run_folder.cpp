@@ -91,6 +91,15 @@ void RunFolder::sync_if_due() {
   last_sync_ = Clock::now();
 }
 
+bool RunFolder::discard_if_empty() {
+  if (lseek(file_, 0, SEEK_END) != 0) return false;
+  std::error_code ignored;  // what cannot be taken away does no harm
+  fs::remove(folder_ / kResultsFile, ignored);
+  fs::remove(worker_log(), ignored);
+  fs::remove(folder_, ignored);  // only if it is empty
+  return true;
+}
+
 std::string make_run_id(const std::string& suite) {
   return fmt::format("{:%Y%m%d-%H%M%S}-{}", fmt::gmtime(std::time(nullptr)), suite);
 }

@@ -30,6 +30,9 @@ class RunFolder {
   /// Throws RunError if the line cannot be written (disk full).
   void append(const nlohmann::json& line);
   void sync_if_due();
+  /// Takes a folder away in which no line was written: a run that could not begin leaves nothing behind.
+  /// True if it did.
+  bool discard_if_empty();
 
  private:
   RunFolder(std::filesystem::path folder, int open_flags);

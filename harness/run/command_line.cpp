@@ -1,0 +1,208 @@
+#include "harness/run/command_line.hpp"
+
+#include <charconv>
+#include <cmath>
+
+#include <fmt/format.h>
+#include <fmt/ranges.h>
+#include <CLI/CLI.hpp>
+
+#include "harness/run/errors.hpp"
+#include "harness/run/nearest.hpp"
+
+namespace attnbench {
+namespace {
+
+constexpr const char* kRunExamples = R"(
+Examples:
+  attnbench --suite smoke                          a minute: does everything here compute attention?
+  attnbench --suite full --out runs/mine           all suites; results.jsonl, summary.md, … in runs/mine
+  attnbench --resume runs/mine                     goes on where a run was interrupted
+  attnbench --case "attention hq=4 lq=512 d=64 mask=causal" --backend flash_varlen,eager
+  attnbench --suite gradient --filter "backward.*mask=causal"      only what matches
+  attnbench --suite perf --filter "-dtype=fp16"    all but what matches
+  attnbench --suite full --shard 2/8               the second of eight parts; `attnbench merge` joins them
+  attnbench list --suite smoke                     the cases of a suite, one line each
+  attnbench support                                which backend can do what on this machine, and why not
+
+Exit codes: 0 passed | 1 a gated backend is wrong | 2 bad option, case or file | 3 no worker, or too little evidence
+            4 nothing matched | 77 everything was skipped | 130, 143 interrupted: continue with --resume)";
+
+/// Texts as they were typed, before they are checked.
+struct TypedOptions {
+  std::vector<std::string> backends;
+  std::string pass = "both", shard = "1/1", assume_sm;
+};
+
+[[noreturn]] void refuse(const std::string& option, const std::string& got, const std::string& expected) {
+  throw UsageError(fmt::format("{} {}: expected {}", option, got, expected));
+}
+
+std::optional<int64_t> whole_number(std::string_view text) {
+  int64_t number = 0;
+  const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), number);
+  if (error != std::errc() || end != text.data() + text.size() || text.empty()) return std::nullopt;
+  return number;
+}
+
+Shard parse_shard(const std::string& text) {
+  const size_t slash = text.find('/');
+  const auto index = whole_number(std::string_view(text).substr(0, slash));
+  const auto count = slash == std::string::npos ? std::nullopt : whole_number(std::string_view(text).substr(slash + 1));
+  if (!index || !count || *index < 1 || *index > *count) refuse("--shard", text, "I/N with 1 <= I <= N, as in 2/8");
+  return {*index, *count};
+}
+
+std::optional<Pass> parse_pass(const std::string& text) {
+  if (text == "both") return std::nullopt;
+  for (Pass pass : {Pass::forward, Pass::backward})
+    if (text == name_of(pass)) return pass;
+  refuse("--pass", text, "forward, backward or both" + did_you_mean(text, {"forward", "backward", "both"}));
+}
+
+std::optional<int> parse_sm(const std::string& text) {
+  if (text.empty()) return std::nullopt;
+  const size_t dot = text.find('.');
+  const auto major = whole_number(std::string_view(text).substr(0, dot));
+  const auto minor = dot == std::string::npos ? std::nullopt : whole_number(std::string_view(text).substr(dot + 1));
+  if (!major || !minor || *major < 1 || *major > 99 || *minor < 0 || *minor > 9)
+    refuse("--assume-sm", text, "a compute capability, as in 7.5");
+  return static_cast<int>(*major * 10 + *minor);
+}
+
+void check(const WorkerOptions& worker) {
+  const std::string& device = worker.device;
+  const bool cuda_index = device.starts_with("cuda:") && whole_number(device.substr(5)).value_or(-1) >= 0;
+  if (device != "cpu" && device != "cuda" && !cuda_index)
+    refuse("--device", device, "cpu, cuda or cuda:N" + did_you_mean(device, {"cpu", "cuda"}));
+  constexpr double kLongestTimeout_s = 1e6;
+  if (!(worker.timeout_s > 0 && worker.timeout_s <= kLongestTimeout_s))
+    refuse("--timeout", fmt::format("{}", worker.timeout_s), "seconds, above 0 and at most a million");
+}
+
+void add_worker_options(CLI::App& app, WorkerOptions& worker) {
+  app.add_option("--device", worker.device, "cpu, cuda or cuda:N")->type_name("DEVICE")->capture_default_str();
+  app.add_option("--worker", worker.command, "command of another worker that speaks the protocol")->type_name("CMD");
+  app.add_option("--timeout", worker.timeout_s, "seconds for one case in one backend; then the worker is killed")
+      ->type_name("S")
+      ->capture_default_str();
+}
+
+void add_run_options(CLI::App& app, RunCommand& run, TypedOptions& typed) {
+  app.add_option("--suite", run.suites, "names or files; attnbench list shows them")->type_name("NAME|FILE");
+  app.add_option("--case", run.cases, "a case, as the suites write it")->type_name("LINE");
+  app.add_option("--backend", typed.backends, "only these (a,b,…)")->delimiter(',')->type_name("LIST");
+  app.add_option("--pass", typed.pass, "forward, backward or both")->type_name("PASS")->capture_default_str();
+  app.add_option("--filter", run.selection.filter, "regular expression over \"backend pass case\"; a leading '-' excludes")
+      ->type_name("REGEX");
+  app.add_option("--shard", typed.shard, "only part I of N")->type_name("I/N");
+  app.add_option("--gate", run.gate, "backends that decide the exit code: NAME,…, all or none [the project's own]")
+      ->type_name("LIST");
+  app.add_flag("--check-only", run.check_only, "judge, do not measure");
+  app.add_option("--out", run.out, "folder of the results [runs/<date>-<time>-<suite>]")->type_name("DIR");
+  app.add_option("--resume", run.resume, "go on with the run in this folder; alone, with its own options")->type_name("DIR");
+  app.add_option("--assume-sm", typed.assume_sm, "flag what is unsafe on this compute capability")->type_name("X.Y");
+}
+
+/// What a --resume without cases may say: the rest is known from the run.
+void check_resume(const CLI::App& app, const RunCommand& run) {
+  if (run.resume.empty() || !run.suites.empty() || !run.cases.empty()) return;
+  for (const char* option : {"--backend", "--pass", "--filter", "--shard", "--check-only", "--assume-sm", "--device"})
+    if (app.count(option) > 0)
+      throw UsageError(
+          fmt::format("--resume {}: continues with the options of the run; leave out {}", run.resume.string(), option));
+}
+
+RunCommand finish_run(const CLI::App& app, RunCommand run, const TypedOptions& typed) {
+  if (!run.out.empty() && !run.resume.empty())
+    throw UsageError("--out with --resume: a resumed run stays in its folder; give one of them");
+  if (run.suites.empty() && run.cases.empty() && run.resume.empty())
+    throw UsageError("nothing to run: give --suite NAME, --case LINE or --resume DIR (attnbench --help shows examples)");
+  check_resume(app, run);
+  run.selection.backends = typed.backends;
+  run.selection.pass = parse_pass(typed.pass);
+  run.selection.shard = parse_shard(typed.shard);
+  run.assume_sm = parse_sm(typed.assume_sm);
+  check(run.worker);
+  return run;
+}
+
+/// The sentence for what CLI11 refused.
+std::string explain(const CLI::ParseError& error, const CLI::App& app, const std::vector<std::string>& arguments) {
+  const CLI::App* subcommand = app.get_subcommands().empty() ? &app : app.get_subcommands().front();
+  std::vector<std::string> known;
+  for (const CLI::Option* option : subcommand->get_options())
+    for (const std::string& name : option->get_lnames()) known.push_back("--" + name);
+  const std::vector<std::string_view> known_options(known.begin(), known.end());
+  for (const std::string& argument : arguments) {
+    const std::string name = argument.substr(0, argument.find('='));
+    const bool is_option = name.starts_with("--");
+    if (is_option && std::find(known.begin(), known.end(), name) == known.end())
+      return fmt::format("unknown option {}{}", name, did_you_mean(name, known_options));
+  }
+  const auto* extras = dynamic_cast<const CLI::ExtrasError*>(&error);
+  if (!extras) return error.what();
+  return fmt::format("{}{}", error.what(), did_you_mean(arguments.front(), {"run", "list", "support", "merge", "report"}));
+}
+
+}  // namespace
+
+Command parse_command_line(const std::vector<std::string>& arguments, const std::vector<std::string>& report_formats) {
+  CLI::App app{
+      "Runs identical attention cases through every backend of this machine, judges outputs and gradients against a\n"
+      "float64 oracle, and times only what is right.\n",
+      "attnbench"};
+  app.footer(kRunExamples);
+  app.require_subcommand(0, 1);
+  RunCommand run;
+  TypedOptions typed;
+  add_run_options(app, run, typed);
+  add_worker_options(app, run.worker);
+
+  ListCommand list;
+  CLI::App& list_app = *app.add_subcommand("list", "the suites, or the cases of suites");
+  list_app.add_option("--suite", list.suites, "print its cases, one canonical line each")->type_name("NAME|FILE");
+  list_app.add_flag("--explain", list.explain, "with names, sources and reasons");
+  SupportCommand support;
+  std::string support_sm;
+  CLI::App& support_app = *app.add_subcommand("support", "backends x capabilities on this machine, and every reason why not");
+  support_app.add_option("--assume-sm", support_sm, "flag what is unsafe on this compute capability")->type_name("X.Y");
+  add_worker_options(support_app, support.worker);
+  MergeCommand merge;
+  CLI::App& merge_app = *app.add_subcommand("merge", "join the parts of a run (--shard) into one");
+  merge_app.add_option("runs", merge.runs, "folders of runs, in any order")->required()->type_name("DIR");
+  merge_app.add_option("--out", merge.out, "folder of the whole")->required()->type_name("DIR");
+  ReportCommand report;
+  CLI::App& report_app = *app.add_subcommand("report", "print a run again, from its records alone");
+  report_app.add_option("run", report.run, "folder of a run, or its results.jsonl")->required()->type_name("RUN");
+  report_app.add_option("--format", report.format, fmt::format("{}", fmt::join(report_formats, ", ")))
+      ->type_name("FORMAT")
+      ->capture_default_str();
+
+  if (arguments.empty()) return HelpCommand{app.help(), false};
+  std::vector<std::string> words(arguments.rbegin(), arguments.rend());  // CLI11 takes them from the back
+  if (words.back() == "run") words.pop_back();
+  try {
+    app.parse(words);
+  } catch (const CLI::CallForHelp&) {
+    return HelpCommand{(app.get_subcommands().empty() ? &app : app.get_subcommands().front())->help()};
+  } catch (const CLI::ParseError& error) {
+    throw UsageError(explain(error, app, arguments));
+  }
+  if (list_app) return list;
+  if (support_app) {
+    check(support.worker);
+    support.assume_sm = parse_sm(support_sm);
+    return support;
+  }
+  if (merge_app) return merge;
+  if (report_app) {
+    const std::vector<std::string_view> known(report_formats.begin(), report_formats.end());
+    if (std::find(known.begin(), known.end(), report.format) == known.end())
+      refuse("--format", report.format, fmt::format("{}{}", fmt::join(known, ", "), did_you_mean(report.format, known)));
+    return report;
+  }
+  return finish_run(app, run, typed);
+}
+
+}  // namespace attnbench

@@ -1,0 +1,58 @@
+// The command line of attnbench: words in, one Command out.
+#pragma once
+
+#include <filesystem>
+#include <optional>
+#include <string>
+#include <variant>
+#include <vector>
+
+#include "harness/run/plan.hpp"
+
+namespace attnbench {
+
+/// A worker and the device that it is to use.
+struct WorkerOptions {
+  std::string device = "cpu";  ///< cpu, cuda, cuda:N
+  std::string command;         ///< a shell command; empty: attnbench-worker beside this executable
+  double timeout_s = 300;
+};
+
+struct RunCommand {
+  std::vector<std::string> suites, cases;
+  Selection selection;
+  std::string gate;  ///< "": the backends marked ours
+  bool check_only = false;
+  std::filesystem::path out, resume;  ///< at most one of them
+  std::optional<int> assume_sm;       ///< 75 = SM 7.5
+  WorkerOptions worker;
+};
+struct ListCommand {
+  std::vector<std::string> suites;  ///< empty: the names of all suites
+  bool explain = false;
+};
+struct SupportCommand {
+  std::optional<int> assume_sm;
+  WorkerOptions worker;
+};
+struct MergeCommand {
+  std::vector<std::filesystem::path> runs;
+  std::filesystem::path out;
+};
+struct ReportCommand {
+  std::filesystem::path run;
+  std::string format = "table";
+};
+/// --help: the text to print; no arguments at all: the same, as a usage error.
+struct HelpCommand {
+  std::string text;
+  bool asked_for = true;
+};
+
+using Command = std::variant<RunCommand, ListCommand, SupportCommand, MergeCommand, ReportCommand, HelpCommand>;
+
+/// `arguments` without the program's name. Throws UsageError: unknown options with the nearest known one, values out of range,
+/// options that exclude each other. `report_formats`: what --format takes.
+Command parse_command_line(const std::vector<std::string>& arguments, const std::vector<std::string>& report_formats);
+
+}  // namespace attnbench

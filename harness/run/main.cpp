@@ -1,0 +1,116 @@
+// attnbench: the command line. It alone knows cases, the run and the reports.
+#include <cstdio>
+#include <exception>
+
+#include <fmt/format.h>
+#include <sys/ioctl.h>
+#include <unistd.h>
+
+#include "harness/run/command_line.hpp"
+#include "harness/run/errors.hpp"
+#include "harness/run/gate.hpp"
+#include "harness/run/interrupt.hpp"
+#include "harness/run/list_cases.hpp"
+#include "harness/run/merge_runs.hpp"
+#include "harness/run/run_suites.hpp"
+#include "reports/support.hpp"
+#include "reports/write_reports.hpp"
+
+namespace attnbench {
+namespace {
+
+namespace fs = std::filesystem;
+
+TextStyle style_of_stdout() {
+  TextStyle style;
+  if (isatty(STDOUT_FILENO) != 1) return style;
+  style.colour = std::getenv("NO_COLOR") == nullptr;
+  winsize size{};
+  if (ioctl(STDOUT_FILENO, TIOCGWINSZ, &size) == 0 && size.ws_col > 0) style.width = size.ws_col;
+  return style;
+}
+
+/// Writes the reports beside the records, prints the console's, and answers with the run's exit code.
+int conclude(const fs::path& folder) {
+  write_reports(folder);
+  const RunData run = read_run(folder);
+  const GateResult result = apply_gate(run);
+  fmt::print("{}\nresults: {}/ (results.jsonl, results.csv, summary.md, benchmark.json)\n{}\n",
+             render_report(run, "table", style_of_stdout()), folder.string(), result.sentence);
+  return result.exit_code;
+}
+
+int execute(const RunCommand& command, const std::vector<std::string>& arguments) {
+  catch_interrupts();
+  const RunOutcome outcome = run_suites(command, arguments);
+  if (!outcome.interrupted) return conclude(outcome.folder);
+  if (outcome.folder.empty())
+    fmt::print(stderr, "attnbench: interrupted before the run began\n");
+  else
+    fmt::print(stderr, "attnbench: interrupted; continue with: attnbench --resume {}\n", outcome.folder.string());
+  return 128 + *outcome.interrupted;
+}
+
+int execute(const ListCommand& command, const std::vector<std::string>&) {
+  fmt::print("{}", command.suites.empty() ? list_suites() : list_cases(load_cases(command.suites, {}), command.explain));
+  return kExitOk;
+}
+
+int execute(const SupportCommand& command, const std::vector<std::string>&) {
+  catch_interrupts();
+  const fs::path log = fs::temp_directory_path() / fmt::format("attnbench-support-{}.log", getpid());
+  struct RemoveLog {
+    fs::path path;
+    ~RemoveLog() {
+      std::error_code ignored;
+      fs::remove(path, ignored);
+    }
+  } remove_log{log};
+  Coordinator coordinator({worker_command(command.worker), log, command.worker.timeout_s});
+  fmt::print("{}", support_report(coordinator.hello(), command.assume_sm, style_of_stdout()));
+  coordinator.finish();
+  return kExitOk;
+}
+
+int execute(const MergeCommand& command, const std::vector<std::string>&) {
+  for (const std::string& message : merge_runs(command.runs, command.out)) fmt::print(stderr, "attnbench merge: {}\n", message);
+  return conclude(command.out);
+}
+
+int execute(const ReportCommand& command, const std::vector<std::string>&) {
+  fmt::print("{}\n", render_report(read_run(command.run), command.format, style_of_stdout()));
+  return kExitOk;
+}
+
+int execute(const HelpCommand& help, const std::vector<std::string>&) {
+  fmt::print(help.asked_for ? stdout : stderr, "{}\n", help.text);
+  return help.asked_for ? kExitOk : kExitUsage;
+}
+
+/// Every sentence that ends a command comes through here.
+int run_main(const std::vector<std::string>& arguments) {
+  const auto end = [](const std::exception& error, int exit_code) {
+    fmt::print(stderr, "attnbench: {}\n", error.what());
+    return exit_code;
+  };
+  try {
+    const std::vector<std::string> words(arguments.begin() + 1, arguments.end());
+    const Command command = parse_command_line(words, report_formats());
+    return std::visit([&](const auto& alternative) { return execute(alternative, arguments); }, command);
+  } catch (const Interrupted& interrupted) {
+    return 128 + interrupted.signal;
+  } catch (const NothingMatched& error) {
+    return end(error, kExitNoMatch);
+  } catch (const InfrastructureError& error) {
+    return end(error, kExitInfrastructure);
+  } catch (const std::exception& error) {  // UsageError, CaseError, RunError, and what a file system refuses
+    return end(error, kExitUsage);
+  }
+}
+
+}  // namespace
+}  // namespace attnbench
+
+int main(int argc, char** argv) {
+  return attnbench::run_main({argv, argv + argc});
+}

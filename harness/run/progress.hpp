@@ -1,0 +1,39 @@
+// How far a run is: a bar on a terminal, now and then a line elsewhere.
+#pragma once
+
+#include <chrono>
+#include <cstdio>
+#include <string>
+
+#include "harness/run/record.hpp"
+
+namespace attnbench {
+
+class Progress {
+ public:
+  Progress(std::FILE* out, size_t total_runs);
+  ~Progress();  ///< takes the bar away
+
+  void begin(const std::string& case_line) { case_line_ = case_line; }
+  void working_on(const std::string& what) { what_ = what; }  ///< "eager backward: judge"
+  void count(const Record& record);                           ///< a red one gets a line of its own
+  void tick();
+
+ private:
+  using Clock = std::chrono::steady_clock;
+  std::string summary() const;  ///< "12/240, 1 red, 1m20s left"
+  void draw();
+  void erase();
+
+  std::FILE* out_;
+  bool terminal_;
+  size_t total_, done_ = 0, red_ = 0;
+  bool drawn_ = false;
+  std::string case_line_, what_;
+  Clock::time_point begin_, last_shown_;
+};
+
+/// "5s", "1m20s", "2h05m".
+std::string duration_text(double seconds);
+
+}  // namespace attnbench

@@ -1,0 +1,167 @@
+#include "harness/run/run_suites.hpp"
+
+#include <set>
+#include <tuple>
+
+#include <fmt/format.h>
+#include <fmt/ranges.h>
+#include <unistd.h>
+
+#include "harness/run/errors.hpp"
+#include "harness/run/gate.hpp"
+#include "harness/run/interrupt.hpp"
+#include "harness/run/progress.hpp"
+#include "harness/run/run_folder.hpp"
+
+namespace attnbench {
+namespace {
+
+namespace fs = std::filesystem;
+
+/// Writes results as they come and shows how far the run is.
+class Recorder : public ResultSink {
+ public:
+  Recorder(RunFolder& folder, Progress& progress) : folder_(folder), progress_(progress) {}
+  void take(const Record& record) override {
+    folder_.append(to_line(record));
+    progress_.count(record);
+    tick();
+  }
+  void take(const Comparison& comparison) override { folder_.append(to_line(comparison)); }
+  void on_stage(const Stage& stage) override {
+    progress_.working_on(fmt::format("{} {}: {}", stage.backend, name_of(stage.pass), stage.stage));
+    tick();
+  }
+  void tick() override {
+    folder_.sync_if_due();
+    progress_.tick();
+  }
+
+ private:
+  RunFolder& folder_;
+  Progress& progress_;
+};
+
+/// Takes runs that have a record out of the plan. A case that was half done gets no comparison across the halves.
+void remove_finished(std::vector<PlannedCase>& plan, const RunData& earlier) {
+  std::set<std::tuple<std::string, std::string, Pass>> finished;
+  for (const Record& record : earlier.records) finished.emplace(record.case_line, record.backend, record.pass);
+  for (PlannedCase& planned : plan) {
+    std::erase_if(planned.runs, [&](const auto& run) { return finished.contains({planned.case_line, run.first, run.second}); });
+  }
+  std::erase_if(plan, [](const PlannedCase& planned) { return planned.runs.empty(); });
+}
+
+/// A resume that names no cases means those of the run: its own arguments, then what the resume adds.
+void take_options_of(const RunData& earlier, RunCommand& command) {
+  const RunCommand again = std::move(command);
+  const std::vector<std::string>& words = earlier.headers.front().argv;
+  const Command recorded = parse_command_line({words.begin() + (words.empty() ? 0 : 1), words.end()}, {});
+  if (!std::holds_alternative<RunCommand>(recorded))
+    throw RunError(fmt::format("{}: was not made by a run; cannot be resumed", again.resume.string()));
+  command = std::get<RunCommand>(recorded);
+  command.out.clear();
+  command.resume = again.resume;
+  if (!again.gate.empty()) command.gate = again.gate;
+  if (!again.worker.command.empty()) command.worker.command = again.worker.command;
+  if (again.worker.timeout_s != WorkerOptions{}.timeout_s) command.worker.timeout_s = again.worker.timeout_s;
+}
+
+nlohmann::json environment_of(const Hello& hello, const std::vector<std::string>& gated) {
+  nlohmann::json environment = hello.environment;
+  environment["worker"] = hello.worker;
+  environment["device"] = hello.device;
+  environment["backends"] = hello.backends;
+  environment["gated"] = gated;
+  return environment;
+}
+
+void check_same_device(const RunData& earlier, const nlohmann::json& environment) {
+  const nlohmann::json before = earlier.headers.front().environment.value("device", nlohmann::json());
+  if (before != environment["device"])
+    throw RunError(
+        fmt::format("--resume: the run was made on {}, this machine has {}", before.dump(), environment["device"].dump()));
+}
+
+std::string run_name(const std::vector<Suite>& suites) {
+  std::vector<std::string> names;
+  for (const Suite& suite : suites) names.push_back(suite.name);
+  return fmt::format("{}", fmt::join(names, "+"));
+}
+
+std::vector<PlannedCase> plan_run(const RunCommand& command, const std::vector<Suite>& suites, const Hello& hello,
+                                  const RunData* earlier) {
+  std::vector<PlannedCase> plan = make_plan(suites, command.selection, hello.backends, hello.device);
+  if (plan.empty()) throw NothingMatched("nothing matched: no run is left after --backend, --pass, --filter and --shard");
+  if (earlier) remove_finished(plan, *earlier);
+  return plan;
+}
+
+/// Everything between an open folder and its last record.
+std::optional<int> run_in(RunFolder& folder, const RunCommand& command, const std::vector<Suite>& suites,
+                          const std::string& run_id, const std::vector<std::string>& arguments, const RunData* earlier) {
+  try {
+    Coordinator coordinator({worker_command(command.worker), folder.worker_log(), command.worker.timeout_s});
+    const Hello& hello = coordinator.hello();
+    const std::vector<PlannedCase> plan = plan_run(command, suites, hello, earlier);
+    const nlohmann::json environment = environment_of(hello, gated_backends(command.gate, hello.backends));
+    if (earlier) check_same_device(*earlier, environment);
+    folder.append(to_line(RunHeader{run_id, arguments, utc_now(), environment}));
+    Progress progress(stderr, count_runs(plan));
+    Recorder recorder(folder, progress);
+    for (const PlannedCase& planned : plan) {
+      progress.begin(planned.case_line);
+      coordinator.run_case(planned, {run_id, command.assume_sm, command.check_only}, recorder);
+    }
+    coordinator.finish();
+    return std::nullopt;
+  } catch (const Interrupted& interrupted) {
+    return interrupted.signal;
+  }
+}
+
+}  // namespace
+
+std::vector<std::string> worker_command(const WorkerOptions& options) {
+  // The shell splits and unquotes the user's command; "$@" hands on the options that are added here.
+  if (!options.command.empty())
+    return {"/bin/sh", "-c", "exec " + options.command + " \"$@\"", "worker", "--device", options.device};
+  const fs::path worker = fs::read_symlink("/proc/self/exe").parent_path() / "attnbench-worker";
+  if (access(worker.c_str(), X_OK) != 0)
+    throw InfrastructureError(
+        fmt::format("{}: there is no worker beside attnbench; build it, or name another with --worker", worker.string()));
+  return {worker.string(), "--device", options.device};
+}
+
+std::vector<Suite> load_cases(const std::vector<std::string>& suites, const std::vector<std::string>& lines) {
+  std::vector<Suite> loaded;
+  for (const std::string& suite : suites) loaded.push_back(load_suite(suite));
+  if (lines.empty()) return loaded;
+  Suite typed{"case", {}};
+  for (const std::string& line : lines)
+    for (SuiteCase& c : expand_line(line, "--case")) typed.cases.push_back(std::move(c));
+  loaded.push_back(std::move(typed));
+  return loaded;
+}
+
+RunOutcome run_suites(RunCommand command, const std::vector<std::string>& arguments) {
+  std::optional<RunData> earlier;
+  if (!command.resume.empty()) {
+    earlier = read_run(command.resume);
+    if (command.suites.empty() && command.cases.empty()) take_options_of(*earlier, command);
+  }
+  const std::vector<Suite> suites = load_cases(command.suites, command.cases);
+  const std::string run_id = earlier ? earlier->headers.front().run : make_run_id(run_name(suites));
+  RunFolder folder = earlier ? RunFolder::reopen(command.resume)
+                             : RunFolder::create(command.out.empty() ? default_run_folder(run_id) : command.out);
+  try {
+    const auto interrupted = run_in(folder, command, suites, run_id, arguments, earlier ? &*earlier : nullptr);
+    const bool began = !folder.discard_if_empty();
+    return {began ? folder.path() : fs::path(), interrupted};
+  } catch (...) {
+    folder.discard_if_empty();
+    throw;
+  }
+}
+
+}  // namespace attnbench
