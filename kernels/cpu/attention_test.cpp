@@ -4,6 +4,7 @@
 #include <cstring>
 #include <limits>
 #include <random>
+#include <sstream>
 #include <stdexcept>
 #include <string>
 #include <thread>
@@ -35,13 +36,14 @@ struct Problem {
 };
 
 std::string describe(const Problem& p) {
-  std::string text = "lq";
-  for (int l : p.lq) text += " " + std::to_string(l);
-  text += " lk";
-  for (int l : p.lk) text += " " + std::to_string(l);
-  return text + " hq " + std::to_string(p.hq) + " hkv " + std::to_string(p.hkv) + " d " + std::to_string(p.d) + " type " +
-         std::to_string(int(p.type)) + " window " + std::to_string(p.left) + ":" + std::to_string(p.right) +
-         (p.bottom_right ? " bottom_right" : " top_left") + " gap " + std::to_string(p.gap);
+  std::ostringstream text;
+  text << "lq";
+  for (int length : p.lq) text << " " << length;
+  text << " lk";
+  for (int length : p.lk) text << " " << length;
+  text << " hq " << p.hq << " hkv " << p.hkv << " d " << p.d << " type " << int(p.type) << " window " << p.left << ":" << p.right
+       << (p.bottom_right ? " bottom_right" : " top_left") << " gap " << p.gap;
+  return text.str();
 }
 
 /// Rows in a buffer whose other bytes are all 0xff (NaN in every type): a guard before and after, gaps between heads.
@@ -286,7 +288,7 @@ void check(const Problem& p, int workers = 2) {
   expect_close("dv", a.dv, expected.dv, p.type);
 }
 
-const std::vector<int> kLengths = {0, 1, 15, 16, 17, 31, 32, 33, 63, 64, 65, 127, 128, 129, 257};
+const std::vector<int> kLengths = {0, 1, 15, 16, 17, 31, 32, 33, 63, 64, 65, 127, 128, 129, 257, 385};
 
 TEST(FlashVarlenCpu, lengths_around_tiles_causal_and_not) {
   std::vector<int> reversed(kLengths.rbegin(), kLengths.rend());
