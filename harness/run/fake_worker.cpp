@@ -1,0 +1,173 @@
+// A worker for tests of the coordinator: it computes nothing and behaves as --behaviour says.
+//   --behaviour B           always, for the run that it is made for; --on BACKEND/PASS names that run (else: every one)
+//   --start B               instead of saying hello: exit=N, rubbish, silent
+//   --status STATUS         of every record (passed)
+//   --once FILE             misbehave only if FILE does not exist, and make it
+//   --delay-ms N            before each record
+#include <chrono>
+#include <csignal>
+#include <cstdio>
+#include <fstream>
+#include <iostream>
+#include <string>
+#include <thread>
+
+#include <fmt/format.h>
+#include <unistd.h>
+#include <CLI/CLI.hpp>
+
+#include "harness/run/json_reader.hpp"
+#include "harness/run/protocol.hpp"
+
+namespace attnbench {
+namespace {
+
+using nlohmann::json;
+
+struct Options {
+  std::string device = "cpu", behaviour, on, start, status = "passed", once;
+  int requests = -1, replies = -1, delay_ms = 0;
+};
+
+[[noreturn]] void sleep_forever() {
+  for (;;) pause();
+}
+
+class FakeWorker {
+ public:
+  explicit FakeWorker(Options options) : options_(std::move(options)) {}
+
+  int serve() {
+    begin();
+    std::FILE* requests = fdopen(options_.requests, "r");
+    std::string line;
+    for (int c; (c = std::fgetc(requests)) != EOF;) {
+      if (c != '\n') {
+        line += static_cast<char>(c);
+        continue;
+      }
+      answer(json::parse(line).at("request").get<Request>());
+      line.clear();
+    }
+    return 0;
+  }
+
+ private:
+  void write_bytes(const std::string& bytes) const {
+    if (write(options_.replies, bytes.data(), bytes.size()) != static_cast<ssize_t>(bytes.size())) _exit(9);
+  }
+  void say(const json& message) const { write_bytes(to_text(message) + '\n'); }
+
+  void begin() const {
+    fmt::print(stderr, "fake worker: begins\n");
+    if (options_.start.starts_with("exit=")) {
+      fmt::print(stderr, "fake worker: will not start\n");
+      std::exit(std::stoi(options_.start.substr(5)));
+    }
+    if (options_.start == "rubbish") write_bytes("Segmentation fault\n");
+    if (options_.start == "silent") sleep_forever();
+    say({{"hello", hello()}});
+  }
+
+  Hello hello() const {
+    Declaration ours;
+    ours.name = "flash_varlen";
+    ours.version = "1.2";
+    ours.implementation = "attnbench";
+    ours.ours = true;
+    ours.capabilities.devices = {"cpu"};
+    ours.capabilities.dtypes = {Dtype::bf16, Dtype::fp16, Dtype::fp32};
+    ours.capabilities.passes = {Pass::forward, Pass::backward};
+    ours.capabilities.layouts = {Layout::packed};
+    ours.capabilities.masks = {Mask::none, Mask::causal};
+    ours.capabilities.aligns = {Align::bottom_right};
+    ours.capabilities.strides = {Strides::contiguous};
+    Declaration eager = ours;
+    eager.name = "eager";
+    eager.ours = false;
+    return {kProtocol, "fake_worker", {options_.device, 0, std::nullopt, "no device"}, {ours, eager}, {{"threads", 1}}};
+  }
+
+  Record record(const Case& c, const std::string& backend, Pass pass) const {
+    Record record;
+    record.case_line = format_case(c);
+    record.backend = backend;
+    record.version = "1.2";
+    record.device = options_.device;
+    record.pass = pass;
+    for (Status status : {Status::passed, Status::failed, Status::mistrusted, Status::unsupported, Status::skipped})
+      if (options_.status == name_of(status)) record.status = status;
+    if (record.status != Status::passed) record.reason = "as the test asked";
+    return record;
+  }
+
+  bool misbehaves(const std::string& backend, Pass pass) const {
+    if (options_.behaviour.empty()) return false;
+    if (!options_.on.empty() && options_.on != fmt::format("{}/{}", backend, name_of(pass))) return false;
+    if (options_.once.empty()) return true;
+    const bool first = !std::ifstream(options_.once).good();
+    std::ofstream(options_.once) << "done";
+    return first;
+  }
+
+  void misbehave(int64_t request) const {
+    const std::string& how = options_.behaviour;
+    fmt::print(stderr, "fake worker: about to {}\n", how);
+    if (how == "crash") {
+      std::signal(SIGSEGV, SIG_DFL);  // sanitizers would turn it into an exit
+      raise(SIGSEGV);
+    }
+    if (how == "exit") _exit(3);
+    if (how == "hang") sleep_forever();
+    if (how == "rubbish") write_bytes("\x01\xff not JSON\n");
+    if (how == "cut") {
+      write_bytes("{\"result\":{\"request\":1,\"rec");
+      _exit(0);
+    }
+    if (how == "unasked") say({{"result", {{"request", request}, {"record", to_line(record({}, "nobody", Pass::forward))}}}});
+    if (how == "trickle") {
+      for (;;) {
+        write_bytes("x");
+        std::this_thread::sleep_for(std::chrono::milliseconds(20));
+      }
+    }
+  }
+
+  void answer(const Request& request) const {
+    const Case c = parse_case(request.case_line);
+    if (options_.behaviour == "die-early") _exit(5);
+    for (const auto& [backend, pass] : request.runs) {
+      say({{"stage", Stage{request.id, backend, pass, "judge"}}});
+      std::this_thread::sleep_for(std::chrono::milliseconds(options_.delay_ms));
+      if (misbehaves(backend, pass)) {
+        if (options_.behaviour == "forget") continue;
+        misbehave(request.id);
+      }
+      say({{"result", {{"request", request.id}, {"record", to_line(record(c, backend, pass))}}}});
+    }
+    const Comparison comparison{"", "", format_case(c), Pass::forward, {{"flash_varlen", "eager", "o", 0.5, 0.25}}};
+    say({{"comparison", {{"request", request.id}, {"comparison", to_line(comparison)}}}});
+    say({{"done", {{"request", request.id}}}});
+  }
+
+  Options options_;
+};
+
+}  // namespace
+}  // namespace attnbench
+
+int main(int argc, char** argv) {
+  attnbench::Options options;
+  CLI::App app("A worker for tests.");
+  app.add_option("--device", options.device);
+  app.add_option("--requests-fd", options.requests);
+  app.add_option("--replies-fd", options.replies);
+  app.add_option("--behaviour", options.behaviour);
+  app.add_option("--on", options.on);
+  app.add_option("--start", options.start);
+  app.add_option("--status", options.status);
+  app.add_option("--once", options.once);
+  app.add_option("--delay-ms", options.delay_ms);
+  CLI11_PARSE(app, argc, argv);
+  return attnbench::FakeWorker(options).serve();
+}

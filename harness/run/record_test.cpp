@@ -1,0 +1,156 @@
+#include "harness/run/record.hpp"
+
+#include <cmath>
+#include <limits>
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include "harness/run/json_reader.hpp"
+
+namespace attnbench {
+namespace {
+
+using nlohmann::json;
+using testing::HasSubstr;
+
+constexpr double kNan = std::numeric_limits<double>::quiet_NaN();
+constexpr double kInfinity = std::numeric_limits<double>::infinity();
+
+/// A record in which no field has its default.
+Record full_record() {
+  Record record;
+  record.run = "20250102-030405-gradient";
+  record.suite = "gradient";
+  record.safety = {true, true, "refused", "a reason", "https://example.org/1"};
+  record.case_line = "attention lq=64 d=128 seed=7";
+  record.name = "token_tail";
+  record.expect = Expect::must_differ;
+  record.backend = "flash_varlen";
+  record.version = "0.1.0";
+  record.device = "cuda:0";
+  record.sm = 90;
+  record.pass = Pass::backward;
+  record.oracle = "eigen";
+  TensorErrors errors;
+  errors.max_abs = 0.25;
+  errors.rel_l2 = kNan;
+  errors.cosine = 0.5;
+  errors.max_z = kInfinity;
+  errors.elements = 8192;
+  errors.bad = 3;
+  errors.gates["z"] = {7.5, 7.25, 8192, Gate::Verdict::fail};
+  errors.gates["bias"] = {-kInfinity, 1e-300, 17, Gate::Verdict::no_power};
+  errors.field_rules["2x_eager"] = {0.1, 0.2, true};
+  errors.first_bad = Element{0, 1, 2, 3};
+  errors.worst = Element{3, 2, 1, 0};
+  errors.worst_got = 0.1;
+  errors.worst_expected = -0.30000000000000004;
+  record.errors["dq"] = errors;
+  WindowTime window{12.5, 11, 14, {12, 13}, 20, {{12.5, 12.25}, {13}}, false};
+  record.time = Timing{"cpu_hot", {{"op", window}}, 1.5, 2.5, 18446744073709551615ull};
+  record.memory = Memory{1, 2, 3};
+  record.kernels = "math";
+  record.seconds = 1.75;
+  record.repro = "attnbench --case \"…\"";
+  return record;
+}
+
+std::string why_not_a_record(json line) {
+  try {
+    record_from(line);
+  } catch (const std::runtime_error& error) {
+    return error.what();
+  }
+  return "it was read";
+}
+
+TEST(Record, ComesBackAsItWasWritten) {
+  const json line = to_line(full_record());
+  const json again = to_line(record_from(json::parse(to_text(line))));
+  EXPECT_EQ(again, line);
+}
+
+TEST(Record, HasTheFieldsOfTheSchema) {
+  const json line = to_line(full_record());
+  EXPECT_EQ(line["schema"], 1);
+  EXPECT_EQ(line["record"], "result");
+  EXPECT_EQ(line["case"], "attention lq=64 d=128 seed=7");
+  EXPECT_EQ(line["pass"], "backward");
+  EXPECT_EQ(line["safety"]["mission_rule"], true);
+  EXPECT_EQ(line["errors"]["dq"]["gates"]["z"]["limit"], 7.25);
+  EXPECT_EQ(line["errors"]["dq"]["worst"], json({3, 2, 1, 0}));
+  EXPECT_EQ(line["time"]["windows"]["op"]["median_us"], 12.5);
+  EXPECT_EQ(line["memory"]["peak_bytes"], 1);
+}
+
+TEST(Record, WritesNonFiniteNumbersAsTexts) {
+  const json line = to_line(full_record());
+  EXPECT_EQ(line["errors"]["dq"]["rel_l2"], "nan");
+  EXPECT_EQ(line["errors"]["dq"]["max_z"], "inf");
+  EXPECT_EQ(line["errors"]["dq"]["gates"]["bias"]["value"], "-inf");
+  const Record again = record_from(line);
+  EXPECT_TRUE(std::isnan(again.errors.at("dq").rel_l2));
+  EXPECT_EQ(again.errors.at("dq").max_z, kInfinity);
+}
+
+TEST(Record, LeavesOutTheTimeOfWhatDidNotPass) {
+  Record record = full_record();
+  record.time.reset();
+  record.status = Status::failed;
+  EXPECT_FALSE(to_line(record).contains("time"));
+  record.time = Timing{};
+  EXPECT_THAT(why_not_a_record(to_line(record)), HasSubstr("a result that is failed has no time"));
+}
+
+TEST(Record, NamesTheFieldThatIsWrong) {
+  const json line = to_line(full_record());
+  const auto with = [&](const char* pointer, json value) {
+    json changed = line;
+    changed[json::json_pointer(pointer)] = std::move(value);
+    return why_not_a_record(changed);
+  };
+  EXPECT_THAT(with("/schema", 2), HasSubstr("result.schema: expected 1, got 2"));
+  EXPECT_THAT(with("/record", "run"), HasSubstr("expected \"result\", got \"run\""));
+  EXPECT_THAT(with("/status", "fine"), HasSubstr("result.status: expected one of passed, failed"));
+  EXPECT_THAT(with("/pass", 1), HasSubstr("result.pass: expected a text, got 1"));
+  EXPECT_THAT(with("/sm", 1e300), HasSubstr("result.sm: expected a whole number"));
+  EXPECT_THAT(with("/errors/dq/max_abs", "much"), HasSubstr("result.errors.dq.max_abs: expected a number, got \"much\""));
+  EXPECT_THAT(with("/errors/dq/worst", {1, 2}), HasSubstr("result.errors.dq.worst: expected 4 numbers, got 2"));
+  EXPECT_THAT(with("/errors/dq/gates/z/verdict", "ok"), HasSubstr("verdict: expected one of pass, fail, no_power"));
+  EXPECT_THAT(with("/time/windows/op/ci95_us", {1}), HasSubstr("ci95_us: expected 2 numbers, got 1"));
+  EXPECT_THAT(with("/time/windows/op/rounds", {1}), HasSubstr("rounds: expected arrays"));
+  EXPECT_THAT(with("/safety/verdict", "maybe"), HasSubstr("expected ok, refused or silently_unsafe"));
+  EXPECT_THAT(why_not_a_record(json::array()), HasSubstr("expected an object"));
+}
+
+TEST(Record, MissesEveryFieldThatIsTakenAway) {
+  const json line = to_line(full_record());
+  for (const auto& [key, value] : line.items()) {
+    if (key == "time" || key == "memory") continue;  // absent where nothing was measured
+    json less = line;
+    less.erase(key);
+    EXPECT_THAT(why_not_a_record(less), HasSubstr("." + key + ": the field is missing"));
+  }
+}
+
+TEST(Comparison, ComesBackAsItWasWritten) {
+  const Comparison comparison{"run", "smoke", "attention lq=1 d=64", Pass::backward, {{"eager", "eigen", "dq", kNan, 0.5}}};
+  const json line = to_line(comparison);
+  EXPECT_EQ(line["differences"][0]["max_abs"], "nan");
+  EXPECT_EQ(to_line(comparison_from(line)), line);
+}
+
+TEST(RunHeader, ComesBackAsItWasWritten) {
+  const RunHeader header{"run", {"attnbench", "--suite", "smoke"}, "2025-01-02T03:04:05Z", {{"threads", 2}}};
+  const json line = to_line(header);
+  EXPECT_EQ(line["record"], "run");
+  EXPECT_EQ(to_line(run_header_from(line)), line);
+}
+
+TEST(ToText, SurvivesBytesThatAreNotUtf8) {
+  EXPECT_EQ(to_text(json("a\xff")), "\"a\xEF\xBF\xBD\"");
+}
+
+}  // namespace
+}  // namespace attnbench
