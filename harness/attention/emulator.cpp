@@ -107,7 +107,8 @@ Tile EmulatedHead::scores(int64_t i0, int64_t rows, int64_t j0, int64_t columns)
 /// Rescales O and l to the new maximum and writes P relative to it.
 void EmulatedHead::online_softmax(int64_t i0, int64_t rows, const Tile& S, Tile& P) {
   for (int64_t i = 0; i < rows; ++i) {
-    const float previous = m[i0 + i], largest = std::max(previous, S.row(i).maxCoeff());
+    const float previous = m[i0 + i], here = S.row(i).maxCoeff<Eigen::PropagateNaN>();
+    const float largest = std::isnan(here) ? here : std::max(previous, here);
     if (largest == -kInfinity) {
       P.row(i).setZero();
       continue;
@@ -164,13 +165,14 @@ void EmulatedHead::forward() {
   round_all(r.dtype, O);
 }
 
-/// exp(S - m) / l where the forward normalised P, exp(S - L) elsewhere.
+/// The softmax itself, exp(S - m) / l, where it is what gets rounded or D is summed over it; else exp(S - L).
 Tile EmulatedHead::probabilities(int64_t i0, const Tile& S) const {
+  const bool normalises = rounding.p_normalised || !rounding.d_from_output;
   Tile P(S.rows(), S.cols());
   for (int64_t i = 0; i < S.rows(); ++i) {
-    const float shift = rounding.p_normalised ? m[i0 + i] : L[i0 + i];
+    const float shift = normalises ? m[i0 + i] : L[i0 + i];
     P.row(i) = (S.row(i).array() - shift).exp();
-    if (rounding.p_normalised) P.row(i) /= l[i0 + i];
+    if (normalises) P.row(i) /= l[i0 + i];
     for (int64_t j = 0; j < S.cols(); ++j)
       if (S(i, j) == -kInfinity) P(i, j) = 0;
   }

@@ -1,0 +1,323 @@
+// Right outputs pass, and every gate is seen to fail on a planted defect.
+#include "harness/worker/verdict.hpp"
+
+#include <cmath>
+#include <functional>
+#include <string>
+#include <vector>
+
+#include <ATen/TensorOperators.h>
+#include <ATen/core/Tensor.h>
+#include <ATen/ops/_scaled_dot_product_attention_math.h>
+#include <ATen/ops/zeros_like.h>
+#include <gtest/gtest.h>
+
+#include "harness/attention/error_model.hpp"
+#include "harness/attention/reference_test_support.hpp"
+
+namespace attnbench {
+namespace {
+
+using namespace judge_test;
+
+/// One case under one profile: inputs, the judge, and outputs that are right.
+struct Bench {
+  explicit Bench(const std::string& line, const Profile& profile = flash(), const Conventions* other = nullptr)
+      : c(parse_case(line)),
+        profile(profile),
+        conventions(other ? *other : conventions_of(profile)),
+        inputs(make_inputs(c, conventions.poison)),
+        judge(c, inputs, profile, conventions, OracleKind::eigen),
+        right(emulate(c, inputs, profile, conventions)) {}
+
+  Outputs copy() const { return {right.o.clone(), right.lse.clone(), right.dq.clone(), right.dk.clone(), right.dv.clone()}; }
+
+  Case c;
+  Profile profile;
+  Conventions conventions;
+  Inputs inputs;
+  Judge judge;
+  Outputs right;
+};
+
+void expect_passes(const Verdict& verdict, const std::string& what) {
+  EXPECT_EQ(verdict.status, Status::passed) << what << ": " << verdict.reason;
+}
+
+/// The verdict failed, by this gate of this tensor.
+void expect_fails(const Verdict& verdict, const std::string& tensor, const std::string& gate) {
+  EXPECT_EQ(verdict.status, Status::failed);
+  EXPECT_NE(verdict.reason, "");
+  ASSERT_EQ(verdict.errors.count(tensor), 1u) << tensor;
+  const auto& gates = verdict.errors.at(tensor).gates;
+  ASSERT_EQ(gates.count(gate), 1u) << tensor << " " << gate;
+  EXPECT_EQ(gates.at(gate).verdict, Gate::Verdict::fail)
+      << tensor << " " << gate << ": " << gates.at(gate).value << " of " << gates.at(gate).limit << "; " << verdict.reason;
+}
+
+const char* const kCausal = "attention hq=6 hkv=2 lq=129 d=64 dtype=bf16 mask=causal seed=11";
+
+class RightOutputs : public testing::TestWithParam<std::string> {};
+
+TEST_P(RightOutputs, OfEveryProfilePass) {
+  for (const Profile& profile : profiles()) {
+    for (const char* dtype : {"bf16", "fp16", "fp32"}) {
+      const Bench b(GetParam() + " dtype=" + dtype + " seed=21", profile);
+      const std::string what = GetParam() + " " + dtype + " " + profile.name;
+      for (const Pass pass : {Pass::forward, Pass::backward}) {
+        const Verdict v = b.judge.judge(b.right, pass);
+        if (profile.rounds_scores && v.status == Status::mistrusted) continue;  // too few keys for the eager model
+        expect_passes(v, what);
+      }
+    }
+  }
+}
+INSTANTIATE_TEST_SUITE_P(Shapes, RightOutputs, testing::ValuesIn(shapes()));
+
+TEST(RightOutputs, OfEveryFillAndManySeedsPass) {
+  for (const char* fill :
+       {"normal", "peaked", "shifted_negative", "ramp", "mean_offset", "row_scale", "sparse_int", "unit", "ones_v"}) {
+    for (const std::string seed : {"1", "2"}) {
+      for (const Profile& profile : {flash(), inside_from_output(), inside()}) {
+        const Bench b("attention hq=4 hkv=2 lq=96 d=64 dtype=fp16 mask=causal fill=" + std::string(fill) + " seed=" + seed,
+                      profile);
+        for (const Pass pass : {Pass::forward, Pass::backward})
+          expect_passes(b.judge.judge(b.right, pass), std::string(fill) + " " + profile.name);
+      }
+    }
+  }
+}
+
+TEST(RightOutputs, OfLibTorchsMathPass) {
+  for (const char* dtype : {"bf16", "fp16", "fp32"}) {
+    Conventions no_lse;
+    no_lse.lse_empty = Conventions::LseEmpty::none;
+    const Bench b("attention hq=4 hkv=4 lq=100 d=64 mask=causal dtype=" + std::string(dtype), inside(), &no_lse);
+    const auto heads_first = [](const at::Tensor& t) { return t.unsqueeze(0).transpose(1, 2); };
+    const at::Tensor o = std::get<0>(at::_scaled_dot_product_attention_math(
+        heads_first(b.inputs.q), heads_first(b.inputs.k), heads_first(b.inputs.v), {}, 0, true, {}, b.inputs.scale));
+    Outputs outputs;
+    outputs.o = o.transpose(1, 2).squeeze(0);
+    expect_passes(b.judge.judge(outputs, Pass::forward), dtype);
+  }
+}
+
+TEST(Defect, OneWrongElementFailsTheZGate) {
+  const Bench b(kCausal);
+  Outputs x = b.copy();
+  x.o[40][3][7] += 0.125;
+  const Verdict v = b.judge.judge(x, Pass::forward);
+  expect_fails(v, "o", "z");
+  const Element where{0, 3, 40, 7};
+  EXPECT_EQ(v.errors.at("o").worst, where);
+  EXPECT_EQ(v.errors.at("o").first_bad, where);
+  EXPECT_EQ(v.errors.at("o").bad, 1);
+  EXPECT_NE(v.reason.find("token 40"), std::string::npos) << v.reason;
+}
+
+TEST(Defect, NanFailsTheNonfiniteGateInEveryTensor) {
+  const Bench b(kCausal);
+  for (const auto& [name, tensor] : {std::pair{"o", &Outputs::o}, std::pair{"lse", &Outputs::lse}}) {
+    Outputs x = b.copy();
+    (x.*tensor)[5].fill_(NAN);
+    expect_fails(b.judge.judge(x, Pass::forward), name, "nonfinite");
+  }
+  for (const auto& [name, tensor] :
+       {std::pair{"dq", &Outputs::dq}, std::pair{"dk", &Outputs::dk}, std::pair{"dv", &Outputs::dv}}) {
+    Outputs x = b.copy();
+    (x.*tensor)[5][0][1] = NAN;
+    expect_fails(b.judge.judge(x, Pass::backward), name, "nonfinite");
+  }
+}
+
+TEST(Defect, NanInTheReferenceIsNoWildcard) {
+  Conventions nan_rows;
+  nan_rows.empty_row = Conventions::EmptyRow::nan;
+  const Bench b("attention hq=1 lq=8 lk=5 d=32 mask=causal", inside(), &nan_rows);
+  Outputs x = b.copy();
+  expect_passes(b.judge.judge(x, Pass::forward), "NaN where NaN is expected");
+  x.o[0].fill_(1.5);
+  expect_fails(b.judge.judge(x, Pass::forward), "o", "nonfinite");
+}
+
+TEST(Defect, MissingLastRowFails) {
+  const Bench b(kCausal);
+  Outputs x = b.copy();
+  x.o[128].zero_();
+  expect_fails(b.judge.judge(x, Pass::forward), "o", "z");
+  x = b.copy();
+  x.dq[128].zero_();
+  expect_fails(b.judge.judge(x, Pass::backward), "dq_given_o", "z");
+}
+
+TEST(Defect, ShiftedMaskFails) {
+  const Bench b("attention hq=2 hkv=1 lq=100 lk=129 d=64 dtype=bf16 mask=causal");
+  Case shifted = b.c;
+  shifted.problem.mask = Mask::none;
+  shifted.problem.window = SlidingWindow{-1, 1};
+  const Outputs one_more = emulate(shifted, b.inputs, b.profile, b.conventions);
+  expect_fails(b.judge.judge(one_more, Pass::forward), "o", "z");
+  expect_fails(b.judge.judge(one_more, Pass::backward), "dv", "z");
+  shifted = b.c;
+  shifted.problem.align = Align::top_left;
+  const Outputs other_corner = emulate(shifted, b.inputs, b.profile, b.conventions);
+  expect_fails(b.judge.judge(other_corner, Pass::forward), "lse", "lse");
+}
+
+TEST(Defect, DqWithoutScaleFails) {
+  const Bench b(kCausal);
+  Outputs x = b.copy();
+  x.dq = x.dq / b.inputs.scale;
+  expect_fails(b.judge.judge(x, Pass::backward), "dq_given_o", "z");
+}
+
+TEST(Defect, KeyGradientsOfOneHeadOfTheGroupFail) {
+  const Bench b(kCausal);
+  Inputs last_heads = b.inputs;
+  last_heads.dout = b.inputs.dout.clone();
+  for (const int64_t head : {0, 1, 3, 4}) last_heads.dout.select(1, head).zero_();
+  const Outputs partial = emulate(b.c, last_heads, b.profile, b.conventions);
+  Outputs x = b.copy();
+  x.dk = partial.dk;
+  x.dv = partial.dv;
+  const Verdict v = b.judge.judge(x, Pass::backward);
+  expect_fails(v, "dk_given_o", "rms");
+  expect_fails(v, "dv", "rms");
+}
+
+TEST(Defect, LseInLog2Fails) {
+  const Bench b(kCausal);
+  Outputs x = b.copy();
+  x.lse = x.lse / std::log(2.0);
+  expect_fails(b.judge.judge(x, Pass::forward), "lse", "lse");
+}
+
+TEST(Defect, ASmallGainOfOFailsTheBiasGate) {
+  const Bench b("attention hq=6 hkv=2 lq=256 d=64 dtype=bf16 mask=causal");
+  Outputs x = b.copy();
+  x.o = (x.o.to(at::kFloat) * (1 + 0x1p-8)).to(at::kBFloat16);
+  expect_fails(b.judge.judge(x, Pass::forward), "o", "bias");
+}
+
+/// O of one head whose P, relative to the row's maximum, is truncated to bf16 instead of rounded.
+at::Tensor output_of_truncated_p(const Inputs& inputs) {
+  const at::Tensor q = inputs.q.select(1, 0).to(at::kDouble), k = inputs.k.select(1, 0).to(at::kDouble),
+                   v = inputs.v.select(1, 0).to(at::kDouble);
+  const at::Tensor s = q.matmul(k.t()) * inputs.scale;
+  const at::Tensor p = (s - s.amax(1, true)).exp();
+  at::Tensor truncated = p.to(at::kBFloat16).to(at::kDouble);
+  truncated = truncated - (truncated > p).to(at::kDouble) * truncated.log2().floor().exp2() * 0x1p-7;
+  return (truncated.matmul(v) / p.sum(1, true)).to(at::kBFloat16).unsqueeze(1);
+}
+
+TEST(Defect, TruncatedPFailsTheBiasGate) {
+  const Bench b("attention hq=1 lq=256 d=64 dtype=bf16");
+  Outputs x = b.copy();
+  x.o = output_of_truncated_p(b.inputs);
+  expect_fails(b.judge.judge(x, Pass::forward), "o", "bias");
+}
+
+TEST(Defect, GarbageInPaddedRowsFails) {
+  const Bench b("attention hq=2 hkv=1 lens=17+40 d=64 dtype=bf16 layout=padded pad=left");
+  expect_passes(b.judge.judge(b.right, Pass::backward), "zeros in padded rows");
+  Outputs x = b.copy();
+  x.o[0][3][1][2] = 1e-3;
+  Verdict v = b.judge.judge(x, Pass::forward);
+  expect_fails(v, "o", "exact_zero");
+  EXPECT_NE(v.reason.find("padded position 3"), std::string::npos) << v.reason;
+  x = b.copy();
+  x.dk[0][0][0][0] = NAN;
+  expect_fails(b.judge.judge(x, Pass::backward), "dk", "exact_zero");
+}
+
+TEST(Defect, GradientAtAnUnseenKeyFails) {
+  const Bench b("attention hq=2 hkv=1 lq=20 lk=50 d=64 dtype=bf16 mask=causal align=top_left");
+  expect_passes(b.judge.judge(b.right, Pass::backward), "zeros at keys that no query sees");
+  for (const auto& [name, tensor] : {std::pair{"dk", &Outputs::dk}, std::pair{"dv", &Outputs::dv}}) {
+    Outputs x = b.copy();
+    (x.*tensor)[30][0][0] = 1e-30;
+    expect_fails(b.judge.judge(x, Pass::backward), name, "exact_zero");
+  }
+}
+
+TEST(Defect, UniformEmptyRowsWhereZeroIsDeclaredFail) {
+  const Bench b("attention hq=2 hkv=1 lq=80 lk=50 d=64 dtype=bf16 mask=causal");
+  Conventions uniform = b.conventions;
+  uniform.empty_row = Conventions::EmptyRow::uniform;
+  const Outputs filled = emulate(b.c, b.inputs, b.profile, uniform);
+  expect_fails(b.judge.judge(filled, Pass::forward), "o", "exact_zero");
+  const Bench declared("attention hq=2 hkv=1 lq=80 lk=50 d=64 dtype=bf16 mask=causal", flash(), &uniform);
+  expect_passes(declared.judge.judge(filled, Pass::forward), "uniform where uniform is declared");
+  expect_fails(declared.judge.judge(b.right, Pass::forward), "o", "z");
+}
+
+TEST(Defect, LseOfAnEmptyRowOfTheOtherSignFails) {
+  const Bench b("attention hq=1 lq=80 lk=50 d=64 dtype=bf16 mask=causal");
+  Outputs x = b.copy();
+  x.lse[0].fill_(INFINITY);
+  expect_fails(b.judge.judge(x, Pass::forward), "lse", "nonfinite");
+}
+
+TEST(Defect, MissingAndMisshapenOutputsFailWithASentence) {
+  const Bench b(kCausal);
+  const auto reason = [&](const std::function<void(Outputs&)>& spoil, Pass pass) {
+    Outputs x = b.copy();
+    spoil(x);
+    const Verdict v = b.judge.judge(x, pass);
+    EXPECT_EQ(v.status, Status::failed);
+    return v.reason;
+  };
+  EXPECT_EQ(reason([](Outputs& x) { x.o = at::Tensor(); }, Pass::forward), "o is missing from the outputs");
+  EXPECT_NE(reason([](Outputs& x) { x.lse = at::Tensor(); }, Pass::forward).find("lse is missing"), std::string::npos);
+  EXPECT_NE(reason([](Outputs& x) { x.dk = x.dk.narrow(0, 0, 100); }, Pass::backward).find("[100, 2, 64], expected [129, 2, 64]"),
+            std::string::npos);
+  EXPECT_NE(reason([](Outputs& x) { x.dv = x.dv.to(at::kFloat); }, Pass::backward).find("dtype Float"), std::string::npos);
+}
+
+TEST(GivenOutput, AWrongOFailsTheBackwardToo) {
+  const Bench b(kCausal);
+  Outputs x = b.copy();
+  x.o = at::zeros_like(x.o);
+  expect_fails(b.judge.judge(x, Pass::backward), "o", "z");
+}
+
+TEST(GivenOutput, GradientsFollowTheKernelsOwnO) {
+  // On [0, 1) data all rows of O round alike: gradients with D from the rounded O are right given that O only.
+  const Bench b("attention hq=2 hkv=2 lq=128 d=64 dtype=bf16 fill=unit dout=ones");
+  expect_passes(b.judge.judge(b.right, Pass::backward), "D from the rounded O");
+  Outputs x = b.copy();
+  const Outputs exact_d = emulate(b.c, b.inputs, inside(), b.conventions);
+  x.dk = exact_d.dk;
+  expect_fails(b.judge.judge(x, Pass::backward), "dk_given_o", "z");
+}
+
+TEST(NoPower, EagerOnScoresThatRoundCoarselyIsMistrusted) {
+  const Bench b("attention hq=1 lq=64 d=64 dtype=bf16 fill=shifted_negative", eager());
+  const Verdict v = b.judge.judge(b.right, Pass::forward);
+  EXPECT_EQ(v.status, Status::mistrusted);
+  EXPECT_NE(v.reason.find("no gate has the power"), std::string::npos) << v.reason;
+  Outputs x = b.copy();
+  x.o[3][0][0] = NAN;
+  expect_fails(b.judge.judge(x, Pass::forward), "o", "nonfinite");
+}
+
+TEST(FieldRule, SaysWhatTwiceEagerWouldHaveSaid) {
+  const Bench b(kCausal);
+  const auto right = b.judge.judge(b.right, Pass::forward).errors.at("o").field_rules.at("2x_eager");
+  EXPECT_TRUE(right.passed);
+  Outputs x = b.copy();
+  x.o[40][3][7] += 1;
+  EXPECT_FALSE(b.judge.judge(x, Pass::forward).errors.at("o").field_rules.at("2x_eager").passed);
+}
+
+TEST(CompareOutputs, MeasuresRealTokensOnly) {
+  const Bench b("attention hq=2 hkv=1 lens=3+5 d=32 dtype=fp32 layout=padded");
+  at::Tensor a = b.right.o.clone(), other = a.clone();
+  other[0][4].fill_(NAN);  // padding
+  EXPECT_EQ(compare_outputs(b.c, b.inputs, "o", a, other).max_abs, 0);
+  other[1][4][0][0] += 2;
+  EXPECT_NEAR(compare_outputs(b.c, b.inputs, "o", a, other).max_abs, 2, 1e-6);
+}
+
+}  // namespace
+}  // namespace attnbench
