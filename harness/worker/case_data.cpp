@@ -1,20 +1,9 @@
 #include "harness/worker/case_data.hpp"
 
-#include "harness/attention/flops.hpp"
-
 namespace attnbench {
 
-namespace {
-
-/// Useful forward operations from which on the LibTorch oracle judges: measured, it is the faster one there.
-constexpr double kLargeFlops = 2e9;
-
-}  // namespace
-
-OracleKind oracle_for(const Declaration& declaration, const Case& c) {
-  if (declaration.implementation == "eigen") return OracleKind::torch;
-  const SequenceLengths lengths = sequence_lengths(c.problem, c.seed);
-  return exact_flops(c.problem, lengths, Pass::forward) < kLargeFlops ? OracleKind::eigen : OracleKind::torch;
+OracleKind oracle_for(const Declaration& declaration) {
+  return declaration.implementation == "eigen" ? OracleKind::torch : OracleKind::eigen;
 }
 
 SealedInputs& CaseData::inputs(Conventions::Poison poison) {
