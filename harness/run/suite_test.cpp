@@ -107,7 +107,7 @@ TEST_F(SuiteFiles, AnErrorNamesFileLineAndColumn) {
 
 TEST_F(SuiteFiles, HugeSweepsAreRefusedBeforeTheyAreExpanded) {
   std::string values = "0";
-  for (int i = 1; i < 1000; ++i) values += "," + std::to_string(i);
+  for (int i = 1; i < 1000; ++i) values.append(",").append(std::to_string(i));
   expect_part(message("attention d=64 lq=" + values + " lk=" + values + " seed=" + values),
               "x.suite:1, column 1: the sweeps of this line stand for more than 100000 cases");
   expect_part(message("with d=64 lq=" + values + " lk=" + values + "\n"), "more than 100000 cases");
