@@ -147,11 +147,14 @@ TEST_F(Attnbench, ACrashCostsOneRunAndNamesTheSignal) {
 }
 
 TEST_F(Attnbench, EveryEndOfAWorkerIsSaid) {
-  const std::vector<std::pair<std::string, std::string>> ends{
-      {"exit", "exited with code 3"}, {"rubbish", "did not keep to the protocol"},
-      {"cut", "exited with code 0"},  {"unasked", "nobody asked for nobody forward"},
-      {"hang", "silent for 0.5 s"},   {"trickle", "silent for 0.5 s"},
-      {"forget", "without a result"}};
+  const std::vector<std::pair<std::string, std::string>> ends{{"exit", "exited with code 3"},
+                                                              {"rubbish", "did not keep to the protocol"},
+                                                              {"cut", "exited with code 0"},
+                                                              {"unasked", "nobody asked for nobody forward"},
+                                                              {"hang", "0.5 s of silence"},
+                                                              {"trickle", "0.5 s of silence"},
+                                                              {"other-case", "got \"attention d=64 lq=99\""},
+                                                              {"forget", "without a result"}};
   for (const auto& [behaviour, sentence] : ends) {
     SCOPED_TRACE(behaviour);
     const Answer answer =

@@ -1,7 +1,7 @@
 #include "harness/run/command_line.hpp"
 
+#include <algorithm>
 #include <charconv>
-#include <cmath>
 
 #include <fmt/format.h>
 #include <fmt/ranges.h>

@@ -128,13 +128,14 @@ void Coordinator::ensure_worker() {
   }
 }
 
-/// Ends the worker; returns `reason` with how it ended and what it said last.
-std::string Coordinator::bury(std::string reason) {
+/// Ends the worker. `reason` is empty if it ended by itself. Returns how it ended, in which stage, and what it said last.
+std::string Coordinator::bury(const std::string& reason, const std::optional<Stage>& stage) {
   const bool ended_by_itself = reason.empty();
   const std::string ended = worker_->close(ended_by_itself ? Clock::now() + kFarewell : Clock::now());
   worker_.reset();
   const std::string said = last_lines(settings_.log, log_begin_);
   std::string text = ended_by_itself ? "the worker " + ended : reason;
+  text += stage ? fmt::format(" in stage {} of {} {}", stage->stage, stage->backend, name_of(stage->pass)) : " before any stage";
   if (!said.empty()) text += "; its log ends: " + said;
   return text;
 }
@@ -144,9 +145,10 @@ Record Coordinator::complete(json line, const PlannedCase& planned, const RunFie
   json complete_line = to_line(blank);  // the run's fields need not come from a worker
   for (const char* key : {"schema", "record", "run", "suite", "safety", "repro"}) line[key] = complete_line[key];
   Record record = record_from(line);
+  if (record.case_line != planned.case_line)
+    throw std::runtime_error(fmt::format("result.case: expected \"{}\", got \"{}\"", planned.case_line, record.case_line));
   record.run = fields.run;
   record.suite = planned.suite;
-  record.case_line = planned.case_line;
   record.safety =
       safety_of(planned, record.pass, find_declaration(hello_, record.backend), fields.assume_sm ? fields.assume_sm : record.sm);
   record.repro = repro_line(planned.case_line, record.backend, record.pass, record.device);
@@ -158,6 +160,7 @@ Record Coordinator::error_record(const PlannedCase& planned, const std::pair<std
   const auto& [backend, pass] = run;
   const Declaration* declaration = find_declaration(hello_, backend);
   Record record;
+  record.case_line = planned.case_line;
   record.name = planned.c.metadata.name;
   record.expect = planned.c.metadata.expect;
   record.backend = backend;
@@ -230,14 +233,15 @@ Coordinator::Attempt Coordinator::attempt(const PlannedCase& planned, const RunF
         wrong = "expected a JSON object, got " + event.text;
         break;
       case WorkerEvent::Kind::ended:
-        attempt.end = bury("");
+        attempt.end = bury("", attempt.stage);
         return attempt;
       case WorkerEvent::Kind::silence:
-        attempt.end = bury(fmt::format("the worker was silent for {:g} s (--timeout) and was killed", settings_.timeout_s));
+        attempt.end =
+            bury(fmt::format("the worker was killed after {:g} s of silence (--timeout)", settings_.timeout_s), attempt.stage);
         return attempt;
     }
     if (wrong.empty()) continue;
-    attempt.end = bury("the worker did not keep to the protocol and was killed: " + wrong);
+    attempt.end = bury("the worker was killed because it did not keep to the protocol (" + wrong + ")", attempt.stage);
     return attempt;
   }
   return attempt;
@@ -260,13 +264,13 @@ void Coordinator::run_case(const PlannedCase& planned, const RunFields& fields, 
         attempt.stage ? std::find(rest.runs.begin(), rest.runs.end(), std::pair(attempt.stage->backend, attempt.stage->pass))
                       : rest.runs.end();
     if (guilty != rest.runs.end()) {
-      fail(*guilty, fmt::format("{} (in stage {})", attempt.end, attempt.stage->stage));
+      fail(*guilty, attempt.end);
       rest.runs.erase(guilty);
       fruitless = 0;
     } else if (attempt.progressed) {
       fruitless = 0;
     } else if (++fruitless == kMostFruitlessAttempts) {
-      for (const auto& run : rest.runs) fail(run, attempt.end + " (before any stage)");
+      for (const auto& run : rest.runs) fail(run, attempt.end);
       if (++fruitless_cases_ == kMostFruitlessCases)
         throw InfrastructureError(
             fmt::format("no worker could be kept alive: {} cases in a row ended before any backend began; "

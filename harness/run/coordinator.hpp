@@ -62,7 +62,7 @@ class Coordinator {
   Record complete(nlohmann::json line, const PlannedCase& planned, const RunFields& fields) const;
   Record error_record(const PlannedCase& planned, const std::pair<std::string, Pass>& run, const RunFields& fields,
                       const std::string& reason) const;
-  std::string bury(std::string reason);
+  std::string bury(const std::string& reason, const std::optional<Stage>& stage);
   WorkerProcess::Deadline deadline() const;
 
   WorkerSettings settings_;

@@ -125,6 +125,10 @@ class FakeWorker {
       _exit(0);
     }
     if (how == "unasked") say({{"result", {{"request", request}, {"record", to_line(record({}, "nobody", Pass::forward))}}}});
+    if (how == "other-case") {
+      const Case other = parse_case("attention lq=99 d=64");
+      say({{"result", {{"request", request}, {"record", to_line(record(other, "eager", Pass::forward))}}}});
+    }
     if (how == "trickle") {
       for (;;) {
         write_bytes("x");

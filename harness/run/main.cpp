@@ -1,5 +1,6 @@
 // attnbench: the command line. It alone knows cases, the run and the reports.
 #include <cstdio>
+#include <cstdlib>
 #include <exception>
 
 #include <fmt/format.h>
