@@ -110,7 +110,7 @@ class FakeWorker {
     return first;
   }
 
-  void misbehave(int64_t request) const {
+  void misbehave(int64_t request, const Case& c) const {
     const std::string& how = options_.behaviour;
     fmt::print(stderr, "fake worker: about to {}\n", how);
     if (how == "crash") {
@@ -124,7 +124,7 @@ class FakeWorker {
       write_bytes("{\"result\":{\"request\":1,\"rec");
       _exit(0);
     }
-    if (how == "unasked") say({{"result", {{"request", request}, {"record", to_line(record({}, "nobody", Pass::forward))}}}});
+    if (how == "unasked") say({{"result", {{"request", request}, {"record", to_line(record(c, "nobody", Pass::forward))}}}});
     if (how == "other-case") {
       const Case other = parse_case("attention lq=99 d=64");
       say({{"result", {{"request", request}, {"record", to_line(record(other, "eager", Pass::forward))}}}});
@@ -145,7 +145,7 @@ class FakeWorker {
       std::this_thread::sleep_for(std::chrono::milliseconds(options_.delay_ms));
       if (misbehaves(backend, pass)) {
         if (options_.behaviour == "forget") continue;
-        misbehave(request.id);
+        misbehave(request.id, c);
       }
       say({{"result", {{"request", request.id}, {"record", to_line(record(c, backend, pass))}}}});
     }
