@@ -191,12 +191,15 @@ std::string WorkerProcess::close(Deadline deadline) {
 }
 
 std::string last_lines(const fs::path& log, std::uintmax_t begin) {
-  constexpr size_t kLines = 3;
+  constexpr size_t kLines = 3, kShown = 300;
   std::ifstream in(log, std::ios::binary);
   in.seekg(static_cast<std::streamoff>(begin));
   std::vector<std::string> lines;
-  for (std::string line; std::getline(in, line);)
-    if (!line.empty()) lines.push_back(line);
+  for (std::string line; std::getline(in, line);) {
+    const size_t text = line.find_first_not_of(" \t");
+    const bool is_frame = text != std::string::npos && (line.starts_with("frame #") || line[text] == '#');
+    if (text != std::string::npos && !is_frame) lines.push_back(line.substr(text, kShown));
+  }
   if (lines.size() > kLines) lines.erase(lines.begin(), lines.end() - kLines);
   return fmt::format("{}", fmt::join(lines, " | "));
 }
