@@ -1,0 +1,82 @@
+#include "backends/attention/autograd.hpp"
+
+#include <memory>
+#include <stdexcept>
+
+#include <ATen/ops/zeros.h>
+#include <ATen/ops/zeros_like.h>
+#include <c10/core/GradMode.h>
+#include <torch/csrc/autograd/autograd.h>
+
+namespace attnbench {
+namespace {
+
+at::Tensor leaf(const at::Tensor& input, bool with_gradient) {
+  return input.detach().requires_grad_(with_gradient);
+}
+
+class AutogradRun {
+ public:
+  AutogradRun(std::vector<DenseCall> calls, DenseOperation operation, Layout layout, Pass pass)
+      : calls_(std::move(calls)), operation_(std::move(operation)), layout_(layout), records_(pass == Pass::backward) {
+    for (DenseCall& call : calls_) {
+      call.q = leaf(call.q, records_);
+      call.k = leaf(call.k, records_);
+      call.v = leaf(call.v, records_);
+    }
+  }
+
+  Outputs forward() {
+    recorded_.clear();
+    std::vector<at::Tensor> parts;
+    for (const DenseCall& call : calls_) {
+      const c10::AutoGradMode mode(records_);
+      const at::Tensor o = call.is_empty() ? at::zeros_like(call.dout) : operation_(call);
+      if (records_ && !call.is_empty()) recorded_.push_back(o);
+      parts.push_back(o.detach());
+    }
+    Outputs outputs;
+    outputs.o = join(parts, layout_);
+    return outputs;
+  }
+
+  Outputs backward() {
+    std::vector<at::Tensor> leaves, douts;
+    for (const DenseCall& call : calls_) {
+      if (call.is_empty()) continue;
+      leaves.insert(leaves.end(), {call.q, call.k, call.v});
+      douts.push_back(call.dout);
+    }
+    if (recorded_.size() != douts.size()) throw std::logic_error("autograd backward: there was no forward that recorded a graph");
+    std::vector<at::Tensor> gradients;
+    if (!leaves.empty()) gradients = torch::autograd::grad(recorded_, leaves, douts, /*retain_graph=*/true);
+    std::vector<at::Tensor> dq, dk, dv;
+    auto next = gradients.begin();
+    for (const DenseCall& call : calls_) {
+      dq.push_back(call.is_empty() ? at::zeros_like(call.q) : *next++);
+      dk.push_back(call.is_empty() ? at::zeros_like(call.k) : *next++);
+      dv.push_back(call.is_empty() ? at::zeros_like(call.v) : *next++);
+    }
+    Outputs outputs;
+    outputs.dq = join(dq, layout_);
+    outputs.dk = join(dk, layout_);
+    outputs.dv = join(dv, layout_);
+    return outputs;
+  }
+
+ private:
+  std::vector<DenseCall> calls_;
+  DenseOperation operation_;
+  Layout layout_;
+  bool records_;
+  std::vector<at::Tensor> recorded_;  ///< outputs with their graphs, of the calls that are not empty
+};
+
+}  // namespace
+
+Window autograd_window(std::vector<DenseCall> calls, DenseOperation operation, Layout layout, Pass pass) {
+  const auto run = std::make_shared<AutogradRun>(std::move(calls), std::move(operation), layout, pass);
+  return {"op", [run] { return run->forward(); }, [run] { return run->backward(); }};
+}
+
+}  // namespace attnbench

@@ -1,0 +1,97 @@
+// eager: attention as Hugging Face's LLaMA writes it out in LibTorch operations, every intermediate in the case's dtype
+// but the softmax, which is float32: repeat_kv, matmul, times scale, plus a mask of finfo(dtype).min, softmax, cast, matmul.
+#include <limits>
+
+#include <ATen/ops/matmul.h>
+#include <ATen/ops/softmax.h>
+#include <torch/version.h>
+
+#include "backends/attention/autograd.hpp"
+#include "backends/registry.hpp"
+
+namespace attnbench {
+namespace {
+
+double lowest(at::ScalarType dtype) {
+  switch (dtype) {
+    case at::kBFloat16:
+      return -static_cast<double>(std::numeric_limits<at::BFloat16>::max());
+    case at::kHalf:
+      return -static_cast<double>(std::numeric_limits<at::Half>::max());
+    default:
+      return -static_cast<double>(std::numeric_limits<float>::max());
+  }
+}
+
+/// [b, hkv, l, d] -> [b, hkv * group, l, d], each head repeated `group` times in a row.
+at::Tensor repeat_kv(const at::Tensor& x, int64_t group) {
+  if (group == 1) return x;
+  return x.unsqueeze(2)
+      .expand({x.size(0), x.size(1), group, x.size(2), x.size(3)})
+      .reshape({x.size(0), x.size(1) * group, x.size(2), x.size(3)});
+}
+
+at::Tensor attention(const DenseCall& call, double scale) {
+  const int64_t group = call.q.size(1) / call.k.size(1);
+  const at::Tensor k = repeat_kv(call.k, group), v = repeat_kv(call.v, group);
+  at::Tensor weights = at::matmul(call.q, k.transpose(2, 3)).mul(scale);
+  if (call.mask.defined()) weights = weights.add(call.mask);
+  weights = at::softmax(weights, -1, at::kFloat).to(call.q.scalar_type());
+  return at::matmul(weights, v);
+}
+
+/// Forward: the scores twice while they are scaled or masked, then scores, their float32 copy and the softmax.
+/// Backward: the graph keeps P twice (float32 and rounded); dP passes through the same three copies.
+int64_t predicted_bytes(const std::vector<DenseCall>& calls, const Inputs& inputs, Pass pass) {
+  const ScoreElements scores = score_elements(calls);
+  const int64_t size = inputs.q.element_size();
+  const int64_t softmax = size == 4 ? 8 : size + 8;
+  const int64_t repeated = inputs.q.size(-2) == inputs.k.size(-2)
+                               ? 0
+                               : (inputs.k.numel() + inputs.v.numel()) * (inputs.q.size(-2) / inputs.k.size(-2)) * size;
+  const int64_t kept = pass == Pass::backward ? scores.all * (size == 4 ? 4 : size + 4) + repeated : 0;
+  return output_bytes(inputs, pass, false) + repeated + scores.largest * softmax + kept;
+}
+
+class Eager : public Backend {
+ public:
+  Eager() {
+    declaration_.name = "eager";
+    declaration_.version = TORCH_VERSION;
+    declaration_.implementation = "eager";
+    declaration_.profile = {.name = "eager",
+                            .p = Profile::Probabilities::normalised,
+                            .rounds_ds = true,
+                            .rounds_scores = true,
+                            .d = Profile::RowSum::from_p_dp,
+                            .rounds_gqa_partials = true};
+    declaration_.conventions = {.empty_row = Conventions::EmptyRow::uniform,
+                                .lse_empty = Conventions::LseEmpty::none,
+                                .poison = Conventions::Poison::finite,
+                                .padded_rows_zero = false};
+    declaration_.capabilities = cpu_capabilities();
+  }
+
+  const Declaration& declaration() const override { return declaration_; }
+
+  Run prepare(const Case& c, const Inputs& inputs, Pass pass) const override {
+    std::vector<DenseCall> calls = dense_calls(c, inputs, Triangle::mask, lowest(inputs.q.scalar_type()));
+    Run run;
+    run.profile = declaration_.profile;
+    run.predicted_bytes = predicted_bytes(calls, inputs, pass);
+    const auto operation = [scale = inputs.scale](const DenseCall& call) { return attention(call, scale); };
+    run.windows = {autograd_window(std::move(calls), operation, c.problem.layout, pass)};
+    return run;
+  }
+
+ private:
+  Declaration declaration_;
+};
+
+}  // namespace
+
+std::unique_ptr<Backend> make_eager() {
+  return std::make_unique<Eager>();
+}
+
+}  // namespace attnbench

@@ -1,0 +1,100 @@
+#include "backends/attention/eigen_attention.hpp"
+
+#include <algorithm>
+#include <cmath>
+#include <limits>
+
+#include <Eigen/Core>
+
+namespace attnbench::eigen {
+namespace {
+
+using RowMajor = Eigen::Matrix<float, Eigen::Dynamic, Eigen::Dynamic, Eigen::RowMajor>;
+using View = Eigen::Map<RowMajor>;
+using ConstView = Eigen::Map<const RowMajor>;
+
+ConstView view(const Matrix& m) {
+  return {m.data.data(), m.rows, m.columns};
+}
+View view(Matrix& m) {
+  return {m.data.data(), m.rows, m.columns};
+}
+
+/// Keys [first, last) that query i sees.
+struct Keys {
+  int64_t first, last;
+};
+Keys keys_of(const Band& band, int64_t i, int64_t lk) {
+  // A bound of an unlimited band is as far as int64 goes: it is clamped before i is added.
+  const int64_t first = std::clamp<int64_t>(band.first, -i, lk - i) + i;
+  const int64_t last = std::clamp<int64_t>(band.last, -i, lk - i) + i;
+  return {first, std::max(first, last)};
+}
+
+/// The keys that any of the queries [i, i + rows) sees; bounds never fall as i grows.
+Keys keys_of_block(const Band& band, int64_t i, int64_t rows, int64_t lk) {
+  return {keys_of(band, i, lk).first, keys_of(band, i + rows - 1, lk).last};
+}
+
+/// Turns scores of the keys [keys.first, …) into probabilities, 0 where the key is hidden; lse [rows].
+void softmax(RowMajor& scores, const Band& band, int64_t i, const Keys& keys, int64_t lk, float* lse) {
+  for (Eigen::Index r = 0; r < scores.rows(); r++) {
+    const Keys seen = keys_of(band, i + r, lk);
+    const int64_t count = seen.last - seen.first;
+    lse[r] = -std::numeric_limits<float>::infinity();
+    if (count == 0) {
+      scores.row(r).setZero();
+      continue;
+    }
+    auto row = scores.row(r).segment(seen.first - keys.first, count).array();
+    const float largest = row.maxCoeff();
+    row = (row - largest).exp();
+    const float sum = row.sum();
+    row /= sum;
+    lse[r] = largest + std::log(sum);
+    scores.row(r).head(seen.first - keys.first).setZero();
+    scores.row(r).tail(keys.last - seen.last).setZero();
+  }
+}
+
+}  // namespace
+
+std::string library_version() {
+  return std::to_string(EIGEN_WORLD_VERSION) + "." + std::to_string(EIGEN_MAJOR_VERSION) + "." +
+         std::to_string(EIGEN_MINOR_VERSION);
+}
+
+Result forward(const Matrix& q, const Matrix& k, const Matrix& v, const Band& band, float scale) {
+  Result result{Matrix(q.rows, v.columns), std::vector<float>(static_cast<size_t>(q.rows))};
+  for (int64_t i = 0; i < q.rows; i += kQueryBlock) {
+    const int64_t rows = std::min(kQueryBlock, q.rows - i);
+    const Keys keys = keys_of_block(band, i, rows, k.rows);
+    const int64_t count = std::max<int64_t>(0, keys.last - keys.first);
+    RowMajor p = scale * (view(q).middleRows(i, rows) * view(k).middleRows(keys.first, count).transpose());
+    softmax(p, band, i, keys, k.rows, result.lse.data() + i);
+    view(result.o).middleRows(i, rows).noalias() = p * view(v).middleRows(keys.first, count);
+  }
+  return result;
+}
+
+void backward(const Matrix& q, const Matrix& k, const Matrix& v, const Matrix& dout, const Band& band, float scale, Matrix& dq,
+              Matrix& dk, Matrix& dv) {
+  std::vector<float> lse(kQueryBlock);
+  for (int64_t i = 0; i < q.rows; i += kQueryBlock) {
+    const int64_t rows = std::min(kQueryBlock, q.rows - i);
+    const Keys keys = keys_of_block(band, i, rows, k.rows);
+    const int64_t count = std::max<int64_t>(0, keys.last - keys.first);
+    const auto Q = view(q).middleRows(i, rows), K = view(k).middleRows(keys.first, count);
+    const auto V = view(v).middleRows(keys.first, count), dO = view(dout).middleRows(i, rows);
+    RowMajor p = scale * (Q * K.transpose());
+    softmax(p, band, i, keys, k.rows, lse.data());
+    const RowMajor dp = dO * V.transpose();
+    const Eigen::VectorXf row_sum = p.cwiseProduct(dp).rowwise().sum();
+    const RowMajor ds = scale * p.cwiseProduct(dp.colwise() - row_sum);
+    view(dq).middleRows(i, rows).noalias() = ds * K;
+    view(dk).middleRows(keys.first, count).noalias() += ds.transpose() * Q;
+    view(dv).middleRows(keys.first, count).noalias() += p.transpose() * dO;
+  }
+}
+
+}  // namespace attnbench::eigen

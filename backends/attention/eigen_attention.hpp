@@ -1,0 +1,46 @@
+// Attention of one sequence and one key head in float32 with Eigen, as the definition reads: whole rows of scores, no online
+// softmax, gradients by hand.
+//
+//   S = scale Q K^T,  P = softmax(S) over the visible keys,  LSE = ln sum exp S,  O = P V
+//   dV = P^T dO,  dP = dO V^T,  D = rowsum(P o dP),  dS = P o (dP - D),  dQ = scale dS K,  dK = scale dS^T Q
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <string>
+#include <vector>
+
+namespace attnbench::eigen {
+
+constexpr int64_t kQueryBlock = 64;  ///< rows of scores that are held at a time
+
+/// Eigen's, as in "3.4.0".
+std::string library_version();
+
+/// A matrix of float32, rows * columns, row by row.
+struct Matrix {
+  int64_t rows = 0, columns = 0;
+  std::vector<float> data;
+  Matrix() = default;
+  Matrix(int64_t r, int64_t c) : rows(r), columns(c), data(static_cast<size_t>(r * c)) {}
+  float* row(int64_t r) { return data.data() + r * columns; }
+  const float* row(int64_t r) const { return data.data() + r * columns; }
+};
+
+/// Query i sees the keys j with i + first <= j < i + last, within the sequence.
+struct Band {
+  int64_t first = 0, last = 0;
+};
+
+/// o [lq, dv]; lse [lq], -inf for a query that sees no key, whose o is 0.
+struct Result {
+  Matrix o;
+  std::vector<float> lse;
+};
+Result forward(const Matrix& q, const Matrix& k, const Matrix& v, const Band& band, float scale);
+
+/// dq is written; dk and dv are added to, since the query heads of a group share them.
+void backward(const Matrix& q, const Matrix& k, const Matrix& v, const Matrix& dout, const Band& band, float scale, Matrix& dq,
+              Matrix& dk, Matrix& dv);
+
+}  // namespace attnbench::eigen

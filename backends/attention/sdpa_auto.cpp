@@ -1,0 +1,88 @@
+// sdpa_auto: scaled_dot_product_attention as users call it. LibTorch's dispatcher picks the kernel; what it picked is
+// recorded, and the run is judged by that kernel's profile. The backward is autograd's.
+#include <limits>
+#include <stdexcept>
+
+#include <ATen/SDPBackend.h>
+#include <ATen/ops/_fused_sdp_choice.h>
+#include <ATen/ops/scaled_dot_product_attention.h>
+#include <torch/version.h>
+
+#include "backends/attention/autograd.hpp"
+#include "backends/attention/sdpa.hpp"
+#include "backends/registry.hpp"
+
+namespace attnbench {
+namespace {
+
+/// The dispatcher's own answer for one call, asked with the arguments of the call.
+std::string kernel_of(const DenseCall& call, double scale, Pass pass) {
+  const auto argument = [&](const at::Tensor& x) { return x.detach().requires_grad_(pass == Pass::backward); };
+  const int64_t choice = at::_fused_sdp_choice(argument(call.q), argument(call.k), argument(call.v), optional_mask(call), 0.0,
+                                               call.is_causal, scale, call.q.size(1) != call.k.size(1));
+  switch (static_cast<at::SDPBackend>(choice)) {
+    case at::SDPBackend::flash_attention:
+      return "sdpa_flash";
+    case at::SDPBackend::math:
+      return "sdpa_math";
+    default:
+      throw std::runtime_error("sdpa_auto: LibTorch's dispatcher picked kernel " + std::to_string(choice) +
+                               ", which is neither flash nor math");
+  }
+}
+
+/// One kernel for all calls that are not empty; calls of one case differ in lengths only.
+std::string kernel_of_all(const std::vector<DenseCall>& calls, double scale, Pass pass) {
+  std::string kernel;
+  for (const DenseCall& call : calls) {
+    if (call.is_empty()) continue;
+    const std::string picked = kernel_of(call, scale, pass);
+    if (!kernel.empty() && kernel != picked) {
+      throw std::runtime_error("sdpa_auto: LibTorch's dispatcher picked " + kernel + " and " + picked +
+                               " for sequences of one case");
+    }
+    kernel = picked;
+  }
+  return kernel;
+}
+
+class SdpaAuto : public Backend {
+ public:
+  SdpaAuto() {
+    declaration_.name = "sdpa_auto";
+    declaration_.version = TORCH_VERSION;
+    declaration_.implementation = "pytorch_flash";
+    declaration_.profile = sdpa_flash_profile();
+    declaration_.conventions = sdpa_conventions();
+    declaration_.conventions.lse_empty = Conventions::LseEmpty::none;
+    declaration_.capabilities = cpu_capabilities();
+  }
+
+  const Declaration& declaration() const override { return declaration_; }
+
+  Run prepare(const Case& c, const Inputs& inputs, Pass pass) const override {
+    std::vector<DenseCall> calls = dense_calls(c, inputs, Triangle::flag, -std::numeric_limits<double>::infinity());
+    Run run;
+    run.kernel = kernel_of_all(calls, inputs.scale, pass);
+    const bool math = run.kernel == "sdpa_math";
+    run.profile = math ? sdpa_math_profile() : sdpa_flash_profile();
+    run.predicted_bytes = math ? sdpa_math_bytes(calls, inputs, pass) : sdpa_flash_bytes(calls, inputs, pass);
+    const auto operation = [scale = inputs.scale](const DenseCall& call) {
+      const bool gqa = call.q.size(1) != call.k.size(1);
+      return at::scaled_dot_product_attention(call.q, call.k, call.v, optional_mask(call), 0.0, call.is_causal, scale, gqa);
+    };
+    run.windows = {autograd_window(std::move(calls), operation, c.problem.layout, pass)};
+    return run;
+  }
+
+ private:
+  Declaration declaration_;
+};
+
+}  // namespace
+
+std::unique_ptr<Backend> make_sdpa_auto() {
+  return std::make_unique<SdpaAuto>();
+}
+
+}  // namespace attnbench

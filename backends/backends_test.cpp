@@ -1,0 +1,382 @@
+// Every backend against attention as a float64 loop of this file's own, at small sizes and with crude limits: that the right
+// thing is computed at all. How precisely is the judge's question.
+#include <algorithm>
+#include <cmath>
+#include <limits>
+#include <set>
+
+#include <ATen/Parallel.h>
+#include <ATen/ops/_fused_sdp_choice.h>
+#include <ATen/ops/_scaled_dot_product_flash_attention_for_cpu.h>
+#include <ATen/ops/equal.h>
+#include <ATen/ops/randn.h>
+#include <gtest/gtest.h>
+
+#include "harness/worker/backend.hpp"
+
+namespace attnbench {
+namespace {
+
+const Device kCpu{"cpu", 0, std::nullopt, "test"};
+
+/// Real tokens only: [tokens][heads][channels], flat.
+struct Rows {
+  std::vector<double> o, dq, dk, dv;
+  std::vector<double> lse;  ///< -inf where a query sees no key
+};
+
+/// float64 copy of the real tokens of a tensor in the case's layout.
+std::vector<double> real(const at::Tensor& tensor, const std::vector<int64_t>& rows, bool padded) {
+  const at::Tensor x = tensor.to(at::kDouble).contiguous();
+  const int64_t width = rows.empty() ? 0 : x.numel() / (padded ? x.size(0) * x.size(1) : x.size(0));
+  std::vector<double> out;
+  for (const int64_t row : rows)
+    out.insert(out.end(), x.const_data_ptr<double>() + row * width, x.const_data_ptr<double>() + (row + 1) * width);
+  return out;
+}
+
+bool sees(const Problem& p, int64_t i, int64_t j, int64_t lq, int64_t lk) {
+  const int64_t diagonal = i + (p.align == Align::bottom_right ? lk - lq : 0);
+  if (p.mask == Mask::causal && j > diagonal) return false;
+  if (p.window && p.window->left >= 0 && j < diagonal - p.window->left) return false;
+  return !(p.window && p.window->right >= 0 && j > diagonal + p.window->right);
+}
+
+/// One query row of one head: P, O, then all gradients that it contributes to.
+void add_query(const Problem& p, double scale, const std::vector<double>& q, const std::vector<double>& k,
+               const std::vector<double>& v, const std::vector<double>& dout, int64_t query, int64_t head, int64_t first_key,
+               const std::vector<int64_t>& seen, Rows& rows) {
+  const int64_t kv_head = head / p.group();
+  const double* Q = &q[static_cast<size_t>((query * p.hq + head) * p.d)];
+  const double* dO = &dout[static_cast<size_t>((query * p.hq + head) * p.dv)];
+  const auto K = [&](int64_t j) { return static_cast<size_t>(((first_key + j) * p.hkv + kv_head) * p.d); };
+  const auto V = [&](int64_t j) { return static_cast<size_t>(((first_key + j) * p.hkv + kv_head) * p.dv); };
+  std::vector<double> s, dp;
+  for (const int64_t j : seen) {
+    double dot = 0, dot_v = 0;
+    for (int64_t x = 0; x < p.d; x++) dot += Q[x] * k[K(j) + static_cast<size_t>(x)];
+    for (int64_t x = 0; x < p.dv; x++) dot_v += dO[x] * v[V(j) + static_cast<size_t>(x)];
+    s.push_back(dot * scale);
+    dp.push_back(dot_v);
+  }
+  const double largest = s.empty() ? 0 : *std::ranges::max_element(s);
+  double sum = 0, D = 0;
+  for (double& score : s) sum += score = std::exp(score - largest);
+  rows.lse[static_cast<size_t>(query * p.hq + head)] = largest + std::log(sum);
+  for (size_t n = 0; n < s.size(); n++) D += (s[n] /= sum) * dp[n];
+  for (size_t n = 0; n < s.size(); n++) {
+    const double ds = s[n] * (dp[n] - D) * scale;
+    for (int64_t x = 0; x < p.dv; x++) {
+      rows.o[static_cast<size_t>((query * p.hq + head) * p.dv + x)] += s[n] * v[V(seen[n]) + static_cast<size_t>(x)];
+      rows.dv[V(seen[n]) + static_cast<size_t>(x)] += s[n] * dO[x];
+    }
+    for (int64_t x = 0; x < p.d; x++) {
+      rows.dq[static_cast<size_t>((query * p.hq + head) * p.d + x)] += ds * k[K(seen[n]) + static_cast<size_t>(x)];
+      rows.dk[K(seen[n]) + static_cast<size_t>(x)] += ds * Q[x];
+    }
+  }
+}
+
+Rows expected(const Case& c, const Inputs& in) {
+  const Problem& p = c.problem;
+  const bool padded = p.layout == Layout::padded;
+  const auto q = real(in.q, in.q_rows, padded), k = real(in.k, in.k_rows, padded), v = real(in.v, in.k_rows, padded);
+  const auto dout = real(in.dout, in.q_rows, padded);
+  Rows rows;
+  rows.o.resize(dout.size());
+  rows.dq.resize(q.size());
+  rows.dk.resize(k.size());
+  rows.dv.resize(v.size());
+  rows.lse.resize(in.q_rows.size() * static_cast<size_t>(p.hq));
+  int64_t first_query = 0, first_key = 0;
+  for (size_t n = 0; n < in.lengths.q.size(); n++) {
+    const int64_t lq = in.lengths.q[n], lk = in.lengths.k[n];
+    for (int64_t i = 0; i < lq; i++) {
+      std::vector<int64_t> seen;
+      for (int64_t j = 0; j < lk; j++) {
+        if (sees(p, i, j, lq, lk)) seen.push_back(j);
+      }
+      for (int64_t h = 0; h < p.hq; h++) add_query(p, in.scale, q, k, v, dout, first_query + i, h, first_key, seen, rows);
+    }
+    first_query += lq;
+    first_key += lk;
+  }
+  return rows;
+}
+
+double relative_error(const std::vector<double>& got, const std::vector<double>& want) {
+  double error = 0, norm = 0;
+  for (size_t n = 0; n < want.size(); n++) {
+    error += (got[n] - want[n]) * (got[n] - want[n]);
+    norm += want[n] * want[n];
+  }
+  return std::sqrt(error) / std::max(std::sqrt(norm), 1e-3 * std::sqrt(static_cast<double>(want.size()) + 1));
+}
+
+double limit(Dtype dtype) {
+  return dtype == Dtype::fp32 ? 1e-5 : dtype == Dtype::fp16 ? 4e-3 : 3e-2;
+}
+
+struct Computed {
+  Inputs inputs;
+  Outputs outputs;  ///< of the last window, both passes
+};
+
+Computed compute(const Backend& backend, const Case& c) {
+  Computed computed{make_inputs(c, backend.declaration().conventions.poison), {}};
+  const attnbench::Run run = backend.prepare(c, computed.inputs, Pass::backward);
+  for (const Window& window : run.windows) {
+    const Outputs forward = window.forward();
+    computed.outputs = window.backward();
+    computed.outputs.o = forward.o;
+    computed.outputs.lse = forward.lse;
+  }
+  return computed;
+}
+
+void expect_close(const char* tensor, const at::Tensor& got, const std::vector<int64_t>& rows, const std::vector<double>& want,
+                  const Case& c) {
+  ASSERT_TRUE(got.defined()) << tensor;
+  const std::vector<double> values = real(got, rows, c.problem.layout == Layout::padded);
+  ASSERT_EQ(values.size(), want.size()) << tensor;
+  EXPECT_TRUE(relative_error(values, want) <= limit(c.problem.dtype)) << tensor << " is off by " << relative_error(values, want);
+}
+
+/// Queries without keys are left to conventions: cases here have none, but where the backend's is zero.
+void expect_right(const Backend& backend, const Case& c) {
+  SCOPED_TRACE(backend.declaration().name + ": " + format_case(c));
+  const Computed computed = compute(backend, c);
+  const Inputs& in = computed.inputs;
+  const Outputs& out = computed.outputs;
+  const Rows want = expected(c, in);
+  expect_close("o", out.o, in.q_rows, want.o, c);
+  expect_close("dq", out.dq, in.q_rows, want.dq, c);
+  expect_close("dk", out.dk, in.k_rows, want.dk, c);
+  expect_close("dv", out.dv, in.k_rows, want.dv, c);
+  EXPECT_EQ(out.lse.defined(), backend.declaration().capabilities.returns_lse);
+  if (!out.lse.defined()) return;
+  EXPECT_EQ(out.lse.scalar_type(), at::kFloat);
+  const std::vector<double> lse = real(out.lse, in.q_rows, c.problem.layout == Layout::padded);
+  for (size_t n = 0; n < lse.size(); n++) {
+    if (std::isfinite(want.lse[n])) {
+      EXPECT_NEAR(lse[n], want.lse[n], 1e-3 * (1 + std::abs(want.lse[n])));
+    }
+  }
+}
+
+Case make_case(const std::string& keys) {
+  return parse_case("attention " + keys);
+}
+
+/// Every case of the list that lies inside the backend's declared capabilities.
+void walk(const Backend& backend, const std::vector<std::string>& lines) {
+  for (const std::string& line : lines) {
+    const Case c = make_case(line);
+    if (!backend.why_not(c, Pass::backward, kCpu)) expect_right(backend, c);
+  }
+}
+
+std::vector<std::string> products(const std::vector<std::vector<std::string>>& axes) {
+  std::vector<std::string> lines{""};
+  for (const auto& axis : axes) {
+    std::vector<std::string> longer;
+    for (const std::string& line : lines) {
+      for (const std::string& value : axis) longer.push_back(line + " " + value);
+    }
+    lines = std::move(longer);
+  }
+  return lines;
+}
+
+class EveryBackend : public testing::TestWithParam<std::string> {
+ protected:
+  const Backend& backend() const {
+    static const std::vector<std::unique_ptr<Backend>> all = make_backends();
+    return **std::ranges::find_if(all, [](const auto& b) { return b->declaration().name == GetParam(); });
+  }
+};
+
+TEST_P(EveryBackend, ComputesTheCoreProduct) {
+  walk(backend(), products({{"lens=17+64+1+70 d=64", "b=2 lq=33 d=128"},
+                            {"hq=2 hkv=2", "hq=6 hkv=2", "hq=4 hkv=1"},
+                            {"dtype=bf16", "dtype=fp16", "dtype=fp32"},
+                            {"layout=packed", "layout=padded pad=right", "layout=padded pad=left", "layout=padded pad=holes"},
+                            {"mask=none", "mask=causal"}}));
+}
+
+TEST_P(EveryBackend, TakesUnequalLengthsAndWindows) {
+  walk(backend(), products({{"lens=5+40+17 klens=9+70+64 d=32 hq=4 hkv=2"},
+                            {"dtype=fp32", "dtype=bf16"},
+                            {"layout=packed", "layout=padded pad=holes"},
+                            {"mask=causal", "mask=causal align=top_left", "window=8:3", "window=8:3 align=top_left",
+                             "mask=causal window=4:-1"}}));
+}
+
+TEST_P(EveryBackend, TakesEveryHeadDimAndStride) {
+  walk(backend(), products({{"lens=20+7 hq=4 hkv=2 mask=causal"},
+                            {"d=1", "d=7", "d=40", "d=96", "d=256", "d=264", "d=64 dv=32", "d=24 dv=72"},
+                            {"dtype=fp32", "dtype=fp16"}}));
+  walk(backend(), products({{"lens=20+7 hq=4 hkv=2 mask=causal d=48", "b=2 lq=20 hq=4 hkv=2 d=48"},
+                            {"strides=transposed", "strides=stride0", "strides=unaligned"},
+                            {"dtype=fp32", "dtype=bf16"},
+                            {"layout=packed", "layout=padded pad=holes"}}));
+}
+
+TEST_P(EveryBackend, TakesEmptySequences) {
+  walk(backend(), products({{"lens=0+9+0+5+0", "lens=0+0", "lens=0+9 klens=7+12", "lens=0 klens=5"},
+                            {"d=16 hq=2 hkv=1"},
+                            {"dtype=fp32", "dtype=bf16"},
+                            {"mask=none", "mask=causal"},
+                            {"layout=packed", "layout=padded pad=left"}}));
+}
+
+TEST_P(EveryBackend, GivesAQueryWithoutKeysWhatItsConventionSays) {
+  const Conventions& conventions = backend().declaration().conventions;
+  for (const std::string layout : {"layout=packed", "layout=padded pad=holes"}) {
+    const Case c = make_case("lens=6+9 klens=2+9 d=16 hq=2 mask=causal dtype=fp32 " + layout);
+    SCOPED_TRACE(GetParam() + ": " + format_case(c));
+    const Computed computed = compute(backend(), c);
+    const bool padded = c.problem.layout == Layout::padded;
+    const auto o = real(computed.outputs.o, computed.inputs.q_rows, padded),
+               dq = real(computed.outputs.dq, computed.inputs.q_rows, padded);
+    if (conventions.empty_row == Conventions::EmptyRow::zero) {
+      for (size_t n = 0; n < 4 * 2 * 16; n++) EXPECT_TRUE(o[n] == 0 && dq[n] == 0) << n;  // queries 0 to 3 see no key
+      expect_right(backend(), c);
+      continue;
+    }
+    ASSERT_EQ(conventions.empty_row, Conventions::EmptyRow::uniform);
+    const at::Tensor stored = padded ? computed.inputs.v[0] : computed.inputs.v.narrow(0, 0, 2);
+    const at::Tensor average = stored.mean(0).contiguous();
+    for (size_t n = 0; n < 2 * 16; n++) EXPECT_NEAR(o[n], average.const_data_ptr<float>()[n], 1e-5);
+  }
+}
+
+TEST_P(EveryBackend, LeavesPaddingZeroIfItSaysSo) {
+  if (!backend().declaration().conventions.padded_rows_zero) {
+    EXPECT_EQ(GetParam(), "eager");
+    return;
+  }
+  for (const std::string pad : {"right", "left", "holes"}) {
+    const Computed computed = compute(backend(), make_case("lens=6+0+9 d=16 hq=4 hkv=2 mask=causal layout=padded pad=" + pad));
+    const at::Tensor q_pads = computed.inputs.q_mask.logical_not(), k_pads = computed.inputs.k_mask.logical_not();
+    const auto all_zero = [](const at::Tensor& x, const at::Tensor& pads) {
+      return x.to(at::kFloat).abs().sum({2, 3}).masked_select(pads).eq(0).all().item<bool>();
+    };
+    EXPECT_TRUE(all_zero(computed.outputs.o, q_pads)) << pad;
+    EXPECT_TRUE(all_zero(computed.outputs.dq, q_pads)) << pad;
+    EXPECT_TRUE(all_zero(computed.outputs.dk, k_pads)) << pad;
+    EXPECT_TRUE(all_zero(computed.outputs.dv, k_pads)) << pad;
+  }
+}
+
+TEST_P(EveryBackend, ReturnsNewOutputsFromEveryCallAndLeavesItsInputs) {
+  const Case c = make_case("lens=6+9 d=16 hq=2 dtype=fp32");
+  const Inputs inputs = make_inputs(c, Conventions::Poison::nan);
+  const at::Tensor q = inputs.q.clone();
+  const attnbench::Run run = backend().prepare(c, inputs, Pass::backward);
+  const Outputs first = run.windows[0].forward(), second = run.windows[0].forward();
+  EXPECT_NE(first.o.const_data_ptr(), second.o.const_data_ptr());
+  EXPECT_TRUE(at::equal(first.o, second.o));
+  const Outputs third = run.windows[0].backward(), fourth = run.windows[0].backward();
+  EXPECT_NE(third.dk.const_data_ptr(), fourth.dk.const_data_ptr());
+  EXPECT_TRUE(at::equal(third.dk, fourth.dk));
+  EXPECT_TRUE(at::equal(inputs.q, q));
+}
+
+TEST_P(EveryBackend, BackwardNeedsAForward) {
+  const Case c = make_case("lens=6+9 d=16 hq=2");
+  const Inputs inputs = make_inputs(c, backend().declaration().conventions.poison);
+  if (GetParam() == "eigen") return;  // recomputes everything
+  EXPECT_THROW(backend().prepare(c, inputs, Pass::backward).windows[0].backward(), std::logic_error);
+}
+
+TEST_P(EveryBackend, PredictsAtLeastItsOutputs) {
+  const Case c = make_case("lens=6+9 d=16 hq=2");
+  const Inputs inputs = make_inputs(c, backend().declaration().conventions.poison);
+  const attnbench::Run forward = backend().prepare(c, inputs, Pass::forward),
+                       backward = backend().prepare(c, inputs, Pass::backward);
+  EXPECT_GE(forward.predicted_bytes, 15 * 2 * 16 * 2);
+  EXPECT_GT(backward.predicted_bytes, forward.predicted_bytes);
+}
+
+TEST_P(EveryBackend, OfOursDoNotDependOnTheNumberOfThreads) {
+  if (!backend().declaration().ours) return;
+  for (const std::string keys : {"lens=17+300+1 d=64 hq=4 hkv=2 mask=causal", "lens=17+300 d=40 hq=2 layout=padded dtype=fp32"}) {
+    const Case c = make_case(keys);
+    at::set_num_threads(1);
+    const Outputs one = compute(backend(), c).outputs;
+    at::set_num_threads(2);
+    const Outputs two = compute(backend(), c).outputs;
+    EXPECT_TRUE(at::equal(one.o, two.o) && at::equal(one.lse, two.lse)) << keys;
+    EXPECT_TRUE(at::equal(one.dq, two.dq) && at::equal(one.dk, two.dk) && at::equal(one.dv, two.dv)) << keys;
+  }
+}
+
+INSTANTIATE_TEST_SUITE_P(Backends, EveryBackend,
+                         testing::Values("flash_varlen", "sdpa_flash", "sdpa_math", "sdpa_auto", "eager", "eigen"),
+                         [](const auto& parameter) { return parameter.param; });
+
+TEST(Registry, NamesAreUniqueAndDeclarationsComplete) {
+  std::set<std::string> names;
+  for (const auto& backend : make_backends()) {
+    const Declaration& declaration = backend->declaration();
+    EXPECT_TRUE(names.insert(declaration.name).second) << declaration.name;
+    EXPECT_FALSE(declaration.version.empty() || declaration.implementation.empty() || declaration.profile.name.empty())
+        << declaration.name;
+    EXPECT_EQ(declaration.ours, declaration.name == "flash_varlen" || declaration.name == "eigen");
+  }
+  EXPECT_EQ(names.size(), 6u);
+}
+
+TEST(Dispatch, AutoRecordsTheKernelAndItsProfile) {
+  const auto backends = make_backends();
+  const auto named = [&](const std::string& name) -> const Backend& {
+    return **std::ranges::find_if(backends, [&](const auto& b) { return b->declaration().name == name; });
+  };
+  const auto run_of = [&](const std::string& keys) {
+    const Case c = make_case(keys);
+    const Inputs inputs = make_inputs(c, Conventions::Poison::finite);
+    return named("sdpa_auto").prepare(c, inputs, Pass::backward);
+  };
+  const attnbench::Run flash = run_of("lens=6+9 d=16 hq=2 mask=causal");
+  EXPECT_EQ(flash.kernel, "sdpa_flash");
+  EXPECT_EQ(flash.profile, named("sdpa_flash").declaration().profile);
+  const attnbench::Run math = run_of("lens=6+9 d=16 dv=8 hq=2 mask=causal");  // forces the fallback
+  EXPECT_EQ(math.kernel, "sdpa_math");
+  EXPECT_EQ(math.profile, named("sdpa_math").declaration().profile);
+}
+
+TEST(Dispatch, AutoGivesTheBitsOfTheKernelThatItRecords) {
+  const auto backends = make_backends();
+  for (const std::string keys : {"lens=60+90 d=16 hq=2 mask=causal", "lens=60+90 d=16 dv=8 hq=2"}) {
+    const Case c = make_case(keys);
+    const Inputs inputs = make_inputs(c, Conventions::Poison::finite);
+    std::map<std::string, at::Tensor> o;
+    std::string picked;
+    for (const auto& backend : backends) {
+      if (backend->why_not(c, Pass::forward, kCpu)) continue;
+      const attnbench::Run run = backend->prepare(c, inputs, Pass::forward);
+      o[backend->declaration().name] = run.windows[0].forward().o;
+      if (!run.kernel.empty()) picked = run.kernel;
+    }
+    EXPECT_TRUE(at::equal(o.at("sdpa_auto"), o.at(picked))) << picked;
+    const std::string other = picked == "sdpa_flash" ? "sdpa_math" : "eager";
+    EXPECT_FALSE(at::equal(o.at("sdpa_auto"), o.at(other))) << "the comparison cannot tell " << picked << " from " << other;
+  }
+}
+
+TEST(Dispatch, APinnedOperationRefusesWhatItCannotDo) {
+  // Through the dispatcher these inputs end silently in the math kernel; pinned, they are an error.
+  const at::Tensor q = at::randn({1, 2, 5, 16}), v = at::randn({1, 2, 5, 8});
+  EXPECT_EQ(at::_fused_sdp_choice(q, q, v), 0);
+  EXPECT_THROW(at::_scaled_dot_product_flash_attention_for_cpu(q, q, v), c10::Error);
+  const auto backends = make_backends();
+  const auto flash = std::ranges::find_if(backends, [](const auto& b) { return b->declaration().name == "sdpa_flash"; });
+  const Case c = make_case("lens=6+9 d=16 dv=8 hq=2");
+  EXPECT_TRUE((*flash)->why_not(c, Pass::forward, kCpu).has_value());
+  const Inputs inputs = make_inputs(c, Conventions::Poison::finite);
+  EXPECT_THROW((*flash)->prepare(c, inputs, Pass::forward).windows[0].forward(), c10::Error);
+}
+
+}  // namespace
+}  // namespace attnbench
