@@ -196,8 +196,8 @@ class VarlenRun {
   /// Outputs, packed and padded, packed copies of padded inputs, and the kernel's workspace.
   int64_t predicted_bytes(Pass pass) const {
     const int workers = at::get_num_threads();
-    const size_t workspace = pass == Pass::forward ? flash_varlen::forward_cpu_workspace_bytes(shape_, workers)
-                                                   : flash_varlen::backward_cpu_workspace_bytes(shape_, workers);
+    size_t workspace = flash_varlen::forward_cpu_workspace_bytes(shape_, workers);
+    if (pass == Pass::backward) workspace = std::max(workspace, flash_varlen::backward_cpu_workspace_bytes(shape_, workers));
     int64_t bytes = output_bytes(inputs_, pass, true) + static_cast<int64_t>(workspace) + kAlignmentBytes;
     if (queries_) {
       bytes += output_bytes(inputs_, pass, true);
