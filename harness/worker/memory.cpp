@@ -36,33 +36,19 @@ size_t mend_band(char* band) {
 struct Block {
   size_t bytes = 0;
   bool guarded = false;
-  c10::DataPtr owner;  ///< of the wrapped allocator
 };
 
+/// Every block carries release() as its deleter, whatever the mode: LibTorch's libraries rely on raw_deleter().
 class WatchingAllocator final : public c10::Allocator {
  public:
   explicit WatchingAllocator(c10::Allocator* wrapped) : wrapped_(wrapped) {}
 
   c10::DataPtr allocate(size_t bytes) override {
-    const MemoryMode mode = this->mode;
-    if (mode == MemoryMode::off || bytes == 0) return wrapped_->allocate(bytes);
-    const bool guarded = mode == MemoryMode::checked;
-    c10::DataPtr owner = wrapped_->allocate(guarded ? bytes + 2 * kGuardBytes : bytes);
-    char* data = static_cast<char*>(owner.get());
-    if (guarded) {
-      fill_band(data);
-      data += kGuardBytes;  // a multiple of 64: the wrapped allocator's alignment stays
-      std::memset(data, 0xff, bytes);
-      fill_band(data + bytes);
-    }
-    const c10::Device device = owner.device();
-    const std::lock_guard lock(mutex_);
-    current_ += int64_t(bytes);
-    peak_ = std::max(peak_, current_);
-    blocks_[data] = Block{bytes, guarded, std::move(owner)};
-    return {data, data, &WatchingAllocator::release, device};
+    void* const data = bytes == 0 ? nullptr : mode == MemoryMode::off ? wrapped_->raw_allocate(bytes) : allocate_watched(bytes);
+    return {data, data, &WatchingAllocator::release, c10::Device(c10::kCPU)};
   }
 
+  c10::DeleterFnPtr raw_deleter() const override { return &WatchingAllocator::release; }
   void copy_data(void* to, const void* from, size_t bytes) const override { default_copy_data(to, from, bytes); }
 
   std::vector<Overrun> take_overruns() {
@@ -97,17 +83,38 @@ class WatchingAllocator final : public c10::Allocator {
   std::atomic<MemoryMode> mode = MemoryMode::off;
 
  private:
-  static void release(void* data) {
-    WatchingAllocator& self = installed();
-    Block block;
-    {
-      const std::lock_guard lock(self.mutex_);
-      const auto found = self.blocks_.find(data);
-      self.inspect(static_cast<char*>(data), found->second);
-      block = std::move(found->second);
-      self.blocks_.erase(found);
-      self.current_ -= int64_t(block.bytes);
+  void* allocate_watched(size_t bytes) {
+    const bool guarded = mode == MemoryMode::checked;
+    char* data = static_cast<char*>(wrapped_->raw_allocate(guarded ? bytes + 2 * kGuardBytes : bytes));
+    if (guarded) {
+      fill_band(data);
+      data += kGuardBytes;  // a multiple of 64: the wrapped allocator's alignment stays
+      std::memset(data, 0xff, bytes);
+      fill_band(data + bytes);
     }
+    const std::lock_guard lock(mutex_);
+    current_ += int64_t(bytes);
+    peak_ = std::max(peak_, current_);
+    blocks_[data] = Block{bytes, guarded};
+    return data;
+  }
+
+  static void release(void* data) {
+    if (!data) return;
+    WatchingAllocator& self = installed();
+    self.wrapped_->raw_deallocate(self.forget(static_cast<char*>(data)));
+  }
+
+  /// Ends the watch over a block, if there is one; returns what the wrapped allocator gave.
+  void* forget(char* data) {
+    const std::lock_guard lock(mutex_);
+    const auto found = blocks_.find(data);
+    if (found == blocks_.end()) return data;
+    const Block block = found->second;
+    inspect(data, block);
+    current_ -= int64_t(block.bytes);
+    blocks_.erase(found);
+    return block.guarded ? data - kGuardBytes : data;
   }
 
   void inspect(char* data, const Block& block) {

@@ -5,6 +5,7 @@
 
 #include <ATen/core/Tensor.h>
 #include <ATen/ops/empty.h>
+#include <c10/core/CPUAllocator.h>
 #include <gtest/gtest.h>
 
 namespace attnbench {
@@ -91,6 +92,22 @@ TEST(Memory, OffLeavesTheBlocksAlone) {
   }
   outlives.reset();
   EXPECT_EQ(current_bytes(), before) << "a counted block is counted off when it dies, whatever the mode then";
+}
+
+TEST(Memory, LibrariesMayAllocateInOneModeAndFreeInAnother) {
+  const MemoryScope off(MemoryMode::off);
+  c10::Allocator* const allocator = c10::GetCPUAllocator();
+  void* plain = allocator->raw_allocate(100);
+  void* guarded = nullptr;
+  const int64_t before = current_bytes();
+  {
+    const MemoryScope checked(MemoryMode::checked);
+    guarded = allocator->raw_allocate(100);
+    allocator->raw_deallocate(plain);
+    EXPECT_EQ(current_bytes(), before + 100);
+  }
+  allocator->raw_deallocate(guarded);
+  EXPECT_EQ(current_bytes(), before);
 }
 
 TEST(Memory, AvailableBytesArePlausible) {
