@@ -11,16 +11,6 @@ namespace attnbench {
 
 namespace {
 
-Outputs run_window(const Window& window, Pass pass) {
-  Outputs outputs = window.forward();
-  if (pass == Pass::forward) return outputs;
-  const Outputs gradients = window.backward();
-  outputs.dq = gradients.dq;
-  outputs.dk = gradients.dk;
-  outputs.dv = gradients.dv;
-  return outputs;
-}
-
 /// Bytes of the outputs' storages; tensors that share one count once.
 int64_t bytes_of_outputs(const Outputs& outputs) {
   int64_t bytes = 0;
@@ -48,18 +38,27 @@ std::string describe(const Overrun& overrun, const Inputs& inputs, const Outputs
 
 WatchedRun run_watched(const Run& run, Pass pass, SealedInputs& inputs) {
   const MemoryScope checked(MemoryMode::checked);
-  take_overruns();
+  const Window& window = run.windows.back();
   WatchedRun watched;
+  take_overruns();
   reset_peak_bytes();
   const int64_t before = current_bytes();
-  watched.outputs = run_window(run.windows.back(), pass);
+  watched.outputs = window.forward();
+  std::string overwritten = inputs.overwritten();
+  if (pass == Pass::backward) {
+    const Outputs gradients = window.backward();
+    watched.outputs.dq = gradients.dq;
+    watched.outputs.dk = gradients.dk;
+    watched.outputs.dv = gradients.dv;
+    if (overwritten.empty()) overwritten = inputs.overwritten();
+  }
   watched.memory.peak_bytes = peak_bytes() - before;
   watched.memory.workspace_bytes = std::max<int64_t>(0, watched.memory.peak_bytes - bytes_of_outputs(watched.outputs));
   watched.memory.predicted_bytes = run.predicted_bytes;
   if (const std::vector<Overrun> overruns = take_overruns(); !overruns.empty())
     watched.misconduct = describe(overruns.front(), inputs.get(), watched.outputs);
-  if (const std::string names = inputs.overwritten(); !names.empty()) {
-    watched.misconduct = "wrote to its input " + names;
+  if (!overwritten.empty()) {
+    watched.misconduct = "wrote to its input " + overwritten;
     inputs.restore();
   }
   return watched;
