@@ -1,0 +1,248 @@
+// The harness proves that it can fail: defects planted in the real flash_varlen and in the real eager, each of which
+// must be seen, while the same backends without a defect pass the same case.
+
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+#include <functional>
+#include <limits>
+#include <memory>
+
+#include <ATen/ops/div.h>
+#include <ATen/ops/mul.h>
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include "harness/worker/run_case.hpp"
+
+namespace attnbench {
+namespace {
+
+using Prepare = std::function<Run(const Backend& real, const Case&, const Inputs&, Pass)>;
+
+/// What is wrong, and what its record must then say.
+struct Defect {
+  std::string name;
+  std::vector<Pass> passes;
+  std::string reason;  ///< part of the record's reason
+  Prepare prepare;
+};
+
+/// A backend with a defect; its declaration is that of the real one, but for the name.
+class Defective final : public Backend {
+ public:
+  Defective(const Backend& real, Defect defect) : real_(real), defect_(std::move(defect)), declaration_(real.declaration()) {
+    declaration_.name += " with " + defect_.name;
+  }
+  const Declaration& declaration() const override { return declaration_; }
+  Run prepare(const Case& c, const Inputs& inputs, Pass pass) const override { return defect_.prepare(real_, c, inputs, pass); }
+  const Defect& defect() const { return defect_; }
+
+ private:
+  const Backend& real_;
+  Defect defect_;
+  Declaration declaration_;
+};
+
+/// Changes what forward and backward return.
+Prepare tamper(std::function<void(Outputs&, const Inputs&)> change) {
+  return [change](const Backend& real, const Case& c, const Inputs& inputs, Pass pass) {
+    Run run = real.prepare(c, inputs, pass);
+    for (Window& window : run.windows)
+      for (std::function<Outputs()>* call : {&window.forward, &window.backward}) {
+        if (!*call) continue;
+        *call = [change, &inputs, original = *call] {
+          Outputs outputs = original();
+          change(outputs, inputs);
+          return outputs;
+        };
+      }
+    return run;
+  };
+}
+
+/// Computes another case on the same inputs.
+Prepare instead(std::function<void(Case&)> change) {
+  return [change](const Backend& real, const Case& c, const Inputs& inputs, Pass pass) {
+    Case other = c;
+    change(other);
+    return real.prepare(other, inputs, pass);
+  };
+}
+
+/// A gradient that sees dO of the first query head of each group only.
+Prepare of_one_group_head(at::Tensor Outputs::*gradient) {
+  return [gradient](const Backend& real, const Case& c, const Inputs& inputs, Pass pass) {
+    const auto narrowed = std::make_shared<Inputs>(inputs);
+    narrowed->dout = inputs.dout.clone();
+    for (int64_t head = 0; head < c.problem.hq; ++head)
+      if (head % c.problem.group() != 0) narrowed->dout.select(-2, head).zero_();
+    const auto narrow = std::make_shared<Run>(real.prepare(c, *narrowed, pass));
+    Run run = real.prepare(c, inputs, pass);
+    for (Window& window : run.windows)
+      window.backward = [gradient, narrowed, narrow, right = window.backward] {
+        Outputs outputs = right();
+        narrow->windows.back().forward();
+        outputs.*gradient = narrow->windows.back().backward().*gradient;
+        return outputs;
+      };
+    return run;
+  };
+}
+
+char* storage_bytes(const at::Tensor& t) {
+  return static_cast<char*>(t.storage().mutable_data());
+}
+
+/// Rows are tokens: [token, head, channel].
+at::Tensor last_row(const at::Tensor& t) {
+  return t.select(0, t.size(0) - 1);
+}
+
+std::vector<Defect> tensor_defects(const std::string& name, at::Tensor Outputs::*tensor, Pass pass) {
+  const auto change = [tensor](std::function<void(const at::Tensor&)> edit) {
+    return tamper([tensor, edit](Outputs& outputs, const Inputs&) {
+      if ((outputs.*tensor).defined()) edit(outputs.*tensor);
+    });
+  };
+  const double nan = std::numeric_limits<double>::quiet_NaN();
+  return {
+      {"a wrong element in " + name, {pass}, name, change([](const at::Tensor& t) {
+         t.select(0, 5).select(0, 1).select(0, 3).neg_();
+       })},
+      {"a NaN in " + name, {pass}, name, change([nan](const at::Tensor& t) {
+         t.select(0, 7).select(0, 0).select(0, 2).fill_(nan);
+       })},
+      {"the last row of " + name + " unwritten", {pass}, name, change([nan](const at::Tensor& t) { last_row(t).fill_(nan); })},
+      {"the last row of " + name + " zero", {pass}, name, change([](const at::Tensor& t) { last_row(t).zero_(); })},
+  };
+}
+
+std::vector<Defect> memory_defects(const std::string& written, at::Tensor Outputs::*tensor, Pass pass) {
+  return {
+      {"its input overwritten", {pass}, "wrote to its input v", tamper([](Outputs&, const Inputs& inputs) {
+         storage_bytes(inputs.v)[1] ^= 1;
+       })},
+      {"a write past the end of " + written,
+       {pass},
+       "past the end of its output " + written,
+       tamper([tensor](Outputs& outputs, const Inputs&) {
+         const at::Tensor& t = outputs.*tensor;
+         if (t.defined()) std::memset(storage_bytes(t) + t.storage().nbytes(), 0, 2);
+       })},
+  };
+}
+
+std::vector<Defect> all_defects(const Capabilities& can) {
+  const std::vector<Pass> both = {Pass::forward, Pass::backward};
+  std::vector<Defect> defects = {
+      {"the causal mask aligned to the other corner", both, "gate", instead([](Case& c) { c.problem.align = Align::top_left; })},
+      {"no mask", both, "gate", instead([](Case& c) { c.problem.mask = Mask::none; })},
+      {"dq without the scale", {Pass::backward}, "dq", tamper([](Outputs& outputs, const Inputs& inputs) {
+         if (outputs.dq.defined()) outputs.dq = at::div(outputs.dq, inputs.scale);
+       })},
+      {"dk of one head of the group", {Pass::backward}, "dk", of_one_group_head(&Outputs::dk)},
+      {"dv of one head of the group", {Pass::backward}, "dv", of_one_group_head(&Outputs::dv)},
+  };
+  const auto append = [&](std::vector<Defect> more) { defects.insert(defects.end(), more.begin(), more.end()); };
+  append(tensor_defects("o", &Outputs::o, Pass::forward));
+  append(tensor_defects("dq", &Outputs::dq, Pass::backward));
+  append(tensor_defects("dk", &Outputs::dk, Pass::backward));
+  append(tensor_defects("dv", &Outputs::dv, Pass::backward));
+  append(memory_defects("o", &Outputs::o, Pass::forward));
+  append(memory_defects("dk", &Outputs::dk, Pass::backward));
+  if (can.window)
+    defects.push_back({"the causal mask one key late", both, "gate", instead([](Case& c) {
+                         c.problem.mask = Mask::none;
+                         c.problem.window = SlidingWindow{-1, 1};
+                       })});
+  if (can.returns_lse)
+    defects.push_back({"lse in log2 units", {Pass::forward}, "lse", tamper([](Outputs& outputs, const Inputs&) {
+                         if (outputs.lse.defined()) outputs.lse = at::mul(outputs.lse, 1 / std::log(2.0));
+                       })});
+  return defects;
+}
+
+const Backend& real_backend(const std::string& name) {
+  static const auto backends = make_backends();
+  for (const auto& backend : backends)
+    if (backend->declaration().name == name) return *backend;
+  throw std::runtime_error("no backend " + name);
+}
+
+/// Records of one pass: the backend as it is, then with each defect of this pass.
+std::vector<Record> judge_all(const Backend& real, const std::vector<Defect>& defects, Pass pass, const std::string& line) {
+  Bench bench{{"cpu", 0, std::nullopt, "test"}, {}};
+  Request request{1, line, {}, true, 10, 1};
+  for (const Defect& defect : defects) {
+    bench.backends.push_back(std::make_unique<Defective>(real, defect));
+    request.runs.emplace_back(bench.backends.back()->declaration().name, pass);
+  }
+  std::vector<Record> records;
+  run_case(request, bench, {[](const Stage&) {}, [&](const Record& r) { records.push_back(r); }, [](const Comparison&) {}});
+  return records;
+}
+
+class PlantedDefects : public testing::TestWithParam<std::tuple<const char*, Dtype, Pass>> {};
+
+TEST_P(PlantedDefects, AreCaughtAndTheBackendWithoutThemPasses) {
+  const auto [name, dtype, pass] = GetParam();
+  const Backend& real = real_backend(name);
+  const std::string line =
+      "attention b=2 hq=4 hkv=2 lq=40 lk=56 d=32 dtype=" + std::string(name_of(dtype)) + " mask=causal seed=3";
+  std::vector<Defect> defects = {{"nothing", {}, "", instead([](Case&) {})}};
+  for (const Defect& defect : all_defects(real.declaration().capabilities))
+    if (std::count(defect.passes.begin(), defect.passes.end(), pass)) defects.push_back(defect);
+  const std::vector<Record> records = judge_all(real, defects, pass, line);
+  ASSERT_EQ(records.size(), defects.size());
+  EXPECT_EQ(records[0].status, Status::passed) << "without a defect: " << records[0].reason;
+  for (size_t i = 1; i < records.size(); ++i) {
+    EXPECT_EQ(records[i].status, Status::failed) << records[i].backend << ": " << records[i].reason;
+    EXPECT_THAT(records[i].reason, testing::HasSubstr(defects[i].reason)) << records[i].backend;
+  }
+}
+
+INSTANTIATE_TEST_SUITE_P(Backends, PlantedDefects,
+                         testing::Combine(testing::Values("flash_varlen", "eager"),
+                                          testing::Values(Dtype::bf16, Dtype::fp16, Dtype::fp32),
+                                          testing::Values(Pass::forward, Pass::backward)),
+                         [](const auto& info) {
+                           return std::string(std::get<0>(info.param)) + "_" + std::string(name_of(std::get<1>(info.param))) +
+                                  "_" + std::string(name_of(std::get<2>(info.param)));
+                         });
+
+/// "No silence": what a backend declares it can do, it is asked to do, and it does.
+TEST(Capabilities, NothingDeclaredIsUnsupported) {
+  const auto backends = make_backends();
+  const Device device{"cpu", 0, std::nullopt, "test"};
+  for (const auto& backend : backends) {
+    const Capabilities& can = backend->declaration().capabilities;
+    for (Dtype dtype : can.dtypes)
+      for (Layout layout : can.layouts)
+        for (Mask mask : can.masks)
+          for (Align align : can.aligns)
+            for (Pass pass : can.passes) {
+              if (mask == Mask::none && align == Align::top_left) continue;  // the grammar refuses it: it would say nothing
+              Case c;
+              c.problem.dtype = dtype;
+              c.problem.layout = layout;
+              c.problem.mask = mask;
+              c.problem.align = align;
+              c.problem.d = c.problem.dv = 64;
+              c.problem.hq = 4;
+              c.problem.hkv = can.gqa ? 2 : 4;
+              c.problem.lq = 5;
+              c.problem.lk = can.unequal_lengths ? 7 : 5;
+              EXPECT_EQ(backend->why_not(c, pass, device), std::nullopt) << backend->declaration().name << " " << format_case(c);
+              const std::vector<Record> records = [&] {
+                Defect nothing{"nothing", {}, "", instead([](Case&) {})};
+                return judge_all(*backend, {nothing}, pass, format_case(c));
+              }();
+              EXPECT_EQ(records.at(0).status, Status::passed)
+                  << backend->declaration().name << " " << name_of(pass) << " " << format_case(c) << ": " << records.at(0).reason;
+            }
+  }
+}
+
+}  // namespace
+}  // namespace attnbench
