@@ -40,17 +40,18 @@ at::Tensor attention(const DenseCall& call, double scale) {
   return at::matmul(weights, v);
 }
 
-/// Forward: the scores twice while they are scaled or masked, then scores, their float32 copy and the softmax.
-/// Backward: the graph keeps P twice (float32 and rounded); dP passes through the same three copies.
+/// Forward: scores, their float32 copy and the softmax at a time, and k and v repeated. Backward: the graph keeps P twice
+/// (float32 and rounded); dP passes through the same three copies, and gradients are transposed.
 int64_t predicted_bytes(const std::vector<DenseCall>& calls, const Inputs& inputs, Pass pass) {
   const ScoreElements scores = score_elements(calls);
-  const int64_t size = inputs.q.element_size();
-  const int64_t softmax = size == 4 ? 8 : size + 8;
-  const int64_t repeated = inputs.q.size(-2) == inputs.k.size(-2)
-                               ? 0
-                               : (inputs.k.numel() + inputs.v.numel()) * (inputs.q.size(-2) / inputs.k.size(-2)) * size;
-  const int64_t kept = pass == Pass::backward ? scores.all * (size == 4 ? 4 : size + 4) + repeated : 0;
-  return output_bytes(inputs, pass, false) + repeated + scores.largest * softmax + kept;
+  const int64_t size = inputs.q.element_size(), group = inputs.q.size(-2) / inputs.k.size(-2);
+  const bool is_half = size != 4;
+  const int64_t repeated = group == 1 ? 0 : (inputs.k.numel() + inputs.v.numel()) * group * size;
+  const int64_t forward = repeated + scores.largest * (is_half ? size + 8 : 8);
+  if (pass == Pass::forward) return output_bytes(inputs, pass, false) + forward;
+  const int64_t kept = scores.all * (is_half ? size + 4 : 4) + repeated;
+  const int64_t transposed = (inputs.q.numel() + inputs.k.numel() + inputs.v.numel()) * size;
+  return output_bytes(inputs, pass, false) + forward + kept + transposed;
 }
 
 class Eager : public Backend {

@@ -7,8 +7,20 @@
 namespace attnbench {
 namespace {
 
-/// LibTorch's blocks: up to 256 queries, 512 keys.
-constexpr int64_t kQueryBlock = 256, kKeyBlock = 512;
+constexpr int64_t kKeyBlock = 512;
+
+/// LibTorch's choice.
+int64_t query_block(int64_t lq) {
+  return lq >= 768 ? 256 : lq >= 192 ? 64 : 32;
+}
+
+/// Of one thread: scores in float32, in the backward those of P and of dP, each rounded as well if the dtype is a half; the
+/// forward also accumulates O.
+int64_t flash_block_bytes(const DenseCall& call, Pass pass) {
+  const int64_t size = call.q.element_size();
+  const int64_t scores = std::min(kKeyBlock, call.k.size(2)) * (4 + (size == 4 ? 0 : size));
+  return query_block(call.q.size(2)) * (pass == Pass::backward ? 2 * scores : scores + 4 * call.v.size(3));
+}
 
 }  // namespace
 
@@ -31,20 +43,26 @@ Conventions sdpa_conventions() {
           .padded_rows_zero = true};
 }
 
-/// Float32 copies of the inputs (scaled, and repeated for GQA) and three score matrices at a time; the graph keeps two.
+/// Float32 copies of the inputs (scaled, and repeated for GQA), two score matrices at a time, and the triangle of is_causal
+/// as a bool and a float32 mask; the graph keeps P.
 int64_t sdpa_math_bytes(const std::vector<DenseCall>& calls, const Inputs& inputs, Pass pass) {
   const ScoreElements scores = score_elements(calls);
-  const int64_t group = std::max<int64_t>(1, inputs.q.size(-2) / inputs.k.size(-2));
+  const int64_t group = inputs.q.size(-2) / inputs.k.size(-2);
   const int64_t copies = 4 * (2 * inputs.q.numel() + 2 * group * (inputs.k.numel() + inputs.v.numel()));
-  const int64_t kept = pass == Pass::backward ? 8 * scores.all : 0;
-  return output_bytes(inputs, pass, false) + copies + 12 * scores.largest + kept;
+  const int64_t kept = pass == Pass::backward ? 4 * scores.all : 0;
+  int64_t triangle = 0;
+  for (const DenseCall& call : calls) triangle = std::max(triangle, call.is_causal ? 5 * call.q.size(2) * call.k.size(2) : 0);
+  return output_bytes(inputs, pass, false) + triangle + copies + 8 * scores.largest + kept;
 }
 
-/// One block of scores and one of outputs a thread, in float32; the backward holds P and dS as well.
-int64_t sdpa_flash_bytes(const std::vector<DenseCall>&, const Inputs& inputs, Pass pass) {
-  const int64_t copies = pass == Pass::backward ? 3 : 2;
-  const int64_t block = kQueryBlock * (kKeyBlock + inputs.v.size(-1)) * 4 * copies;
-  return output_bytes(inputs, pass, true) + block * at::get_num_threads();
+/// The outputs, twice where those of several calls are joined, the blocks of all threads, and copies of dK and dV that GQA
+/// sums.
+int64_t sdpa_flash_bytes(const std::vector<DenseCall>& calls, const Inputs& inputs, Pass pass) {
+  int64_t block = 0;
+  for (const DenseCall& call : calls) block = std::max(block, flash_block_bytes(call, pass));
+  const int64_t outputs = output_bytes(inputs, pass, true) * (calls.size() > 1 ? 2 : 1);
+  const bool sums = pass == Pass::backward && inputs.q.size(-2) != inputs.k.size(-2);
+  return outputs + block * at::get_num_threads() + (sums ? static_cast<int64_t>(inputs.k.nbytes() + inputs.v.nbytes()) : 0);
 }
 
 std::optional<at::Tensor> optional_mask(const DenseCall& call) {
