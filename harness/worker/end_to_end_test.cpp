@@ -1,4 +1,5 @@
 // The two executables together, with the real backends: a run of the suite smoke, and the number of judged records.
+// No LibTorch here: its libraries export a std::filesystem::remove_all of their own, which crashes.
 
 #include <cstdlib>
 #include <filesystem>
@@ -13,8 +14,8 @@
 #include <unistd.h>
 
 #include "harness/run/plan.hpp"
+#include "harness/run/protocol.hpp"
 #include "harness/run/run_data.hpp"
-#include "harness/worker/backend.hpp"
 
 namespace attnbench {
 namespace {
@@ -42,9 +43,9 @@ class EndToEnd : public testing::Test {
   }
   void TearDown() override { fs::remove_all(folder); }
 
-  /// Exit code of `attnbench WORDS`; what it prints goes to folder/console.
-  int attnbench(const std::string& words) {
-    const std::string command = fmt::format("'{}' {} > '{}' 2>&1", ATTNBENCH_EXECUTABLE, words, (folder / "console").string());
+  /// Exit code of an executable; what it prints goes to folder/console.
+  int run(const char* executable, const std::string& words) {
+    const std::string command = fmt::format("'{}' {} > '{}' 2>&1", executable, words, (folder / "console").string());
     const int status = std::system(command.c_str());
     return WIFEXITED(status) ? WEXITSTATUS(status) : -1;
   }
@@ -58,15 +59,15 @@ class EndToEnd : public testing::Test {
 
 TEST_F(EndToEnd, SmokePassesWithinAMinuteAndJudgesWhatItShould) {
   const fs::path run_folder = folder / "run";
-  ASSERT_EQ(attnbench("--suite smoke --out '" + run_folder.string() + "'"), 0) << console();
+  ASSERT_EQ(run(ATTNBENCH_EXECUTABLE, "--suite smoke --out '" + run_folder.string() + "'"), 0) << console();
   rusage used{};
   getrusage(RUSAGE_CHILDREN, &used);  // processor time: a machine that is busy with something else is no failure
   EXPECT_LT(used.ru_utime.tv_sec + used.ru_stime.tv_sec, 60) << "seconds of all its threads";
 
-  const RunData run = read_run(run_folder);
+  const RunData results = read_run(run_folder);
   json judged = json::object();
   std::set<std::string> timed;
-  for (const Record& record : run.records) {
+  for (const Record& record : results.records) {
     EXPECT_NE(record.status, Status::error) << record.repro << ": " << record.reason;
     EXPECT_TRUE(!record.time || record.status == Status::passed) << record.repro;
     if (record.time) timed.insert(record.backend);
@@ -74,8 +75,8 @@ TEST_F(EndToEnd, SmokePassesWithinAMinuteAndJudgesWhatItShould) {
       count(judged, record.backend, record.pass, parse_case(record.case_line).problem.dtype);
   }
   EXPECT_EQ(judged, expected_counts().at("smoke")) << json::diff(expected_counts().at("smoke"), judged);
-  EXPECT_EQ(timed.size(), run.backends.size()) << "every backend has a number";
-  EXPECT_FALSE(run.comparisons.empty());
+  EXPECT_EQ(timed.size(), results.backends.size()) << "every backend has a number";
+  EXPECT_FALSE(results.comparisons.empty());
   for (const char* report : {"results.csv", "summary.md", "benchmark.json"})
     EXPECT_TRUE(fs::exists(run_folder / report)) << report;
 }
@@ -83,18 +84,18 @@ TEST_F(EndToEnd, SmokePassesWithinAMinuteAndJudgesWhatItShould) {
 TEST_F(EndToEnd, AReproLineReproduces) {
   const fs::path run_folder = folder / "run";
   const std::string repro = "--case 'attention hq=2 lens=9+0+17 d=16 layout=padded pad=left' --backend eager --pass backward";
-  EXPECT_EQ(attnbench(repro + " --check-only --gate eager --out '" + run_folder.string() + "'"), 0) << console();
-  const RunData run = read_run(run_folder);
-  ASSERT_EQ(run.records.size(), 1u);
-  EXPECT_EQ(run.records[0].backend, "eager");
-  EXPECT_FALSE(run.records[0].time);
+  EXPECT_EQ(run(ATTNBENCH_EXECUTABLE, repro + " --check-only --gate eager --out '" + run_folder.string() + "'"), 0) << console();
+  const RunData results = read_run(run_folder);
+  ASSERT_EQ(results.records.size(), 1u);
+  EXPECT_EQ(results.records[0].backend, "eager");
+  EXPECT_FALSE(results.records[0].time);
 }
 
 /// What would be judged by the declared capabilities equals what was committed: neither a suite nor a backend can
 /// lose cases in silence.
-TEST(ExpectedCounts, AreThoseOfThePlan) {
-  std::vector<Declaration> declarations;
-  for (const auto& backend : make_backends()) declarations.push_back(backend->declaration());
+TEST_F(EndToEnd, ExpectedCountsAreThoseOfThePlan) {
+  ASSERT_EQ(run(WORKER_EXECUTABLE, "--hello"), 0) << console();
+  const std::vector<Declaration> declarations = json::parse(console()).get<Hello>().backends;
   const json expected = expected_counts();
   for (const std::string& name : known_suites()) {
     json planned = json::object();
