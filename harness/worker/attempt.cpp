@@ -61,8 +61,6 @@ Attempt::Attempt(const Backend& backend, Pass pass, const Device& device, CaseDa
   record_.device = device.kind == "cpu" ? "cpu" : fmt::format("{}:{}", device.kind, device.index);
   record_.sm = device.sm;
   record_.pass = pass;
-  record_.repro =
-      fmt::format("attnbench --case \"{}\" --backend {} --pass {}", record_.case_line, record_.backend, name_of(pass));
 }
 
 void Attempt::guarded(const std::function<void()>& step) {

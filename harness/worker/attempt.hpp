@@ -24,7 +24,7 @@ class Attempt {
   /// It passed, its case is timed and expects equality: it may be measured.
   bool measurable() const;
 
-  /// One for each window; they keep the outputs of their last call, and refer to this Attempt.
+  /// One for each window, in their order; they keep the outputs of their last call, and refer to this Attempt.
   std::vector<Operation> operations();
 
   /// What measure() said about operations(), in their order.
@@ -33,7 +33,7 @@ class Attempt {
   /// Judges the outputs of the last timed call, and of a fresh watched run. A failure removes the time.
   void judge_again();
 
-  /// Removes the time, with the reason.
+  /// Ends with this status and sentence, without a time.
   void end(Status status, std::string reason);
 
   /// Those that this backend is given.
