@@ -22,10 +22,10 @@ using ParallelFor = std::function<void(int workers, const std::function<void(int
 
 struct Shape {
   int64_t sequences = 0;
-  int64_t hq = 0, hkv = 0;         ///< hkv divides hq
-  int64_t d = 0;                   ///< head dim of Q, K, V and O
-  const int32_t* cu_q = nullptr;   ///< [sequences + 1] prefix sums of query lengths; lengths of 0 are welcome
-  const int32_t* cu_k = nullptr;   ///< [sequences + 1] likewise of key lengths
+  int64_t hq = 0, hkv = 0;        ///< hkv divides hq
+  int64_t d = 0;                  ///< head dim of Q, K, V and O
+  const int32_t* cu_q = nullptr;  ///< [sequences + 1] prefix sums of query lengths; lengths of 0 are welcome
+  const int32_t* cu_k = nullptr;  ///< [sequences + 1] likewise of key lengths
   int64_t window_left = -1, window_right = -1;
   bool bottom_right = true;
   float scale = 0;

@@ -16,7 +16,7 @@ namespace attnbench {
 struct Profile {
   enum class Probabilities { unnormalised, normalised, not_rounded };  ///< what P is rounded as before P V
   enum class RowSum { from_output, from_p_dp };                        ///< D = rowsum(dO o rounded O) or rowsum(P o dP)
-  std::string name;  ///< "flash", "eager", "fp32_inside", …
+  std::string name;                                                    ///< "flash", "eager", "fp32_inside", …
   Probabilities p = Probabilities::unnormalised;
   bool rounds_ds = true;       ///< dS is rounded before dS K and dS^T Q (and P before P^T dO)
   bool rounds_scores = false;  ///< S, s S and dP are rounded too (eager)
@@ -27,7 +27,7 @@ struct Profile {
 };
 
 struct Conventions {
-  enum class EmptyRow { zero, uniform, nan };               ///< O of a query that sees no key; uniform: mean of V over all stored keys
+  enum class EmptyRow { zero, uniform, nan };  ///< O of a query that sees no key; uniform: mean of V over all stored keys
   enum class LseEmpty { minus_infinity, plus_infinity, none };  ///< its LSE; none: the backend returns no LSE
   /// What masked and padded K/V (and padded Q) hold: varlen backends must not read NaN; dense ones multiply it by 0.
   enum class Poison { nan, finite };

@@ -32,7 +32,7 @@ struct Hello {
 
 struct Request {
   int64_t id = 0;
-  std::string case_line;  ///< identity and metadata
+  std::string case_line;                           ///< identity and metadata
   std::vector<std::pair<std::string, Pass>> runs;  ///< backend and pass, each backend's forward first
   bool check_only = false;
   int min_rounds = 10;       ///< of timing

@@ -42,8 +42,8 @@ struct TensorErrors {
   double max_abs = 0, rel_l2 = 0, cosine = 1;
   double max_z = 0;
   int64_t elements = 0;
-  int64_t bad = 0;  ///< elements beyond the z limit, or non-finite where the oracle is finite
-  std::map<std::string, Gate> gates;  ///< "nonfinite", "exact_zero", "z", "rms", "bias", "lse"
+  int64_t bad = 0;                               ///< elements beyond the z limit, or non-finite where the oracle is finite
+  std::map<std::string, Gate> gates;             ///< "nonfinite", "exact_zero", "z", "rms", "bias", "lse"
   std::map<std::string, FieldRule> field_rules;  ///< "2x_eager"
   std::optional<Element> first_bad;
   std::optional<Element> worst;
@@ -52,17 +52,17 @@ struct TensorErrors {
 
 struct WindowTime {
   double median_us = 0, p5_us = 0, p95_us = 0;
-  std::array<double, 2> ci95_us{};           ///< of the median
-  int64_t n = 0;                             ///< samples
-  std::vector<std::vector<double>> rounds;   ///< microseconds per call; a round is the statistical unit
-  bool converged = true;                     ///< CI half-width within the target; else shown as unconverged
+  std::array<double, 2> ci95_us{};          ///< of the median
+  int64_t n = 0;                            ///< samples
+  std::vector<std::vector<double>> rounds;  ///< microseconds per call; a round is the statistical unit
+  bool converged = true;                    ///< CI half-width within the target; else shown as unconverged
 };
 
 struct Timing {
-  std::string regime;  ///< "cpu_hot", "sustained", "cooled", "isolated"
+  std::string regime;                         ///< "cpu_hot", "sustained", "cooled", "isolated"
   std::map<std::string, WindowTime> windows;  ///< "op", "op+layout", "autograd"
-  double tflops = 0;        ///< exact visible pairs over the median of "op"
-  double tflops_paper = 0;  ///< 4 b h s^2 d, halved when causal, backward x 2.5
+  double tflops = 0;                          ///< exact visible pairs over the median of "op"
+  double tflops_paper = 0;                    ///< 4 b h s^2 d, halved when causal, backward x 2.5
   uint64_t order_seed = 0;
 };
 
@@ -90,8 +90,8 @@ struct Record {
   std::optional<int> sm;
   Pass pass = Pass::forward;
   Status status = Status::passed;
-  std::string reason;  ///< a sentence unless passed
-  std::string oracle;  ///< "eigen" or "torch": which float64 oracle judged
+  std::string reason;                          ///< a sentence unless passed
+  std::string oracle;                          ///< "eigen" or "torch": which float64 oracle judged
   std::map<std::string, TensorErrors> errors;  ///< "o", "lse" | "dq", "dk", "dv", "dq_given_o", "dk_given_o"
   std::optional<Timing> time;                  ///< absent unless passed
   std::optional<Memory> memory;

@@ -32,6 +32,7 @@ class Judge {
 };
 
 /// max abs and rel-L2 difference of two backends over the real tokens of a case.
-Difference compare_outputs(const Case& c, const Inputs& inputs, const std::string& tensor, const at::Tensor& a, const at::Tensor& b);
+Difference compare_outputs(const Case& c, const Inputs& inputs, const std::string& tensor, const at::Tensor& a,
+                           const at::Tensor& b);
 
 }  // namespace attnbench
