@@ -30,7 +30,7 @@ class Attempt {
   /// What measure() said about operations(), in their order.
   void take_times(const std::vector<Measured>& measured, uint64_t order_seed);
 
-  /// Judges the outputs of the last timed call, and of a fresh watched run. A failure removes the time.
+  /// Judges the outputs of the last timed call of every window, and of a fresh watched run. A failure removes the time.
   void judge_again();
 
   /// Ends with this status and sentence, without a time.

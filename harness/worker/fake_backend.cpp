@@ -2,6 +2,8 @@
 
 #include <memory>
 
+#include <ATen/ops/tensor.h>
+
 #include "harness/attention/reference.hpp"
 
 namespace attnbench {
@@ -42,6 +44,20 @@ Run FakeBackend::prepare(const Case& c, const Inputs& inputs, Pass) const {
   };
   Run run;
   run.windows = {{"op", [compute] { return compute(true); }, [compute] { return compute(false); }}};
+  if (tamper_with_op) {
+    const auto packed = [this, compute, &inputs](bool forward) {
+      Outputs outputs = compute(forward);
+      for (at::Tensor* t : {&outputs.o, &outputs.lse, &outputs.dq, &outputs.dk, &outputs.dv}) {
+        if (!t->defined()) continue;
+        const bool over_keys = t == &outputs.dk || t == &outputs.dv;
+        *t = t->flatten(0, 1).index_select(0, at::tensor(over_keys ? inputs.k_rows : inputs.q_rows, at::kLong));
+      }
+      tamper_with_op(outputs);
+      return outputs;
+    };
+    run.windows.back().name = "op+layout";
+    run.windows.insert(run.windows.begin(), {"op", [packed] { return packed(true); }, [packed] { return packed(false); }});
+  }
   run.profile = declaration_.profile;
   run.predicted_bytes = predicted_bytes;
   return run;

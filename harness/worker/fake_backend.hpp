@@ -23,6 +23,8 @@ class FakeBackend final : public Backend {
   Run prepare(const Case& c, const Inputs& inputs, Pass pass) const override;
 
   int64_t predicted_bytes = 0;
+  /// An earlier window "op" for padded cases: what it returns instead of the packed results that it should.
+  std::function<void(Outputs& packed)> tamper_with_op;
 
  private:
   Declaration declaration_;

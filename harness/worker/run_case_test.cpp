@@ -170,7 +170,7 @@ TEST_F(RunCase, AResultThatChangesAfterTheFirstCallIsCaughtAfterTiming) {
   });
   const Record r = run(Pass::forward, kCase, false).records.at(0);
   EXPECT_EQ(r.status, Status::failed);
-  EXPECT_THAT(r.reason, StartsWith("the last timed call gave another result: o"));
+  EXPECT_THAT(r.reason, StartsWith("the last timed call of op gave another result: o"));
   EXPECT_FALSE(r.time);
 }
 
@@ -219,6 +219,42 @@ TEST_F(RunCase, PaddedCasesPassWithPoison) {
       const Record r = run(pass, std::string("attention hq=2 lens=9+0+17 d=16 layout=padded pad=") + pad).records.at(0);
       EXPECT_EQ(r.status, Status::passed) << pad << " " << r.reason;
     }
+}
+
+TEST_F(RunCase, TheFirstWindowOfAPaddedCaseIsJudgedToo) {
+  const std::string line = "attention hq=4 hkv=2 lens=24+9 d=16 dtype=bf16 layout=padded";
+  add("right").tamper_with_op = [](Outputs&) {};
+  add("idle").tamper_with_op = [](Outputs& packed) {
+    for (const at::Tensor& t : {packed.o, packed.dq})
+      if (t.defined()) std::memset(t.data_ptr(), 0, t.nbytes());
+  };
+  for (Pass pass : {Pass::forward, Pass::backward}) {
+    const Answers answers = run(pass, line, false);
+    EXPECT_EQ(answers.records[0].status, Status::passed) << answers.records[0].reason;
+    EXPECT_EQ(answers.records[0].time->windows.count("op"), 1u);
+    EXPECT_EQ(answers.records[1].status, Status::failed);
+    EXPECT_THAT(answers.records[1].reason, HasSubstr("the last timed call of op gave another result"));
+    EXPECT_FALSE(answers.records[1].time);
+  }
+}
+
+TEST_F(RunCase, InputsAreRestoredAfterABackendThatWroteToThemAndThrew) {
+  add("culprit", [](int, const Inputs& inputs, Outputs&) {
+    std::memset(inputs.v.data_ptr(), 0, inputs.v.nbytes());
+    throw std::runtime_error("out of luck");
+  });
+  add("next");
+  const Answers answers = run(Pass::forward);
+  EXPECT_EQ(answers.records[0].status, Status::error);
+  EXPECT_EQ(answers.records[1].status, Status::passed) << answers.records[1].reason;
+}
+
+TEST_F(RunCase, ANanIsNoDifferenceThatACaseMayExpect) {
+  add("nan", [](int, const Inputs&, Outputs& outputs) {
+    if (outputs.o.defined()) std::memset(outputs.o.data_ptr(), 0xff, 64);
+  });
+  const Answers answers = run(Pass::forward, std::string(kCase) + " # expect=must_differ");
+  EXPECT_EQ(answers.records[0].status, Status::failed);
 }
 
 TEST_F(RunCase, BadRequestsAreAnsweredForEachRun) {

@@ -60,6 +60,8 @@ struct Judge::State {
   std::map<std::string, Ordinary> ordinary;   ///< by gated tensor: o, dv, and dq, dk or dq_given_o, dk_given_o
   std::map<std::string, double> eager_error;  ///< of o, dq, dk, dv, by the field's measure
   std::vector<int64_t> q_padding, k_padding;  ///< storage rows without a real token
+  bool has_empty_rows = false;                ///< some query sees no key
+  bool finite = true;                         ///< the reference is, apart from what the conventions declare
 
   const std::vector<int64_t>& rows(const Judged& t) const { return t.over_keys ? inputs.k_rows : inputs.q_rows; }
   TokenShape shape(const Judged& t) const;
@@ -67,6 +69,7 @@ struct Judge::State {
   std::vector<double> tokens(const Judged& t, const Outputs& outputs) const;
   GateScale scale(const Judged& t, const std::string& gated_as) const;
   void prepare();
+  void inspect_reference();
   void note_ordinary(const Judged& t, const std::string& gated_as, const Outputs& emulated, const Expected& against);
 
   std::optional<std::string> malformed(const Judged& t, const Outputs& outputs) const;
@@ -74,6 +77,7 @@ struct Judge::State {
   void judge_tensor(const Judged& t, const Outputs& outputs, Verdict& verdict) const;
   void judge_given_output(const Outputs& outputs, Verdict& verdict) const;
   void judge_lse(const Outputs& outputs, Verdict& verdict) const;
+  bool padding_is_zero(const Judged& t) const;
   void judge_padding(const Judged& t, const Outputs& outputs, TensorErrors& errors, Verdict& verdict) const;
   TensorErrors report(const std::vector<double>& got, const Expected& expected, const TokenShape& shape,
                       const ErrorStatistics& s) const;
@@ -158,11 +162,24 @@ void Judge::State::note_ordinary(const Judged& t, const std::string& gated_as, c
   ordinary[gated_as] = {s.rms_z, effective_samples(s.row_energy, against.freedom)};
 }
 
+/// A reference that is not finite would match a NaN of whoever is judged: it is no yardstick.
+void Judge::State::inspect_reference() {
+  const auto infinite = [](double lse) { return std::isinf(lse); };
+  has_empty_rows = std::any_of(reference.lse.value.begin(), reference.lse.value.end(), infinite);
+  const auto known = [](double x) { return std::isfinite(x); };
+  const auto no_nan = [](double x) { return !std::isnan(x); };
+  finite = std::all_of(reference.lse.value.begin(), reference.lse.value.end(), no_nan);
+  if (conventions.empty_row == Conventions::EmptyRow::nan && has_empty_rows) return;
+  for (const Judged* t : {&kOutput, &kQueryGradient, &kKeyGradient, &kValueGradient})
+    finite = finite && std::all_of(expected(*t).value.begin(), expected(*t).value.end(), known);
+}
+
 void Judge::State::prepare() {
   rounding = rounding_of(profile, c.problem, inputs.scale);
   reference = make_reference(oracle, c, inputs, profile, conventions);
   q_padding = other_rows(inputs.q_rows, inputs.q_storage_rows());
   k_padding = other_rows(inputs.k_rows, inputs.k_storage_rows());
+  inspect_reference();
   const Outputs emulated = emulate(c, inputs, profile, conventions);
   note_ordinary(kOutput, "o", emulated, reference.o);
   note_ordinary(kValueGradient, "dv", emulated, reference.dv);
@@ -224,10 +241,17 @@ TensorErrors Judge::State::report(const std::vector<double>& got, const Expected
   return e;
 }
 
-/// Where the conventions define padded rows, they are 0 to the last bit.
+/// dQ, dK and dV of padding are 0 whatever the backend leaves in padded rows of O: dO is 0 there and nobody sees those keys,
+/// unless a query without keys spreads over all that are stored.
+bool Judge::State::padding_is_zero(const Judged& t) const {
+  if (conventions.padded_rows_zero || &t == &kQueryGradient) return true;
+  return t.over_keys && !(conventions.empty_row == Conventions::EmptyRow::uniform && has_empty_rows);
+}
+
+/// Padded rows that are known to be 0 are 0 to the last bit.
 void Judge::State::judge_padding(const Judged& t, const Outputs& outputs, TensorErrors& errors, Verdict& verdict) const {
   const std::vector<int64_t>& padding = t.over_keys ? k_padding : q_padding;
-  if (!conventions.padded_rows_zero || padding.empty()) return;
+  if (padding.empty() || !padding_is_zero(t)) return;
   const TokenShape s = shape(t);
   const std::vector<double> got = tokens_of(outputs.*t.tensor, padding, s.heads, s.channels);
   Gate& gate = errors.gates["exact_zero"];
@@ -313,6 +337,11 @@ Judge::Judge(Judge&&) noexcept = default;
 Verdict Judge::judge(const Outputs& outputs, Pass pass) const {
   const State& s = *state_;
   Verdict verdict;
+  if (!s.finite) {
+    verdict.status = Status::mistrusted;
+    verdict.reason = "the oracle's own answer is not finite: nothing can be judged by it";
+    return verdict;
+  }
   // Gradients are judged given the kernel's own O only after that O was: a wrong O must not excuse them.
   if (pass == Pass::forward || s.rounding.conditional()) s.judge_tensor(kOutput, outputs, verdict);
   if (pass == Pass::forward) {

@@ -230,6 +230,27 @@ TEST(Defect, GarbageInPaddedRowsFails) {
   expect_fails(b.judge.judge(x, Pass::backward), "dk", "exact_zero");
 }
 
+TEST(Defect, GarbageInGradientsOfPaddingFailsWhateverOHoldsThere) {
+  Conventions dense = conventions_of(flash());
+  dense.padded_rows_zero = false;
+  dense.poison = Conventions::Poison::finite;
+  const Bench b("attention hq=2 lens=40+17 d=32 layout=padded", flash(), &dense);
+  Outputs o = b.copy(), dq = b.copy(), dk = b.copy();
+  o.o[1][30][0][3] = 1.f;
+  expect_passes(b.judge.judge(o, Pass::forward), "O of padding is nobody's business here");
+  dq.dq[1][30][0][3] = 1.f;
+  expect_fails(b.judge.judge(dq, Pass::backward), "dq", "exact_zero");
+  dk.dk[1][30][1][3] = 1.f;
+  expect_fails(b.judge.judge(dk, Pass::backward), "dk", "exact_zero");
+}
+
+TEST(NoPower, AReferenceThatIsNotFiniteJudgesNobody) {
+  const Bench b("attention lq=8 d=16 scale=1e308", inside());
+  const Verdict v = b.judge.judge(b.right, Pass::forward);
+  EXPECT_EQ(v.status, Status::mistrusted);
+  EXPECT_NE(v.reason.find("not finite"), std::string::npos) << v.reason;
+}
+
 TEST(Defect, GradientAtAnUnseenKeyFails) {
   const Bench b("attention hq=2 hkv=1 lq=20 lk=50 d=64 dtype=bf16 mask=causal align=top_left");
   expect_passes(b.judge.judge(b.right, Pass::backward), "zeros at keys that no query sees");
