@@ -64,4 +64,19 @@ size_t backward_cpu_workspace_bytes(const Shape& shape, int workers);
 void forward_cpu(const Forward& args, void* workspace, int workers, const ParallelFor& parallel);
 void backward_cpu(const Backward& args, void* workspace, int workers, const ParallelFor& parallel);
 
+/// How the CUDA kernels (kernels/sm80/) are launched. Shape's cu_q and cu_k, and all rows, are device pointers here.
+struct CudaLaunch {
+  void* stream = nullptr;        ///< cudaStream_t
+  int64_t max_q = 0, max_k = 0;  ///< longest sequence of queries, of keys
+  int64_t total_q = 0;           ///< cu_q[sequences]
+  int shared_memory_bytes = 0;   ///< limit a block; 0: what the device offers
+};
+
+/// CUDA kernels for SM 8.0 and later: head dim 64 and 128, bf16 and fp16, rows that start at multiples of 16 bytes.
+/// workspace: device memory of backward_cuda_workspace_bytes, 16-byte aligned, contents irrelevant.
+/// Throw std::invalid_argument with a sentence on a shape they do not take, std::runtime_error when the device refuses a launch.
+size_t backward_cuda_workspace_bytes(const Shape& shape, const CudaLaunch& launch);
+void forward_cuda(const Forward& args, const CudaLaunch& launch);
+void backward_cuda(const Backward& args, const CudaLaunch& launch, void* workspace);
+
 }  // namespace attnbench::flash_varlen
