@@ -11,6 +11,10 @@
 #include "backends/attention/eigen_attention.hpp"
 #include "backends/registry.hpp"
 
+#ifndef _OPENMP
+#error "at::parallel_for is a plain loop where its caller is compiled without -fopenmp"
+#endif
+
 namespace attnbench {
 namespace {
 

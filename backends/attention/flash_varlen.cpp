@@ -15,6 +15,10 @@
 #include "backends/registry.hpp"
 #include "kernels/flash_varlen.hpp"
 
+#ifndef _OPENMP
+#error "at::parallel_for is a plain loop where its caller is compiled without -fopenmp"
+#endif
+
 namespace attnbench {
 namespace {
 

@@ -11,6 +11,10 @@
 
 #include "harness/attention/fills.hpp"
 
+#ifndef _OPENMP
+#error "at::parallel_for is a plain loop where its caller is compiled without -fopenmp"
+#endif
+
 namespace attnbench {
 namespace {
 
