@@ -34,7 +34,7 @@ bool same_bits(const Outputs& a, const Outputs& b) {
 
 /// Another value than the oracle's; a missing, misshaped or non-finite output is no difference that a case may expect.
 bool differs_in_value(const Verdict& verdict) {
-  if (verdict.errors.empty()) return false;
+  if (verdict.malformed) return false;
   for (const auto& [tensor, errors] : verdict.errors)
     if (const auto gate = errors.gates.find("nonfinite");
         gate != errors.gates.end() && gate->second.verdict == Gate::Verdict::fail)

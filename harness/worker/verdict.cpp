@@ -103,6 +103,11 @@ void fail(Verdict& verdict, std::string sentence) {
   verdict.status = Status::failed;
 }
 
+void fail_malformed(Verdict& verdict, std::string sentence) {
+  fail(verdict, std::move(sentence));
+  verdict.malformed = true;
+}
+
 /// Turns the gates of a tensor into the verdict: a failed gate fails it; a tensor that has errors to measure and no gate
 /// with the power to do so is mistrusted.
 void apply_gates(const std::string& name, const TensorErrors& errors, bool needs_power, Verdict& verdict) {
@@ -272,7 +277,7 @@ void Judge::State::judge_padding(const Judged& t, const Outputs& outputs, Tensor
 }
 
 void Judge::State::judge_tensor(const Judged& t, const Outputs& outputs, Verdict& verdict) const {
-  if (const auto sentence = malformed(t, outputs)) return fail(verdict, *sentence);
+  if (const auto sentence = malformed(t, outputs)) return fail_malformed(verdict, *sentence);
   const bool gated = ordinary.count(t.name) > 0;  // else end to end, and gated given O
   const TokenShape s = shape(t);
   const Expected& x = expected(t);
@@ -310,7 +315,7 @@ void Judge::State::judge_given_output(const Outputs& outputs, Verdict& verdict) 
 
 void Judge::State::judge_lse(const Outputs& outputs, Verdict& verdict) const {
   if (conventions.lse_empty == Conventions::LseEmpty::none) return;
-  if (const auto sentence = malformed_lse(outputs)) return fail(verdict, *sentence);
+  if (const auto sentence = malformed_lse(outputs)) return fail_malformed(verdict, *sentence);
   const TokenShape s{offsets_of(inputs.lengths.q), c.problem.hq, 1};
   const std::vector<double> got = tokens_of(outputs.lse, inputs.q_rows, s.heads, 1);
   const ErrorStatistics statistics = measure_errors(got, reference.lse, s, Dtype::fp32, lse_limit());

@@ -10,8 +10,10 @@
 namespace attnbench {
 
 struct Verdict {
-  Status status = Status::passed;  ///< passed, failed or mistrusted (no gate of some tensor had power)
-  std::string reason;              ///< a sentence unless passed: tensor, gate, value, limit, where
+  Status status =
+      Status::passed;      ///< passed, failed or mistrusted (no gate of some tensor had power, or the reference is not finite)
+  std::string reason;      ///< a sentence unless passed: tensor, gate, value, limit, where
+  bool malformed = false;  ///< an output is missing, or has another shape or dtype
   std::map<std::string, TensorErrors> errors;
 };
 
