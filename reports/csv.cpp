@@ -25,18 +25,6 @@ std::string truth(bool value) {
   return value ? "true" : "false";
 }
 
-std::string_view name_of_verdict(Gate::Verdict verdict) {
-  switch (verdict) {
-    case Gate::Verdict::pass:
-      return "pass";
-    case Gate::Verdict::fail:
-      return "fail";
-    case Gate::Verdict::no_power:
-      return "no_power";
-  }
-  throw std::logic_error("csv: a gate verdict without a name");
-}
-
 /// Columns that every record fills, in the order of the file.
 const std::vector<std::string>& record_columns() {
   static const std::vector<std::string> names{"run",
@@ -130,7 +118,7 @@ void add_tensor(Row& row, const std::string& tensor, const TensorErrors& e) {
   for (const auto& [name, gate] : e.gates) {
     row["gate." + name + ".value"] = number(gate.value);
     row["gate." + name + ".limit"] = number(gate.limit);
-    row["gate." + name + ".verdict"] = name_of_verdict(gate.verdict);
+    row["gate." + name + ".verdict"] = name_of(gate.verdict);
   }
 }
 

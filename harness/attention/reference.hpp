@@ -1,5 +1,5 @@
 // The yardstick: attention in float64 with the variance of a correct low-precision kernel's error at every element.
-// Formulas: README of the rule in harness/attention/error_model.hpp. The oracles share no code with anything judged.
+// Formulas: harness/attention/error_model.hpp. The oracles share no code with anything judged.
 #pragma once
 
 #include <map>

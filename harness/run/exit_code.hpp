@@ -1,4 +1,4 @@
-// Exit codes of every attnbench command. cases/README.md and README.md print the same table.
+// Exit codes of every attnbench command. README.md prints the table.
 #pragma once
 
 namespace attnbench {

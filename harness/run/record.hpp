@@ -19,7 +19,7 @@ inline constexpr int kSchema = 1;
 enum class Status { passed, failed, mistrusted, unsupported, skipped, error };
 std::string_view name_of(Status);
 
-/// One gate of correctness.md on one tensor.
+/// One gate (harness/worker/verdict_gates.hpp) on one tensor.
 struct Gate {
   enum class Verdict { pass, fail, no_power };
   double value = 0;  ///< the statistic

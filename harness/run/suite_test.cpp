@@ -203,7 +203,7 @@ TEST(Suites, OnlySmokeAndPerfAreTimedAndFullKeepsTheirTimes) {
   for (const SuiteCase& entry : load_suite("perf").cases) EXPECT_TRUE(timed.contains(format_case(entry.c))) << entry.where;
 }
 
-TEST(Suites, HoldTheMissionsMatrix) {
+TEST(Suites, HoldTheCoreMatrix) {
   std::set<std::string> seen;
   for (const SuiteCase& entry : load_suite("parity").cases) {
     const Problem& p = entry.c.problem;
