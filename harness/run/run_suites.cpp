@@ -67,6 +67,12 @@ void take_options_of(const RunData& earlier, RunCommand& command) {
   if (again.worker.timeout_s != WorkerOptions{}.timeout_s) command.worker.timeout_s = again.worker.timeout_s;
 }
 
+/// The command line with the program's name for its path, which says where somebody works and nothing about the run.
+std::vector<std::string> named_by_program(std::vector<std::string> arguments) {
+  if (!arguments.empty()) arguments.front() = std::filesystem::path(arguments.front()).filename().string();
+  return arguments;
+}
+
 nlohmann::json environment_of(const Hello& hello, const std::vector<std::string>& gated) {
   nlohmann::json environment = hello.environment;
   environment["worker"] = hello.worker;
@@ -106,7 +112,7 @@ std::optional<int> run_in(RunFolder& folder, const RunCommand& command, const st
     const std::vector<PlannedCase> plan = plan_run(command, suites, hello, earlier);
     const nlohmann::json environment = environment_of(hello, gated_backends(command.gate, hello.backends));
     if (earlier) check_same_device(*earlier, environment);
-    folder.append(to_line(RunHeader{run_id, arguments, utc_now(), environment}));
+    folder.append(to_line(RunHeader{run_id, named_by_program(arguments), utc_now(), environment}));
     Progress progress(stderr, count_runs(plan));
     Recorder recorder(folder, progress);
     for (const PlannedCase& planned : plan) {
