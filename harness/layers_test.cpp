@@ -110,13 +110,13 @@ Names check_cmake(const std::string& path, const std::string& text) {
 /// The names are in two parts so that this file does not hold them.
 Names check_host_names(const std::string& path, const std::string& text) {
   const std::vector<std::pair<std::string, std::string>> hosts = {{"pypi", ".org"},
-                                                                  {"pythonhosted", ".org"},
+                                                                  {"pythonho", "sted.org"},
                                                                   {"download.pytorch", ".org"},
                                                                   {"anaconda", ".org"},
                                                                   {"deb.debian", ".org"},
                                                                   {"archive.ubuntu", ".com"},
                                                                   {"developer.download", ".nvidia.com"},
-                                                                  {"registry.npmjs", ".org"},
+                                                                  {"registry.npm", "js.org"},
                                                                   {"ghcr", ".io"},
                                                                   {"quay", ".io"}};
   Names broken;
