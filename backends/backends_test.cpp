@@ -191,7 +191,7 @@ std::vector<std::string> products(const std::vector<std::vector<std::string>>& a
 class EveryBackend : public testing::TestWithParam<std::string> {
  protected:
   const Backend& backend() const {
-    static const std::vector<std::unique_ptr<Backend>> all = make_backends();
+    static const std::vector<std::unique_ptr<Backend>> all = make_backends(kCpu);
     return **std::ranges::find_if(all, [](const auto& b) { return b->declaration().name == GetParam(); });
   }
 };
@@ -318,7 +318,7 @@ INSTANTIATE_TEST_SUITE_P(Backends, EveryBackend,
 
 TEST(Registry, NamesAreUniqueAndDeclarationsComplete) {
   std::set<std::string> names;
-  for (const auto& backend : make_backends()) {
+  for (const auto& backend : make_backends(kCpu)) {
     const Declaration& declaration = backend->declaration();
     EXPECT_TRUE(names.insert(declaration.name).second) << declaration.name;
     EXPECT_FALSE(declaration.version.empty() || declaration.implementation.empty() || declaration.profile.name.empty())
@@ -329,7 +329,7 @@ TEST(Registry, NamesAreUniqueAndDeclarationsComplete) {
 }
 
 TEST(Dispatch, AutoRecordsTheKernelAndItsProfile) {
-  const auto backends = make_backends();
+  const auto backends = make_backends(kCpu);
   const auto named = [&](const std::string& name) -> const Backend& {
     return **std::ranges::find_if(backends, [&](const auto& b) { return b->declaration().name == name; });
   };
@@ -347,7 +347,7 @@ TEST(Dispatch, AutoRecordsTheKernelAndItsProfile) {
 }
 
 TEST(Dispatch, AutoGivesTheBitsOfTheKernelThatItRecords) {
-  const auto backends = make_backends();
+  const auto backends = make_backends(kCpu);
   for (const std::string keys : {"lens=60+90 d=16 hq=2 mask=causal", "lens=60+90 d=16 dv=8 hq=2"}) {
     const Case c = make_case(keys);
     const Inputs inputs = make_inputs(c, Conventions::Poison::finite);
@@ -370,7 +370,7 @@ TEST(Dispatch, APinnedOperationRefusesWhatItCannotDo) {
   const at::Tensor q = at::randn({1, 2, 5, 16}), v = at::randn({1, 2, 5, 8});
   EXPECT_EQ(at::_fused_sdp_choice(q, q, v), 0);
   EXPECT_THROW(at::_scaled_dot_product_flash_attention_for_cpu(q, q, v), c10::Error);
-  const auto backends = make_backends();
+  const auto backends = make_backends(kCpu);
   const auto flash = std::ranges::find_if(backends, [](const auto& b) { return b->declaration().name == "sdpa_flash"; });
   const Case c = make_case("lens=6+9 d=16 dv=8 hq=2");
   EXPECT_TRUE((*flash)->why_not(c, Pass::forward, kCpu).has_value());

@@ -1,13 +1,15 @@
-#include "backends/registry.hpp"
-
-#include <array>
+// Every attention backend: a maker for each, one a file, in the order in which reports show them.
+#include "harness/worker/backend.hpp"
 
 namespace attnbench {
 
-std::vector<std::unique_ptr<Backend>> make_backends() {
-  constexpr std::array makers{make_flash_varlen, make_sdpa_flash, make_sdpa_math, make_sdpa_auto, make_eager, make_eigen};
+using Maker = std::unique_ptr<Backend>(const Device& device);
+Maker make_flash_varlen, make_sdpa_flash, make_sdpa_math, make_sdpa_auto, make_eager, make_eigen;
+
+std::vector<std::unique_ptr<Backend>> make_backends(const Device& device) {
   std::vector<std::unique_ptr<Backend>> backends;
-  for (const auto make : makers) backends.push_back(make());
+  for (Maker* make : {make_flash_varlen, make_sdpa_flash, make_sdpa_math, make_sdpa_auto, make_eager, make_eigen})
+    backends.push_back(make(device));
   return backends;
 }
 

@@ -10,13 +10,13 @@
 
 namespace attnbench {
 
-std::unique_ptr<Backend> make_plain();  // in the README
+std::unique_ptr<Backend> make_plain(const Device&);  // in the README
 
 namespace {
 
 Bench bench_with_plain() {
   Bench bench{{.kind = "cpu", .index = 0, .sm = std::nullopt, .name = "this CPU"}, {}};
-  bench.backends.push_back(make_plain());
+  bench.backends.push_back(make_plain(bench.device));
   return bench;
 }
 

@@ -7,7 +7,6 @@
 #include <torch/version.h>
 
 #include "backends/attention/autograd.hpp"
-#include "backends/registry.hpp"
 
 namespace attnbench {
 namespace {
@@ -91,7 +90,7 @@ class Eager : public Backend {
 
 }  // namespace
 
-std::unique_ptr<Backend> make_eager() {
+std::unique_ptr<Backend> make_eager(const Device&) {
   return std::make_unique<Eager>();
 }
 

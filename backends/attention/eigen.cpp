@@ -9,7 +9,6 @@
 
 #include "backends/attention/dense.hpp"
 #include "backends/attention/eigen_attention.hpp"
-#include "backends/registry.hpp"
 
 #ifndef _OPENMP
 #error "at::parallel_for is a plain loop where its caller is compiled without -fopenmp"
@@ -176,7 +175,7 @@ class EigenBackend : public Backend {
 
 }  // namespace
 
-std::unique_ptr<Backend> make_eigen() {
+std::unique_ptr<Backend> make_eigen(const Device&) {
   return std::make_unique<EigenBackend>();
 }
 

@@ -12,7 +12,6 @@
 #include <ATen/ops/zeros.h>
 
 #include "backends/attention/dense.hpp"
-#include "backends/registry.hpp"
 #include "kernels/flash_varlen.hpp"
 
 #ifndef _OPENMP
@@ -263,7 +262,7 @@ class FlashVarlen : public Backend {
 
 }  // namespace
 
-std::unique_ptr<Backend> make_flash_varlen() {
+std::unique_ptr<Backend> make_flash_varlen(const Device&) {
   return std::make_unique<FlashVarlen>();
 }
 

@@ -10,7 +10,6 @@
 
 #include "backends/attention/autograd.hpp"
 #include "backends/attention/sdpa.hpp"
-#include "backends/registry.hpp"
 
 namespace attnbench {
 namespace {
@@ -81,7 +80,7 @@ class SdpaAuto : public Backend {
 
 }  // namespace
 
-std::unique_ptr<Backend> make_sdpa_auto() {
+std::unique_ptr<Backend> make_sdpa_auto(const Device&) {
   return std::make_unique<SdpaAuto>();
 }
 

@@ -10,7 +10,6 @@
 #include <torch/version.h>
 
 #include "backends/attention/sdpa.hpp"
-#include "backends/registry.hpp"
 
 namespace attnbench {
 namespace {
@@ -104,7 +103,7 @@ class SdpaFlash : public Backend {
 
 }  // namespace
 
-std::unique_ptr<Backend> make_sdpa_flash() {
+std::unique_ptr<Backend> make_sdpa_flash(const Device&) {
   return std::make_unique<SdpaFlash>();
 }
 

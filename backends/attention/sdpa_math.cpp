@@ -7,7 +7,6 @@
 
 #include "backends/attention/autograd.hpp"
 #include "backends/attention/sdpa.hpp"
-#include "backends/registry.hpp"
 
 namespace attnbench {
 namespace {
@@ -46,7 +45,7 @@ class SdpaMath : public Backend {
 
 }  // namespace
 
-std::unique_ptr<Backend> make_sdpa_math() {
+std::unique_ptr<Backend> make_sdpa_math(const Device&) {
   return std::make_unique<SdpaMath>();
 }
 

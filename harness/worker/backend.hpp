@@ -42,7 +42,8 @@ class Backend {
   virtual Run prepare(const Case& c, const Inputs& inputs, Pass pass) const = 0;
 };
 
-/// Every backend of this build, in the order in which reports show them (backends/registry.cpp).
-std::vector<std::unique_ptr<Backend>> make_backends();
+/// Every backend of this build as it is on `device`, in the order in which reports show them (backends/registry.cpp). Those
+/// that do not run there are among them, and declare why.
+std::vector<std::unique_ptr<Backend>> make_backends(const Device& device);
 
 }  // namespace attnbench

@@ -18,6 +18,8 @@
 namespace attnbench {
 namespace {
 
+const Device kCpu{"cpu", 0, std::nullopt, "test"};
+
 using Prepare = std::function<Run(const Backend& real, const Case&, const Inputs&, Pass)>;
 
 /// What is wrong, and what its record must then say.
@@ -172,7 +174,7 @@ std::vector<Defect> all_defects(const Capabilities& can) {
 }
 
 const Backend& real_backend(const std::string& name) {
-  static const auto backends = make_backends();
+  static const auto backends = make_backends(kCpu);
   for (const auto& backend : backends)
     if (backend->declaration().name == name) return *backend;
   throw std::runtime_error("no backend " + name);
@@ -221,8 +223,7 @@ INSTANTIATE_TEST_SUITE_P(Backends, PlantedDefects,
 
 /// "No silence": what a backend declares it can do, it is asked to do, and it does.
 TEST(Capabilities, NothingDeclaredIsUnsupported) {
-  const auto backends = make_backends();
-  const Device device{"cpu", 0, std::nullopt, "test"};
+  const auto backends = make_backends(kCpu);
   for (const auto& backend : backends) {
     const Capabilities& can = backend->declaration().capabilities;
     for (Dtype dtype : can.dtypes)
@@ -241,7 +242,7 @@ TEST(Capabilities, NothingDeclaredIsUnsupported) {
               c.problem.hkv = can.gqa ? 2 : 4;
               c.problem.lq = 5;
               c.problem.lk = can.unequal_lengths ? 7 : 5;
-              EXPECT_EQ(backend->why_not(c, pass, device), std::nullopt) << backend->declaration().name << " " << format_case(c);
+              EXPECT_EQ(backend->why_not(c, pass, kCpu), std::nullopt) << backend->declaration().name << " " << format_case(c);
               const std::vector<Record> records = [&] {
                 Defect nothing{"nothing", {}, "", instead([](Case&) {})};
                 return judge_all(*backend, {nothing}, pass, format_case(c));

@@ -54,7 +54,8 @@ int main(int argc, char** argv) {
     return kExitUsage;
   }
   try {
-    const Bench bench{find_device(device), make_backends()};
+    const Device found = find_device(device);
+    const Bench bench{found, make_backends(found)};
     if (hello) {
       fmt::print("{}\n", nlohmann::json(make_hello(bench)).dump(2));
       return kExitOk;
