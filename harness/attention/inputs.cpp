@@ -1,5 +1,6 @@
 #include "harness/attention/inputs.hpp"
 
+#include <algorithm>
 #include <limits>
 #include <stdexcept>
 #include <string>
@@ -37,6 +38,7 @@ struct Side {
   std::vector<int64_t> rows;     ///< storage row of every real token
   std::vector<RowIndex> tokens;  ///< position and length of every real token; head unset
   std::vector<int64_t> padded;   ///< the other storage rows, ascending
+  std::vector<int64_t> unseen;   ///< of keys: storage rows of the real tokens that no query sees
   int64_t sequences = 1, pitch = 0;
   bool is_padded = false;
 };
@@ -64,6 +66,35 @@ Side lay_out(const Problem& problem, const std::vector<int64_t>& lengths, int64_
     }
   }
   return side;
+}
+
+/// Ranks [begin, end) of the keys that at least one query of the sequence sees: queries 0 and lq - 1 have the outermost ones.
+struct SeenKeys {
+  int64_t begin = 0, end = 0;
+};
+SeenKeys seen_keys(const Problem& problem, int64_t lq, int64_t lk) {
+  if (lq == 0) return {};
+  const int64_t offset = problem.align == Align::bottom_right ? lk - lq : 0;
+  SeenKeys seen{0, lk};
+  if (problem.mask == Mask::causal) seen.end = lq + offset;
+  if (problem.window && problem.window->left >= 0) seen.begin = offset - std::min(problem.window->left, lq + lk);
+  if (problem.window && problem.window->right >= 0)
+    seen.end = std::min(seen.end, lq + offset + std::min(problem.window->right, lq + lk));
+  seen.begin = std::clamp<int64_t>(seen.begin, 0, lk);
+  seen.end = std::clamp<int64_t>(seen.end, seen.begin, lk);
+  return seen;
+}
+
+/// Storage rows of the keys that nobody sees.
+std::vector<int64_t> unseen_rows(const Problem& problem, const SequenceLengths& lengths, const Side& keys) {
+  std::vector<int64_t> rows;
+  size_t token = 0;
+  for (size_t n = 0; n < lengths.k.size(); n++) {
+    const SeenKeys seen = seen_keys(problem, lengths.q[n], lengths.k[n]);
+    for (int64_t j = 0; j < lengths.k[n]; j++, token++)
+      if (j < seen.begin || j >= seen.end) rows.push_back(keys.rows[token]);
+  }
+  return rows;
 }
 
 /// Prefix sums, from 0; throws when a total does not fit the int32 that varlen kernels read.
@@ -147,11 +178,12 @@ void write_tokens(const RowWriter<T>& writer, const Side& side, const RowDrawer&
   });
 }
 
-/// Padded rows: `garbage` numbered by storage row, or a constant where there is no drawer.
+/// `garbage` numbered by storage row, or a constant where there is no drawer.
 template <typename T>
-void write_padding(const RowWriter<T>& writer, const Side& side, int64_t channels, const RowDrawer* garbage, float constant) {
+void overwrite(const RowWriter<T>& writer, const std::vector<int64_t>& rows, int64_t channels, const RowDrawer* garbage,
+               float constant) {
   std::vector<float> values(static_cast<size_t>(channels), constant);
-  for (const int64_t row : side.padded) {
+  for (const int64_t row : rows) {
     for (int64_t head = 0; head < writer.heads(); head++) {
       if (garbage) garbage->draw({row, head, 0, 0}, values.data());
       writer.write(values, row, head);
@@ -171,9 +203,10 @@ void write(const at::Tensor& tensor, const Side& side, const Case& c, const Tens
   write_tokens(writer, side, RowDrawer(spec.values, c, spec.heads, spec.channels));
   const RowDrawer garbage(spec.garbage, c, spec.heads, spec.channels);
   const bool is_dout = spec.values == Stream::dout;
-  const bool draws_garbage = !is_dout && poison == Conventions::Poison::finite;
-  const float constant = is_dout ? 0.0f : std::numeric_limits<float>::quiet_NaN();
-  write_padding(writer, side, spec.channels, draws_garbage ? &garbage : nullptr, constant);
+  const bool is_finite = poison == Conventions::Poison::finite;
+  const float nan = std::numeric_limits<float>::quiet_NaN();
+  overwrite(writer, side.padded, spec.channels, !is_dout && is_finite ? &garbage : nullptr, is_dout ? 0.0f : nan);
+  if (!is_finite) overwrite(writer, side.unseen, spec.channels, nullptr, nan);
 }
 
 at::Tensor make_tensor(const Side& side, const Case& c, const TensorSpec& spec, Conventions::Poison poison) {
@@ -217,7 +250,8 @@ Inputs make_inputs(const Case& c, Conventions::Poison poison) {
   inputs.cu_q = prefix_sums(inputs.lengths.q, "query");
   inputs.cu_k = prefix_sums(inputs.lengths.k, "key");
   const Side queries = lay_out(p, inputs.lengths.q, inputs.lengths.q_pitch, c.seed);
-  const Side keys = lay_out(p, inputs.lengths.k, inputs.lengths.k_pitch, c.seed);
+  Side keys = lay_out(p, inputs.lengths.k, inputs.lengths.k_pitch, c.seed);
+  keys.unseen = unseen_rows(p, inputs.lengths, keys);
   const bool one_head = c.strides == Strides::stride0;
   inputs.q = make_tensor(queries, c, {Stream::q, Stream::q_garbage, p.hq, p.d, false}, poison);
   inputs.k = make_tensor(keys, c, {Stream::k, Stream::k_garbage, p.hkv, p.d, one_head}, poison);
@@ -230,6 +264,16 @@ Inputs make_inputs(const Case& c, Conventions::Poison poison) {
   inputs.q_rows = queries.rows;
   inputs.k_rows = keys.rows;
   return inputs;
+}
+
+bool holds_poison(const Case& c) {
+  if (c.problem.layout == Layout::padded) return true;
+  const SequenceLengths lengths = sequence_lengths(c.problem, c.seed);
+  for (size_t n = 0; n < lengths.k.size(); n++) {
+    const SeenKeys seen = seen_keys(c.problem, lengths.q[n], lengths.k[n]);
+    if (seen.end - seen.begin < lengths.k[n]) return true;
+  }
+  return false;
 }
 
 Inputs to_device(const Inputs& inputs, const Device& device) {

@@ -31,8 +31,12 @@ struct Inputs {
   int64_t k_storage_rows() const;
 };
 
-/// Draws the inputs on the CPU. poison: what padded tokens of q, k and v hold.
+/// Draws the inputs on the CPU. poison: what the tokens hold that nobody may read: padded ones of q, k and v, and the keys
+/// and values that the mask hides from every query of their sequence (finite: these hold what was drawn for them).
 Inputs make_inputs(const Case& c, Conventions::Poison poison);
+
+/// Some token is there that nobody may read, so that the inputs depend on the poison.
+bool holds_poison(const Case& c);
 
 /// The same inputs with their tensors on another device (values are bit-identical, they are copied).
 Inputs to_device(const Inputs& inputs, const Device& device);

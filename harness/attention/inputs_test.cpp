@@ -155,6 +155,32 @@ TEST(Inputs, PaddingIsPoisonedAndItsOutputGradientIsZero) {
   EXPECT_NEAR(spread(finite.k), 1, 0.1);
 }
 
+/// Which keys hold NaN, as text: '-' for NaN.
+std::string unseen(const std::string& line) {
+  const Case c = parse_case(line, "test");
+  const Inputs inputs = make_inputs(c, Conventions::Poison::nan);
+  EXPECT_TRUE(same_bits(at::isnan(inputs.k), at::isnan(inputs.v))) << line;
+  std::string marks;
+  for (const int64_t row : inputs.k_rows) {
+    const at::Tensor nan = at::isnan(inputs.k.flatten(0, -3).select(0, row));
+    EXPECT_EQ(nan.all().item<bool>(), nan.any().item<bool>()) << line;
+    marks += nan.all().item<bool>() ? '-' : 'k';
+  }
+  EXPECT_EQ(holds_poison(c), c.problem.layout == Layout::padded || marks.find('-') != std::string::npos) << line;
+  EXPECT_FALSE(at::isnan(make_inputs(c, Conventions::Poison::finite).k).any().item<bool>()) << line;
+  return marks;
+}
+
+TEST(Inputs, PoisonKeysThatNoQuerySees) {
+  EXPECT_EQ(unseen("attention lq=4 lk=6 d=8"), "kkkkkk");
+  EXPECT_EQ(unseen("attention lq=4 lk=6 d=8 mask=causal"), "kkkkkk");
+  EXPECT_EQ(unseen("attention lq=4 lk=6 d=8 mask=causal align=top_left"), "kkkk--");
+  EXPECT_EQ(unseen("attention lq=2 lk=7 d=8 window=1:0"), "----kkk");
+  EXPECT_EQ(unseen("attention lq=2 lk=7 d=8 window=1:2 align=top_left"), "kkkk---");
+  EXPECT_EQ(unseen("attention lens=0+2 klens=3+4 d=8 mask=causal align=top_left"), "---kk--");
+  EXPECT_EQ(unseen("attention lens=2+3 klens=4+3 d=8 mask=causal align=top_left layout=padded pad=holes"), "kk--kkk");
+}
+
 TEST(Inputs, TensorsAreIndependent) {
   const Inputs inputs = make_inputs(big_case(Fill::normal), Conventions::Poison::nan);
   const auto correlation = [](const at::Tensor& a, const at::Tensor& b) { return std::abs(average(a * b)); };

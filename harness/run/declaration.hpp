@@ -29,7 +29,8 @@ struct Profile {
 struct Conventions {
   enum class EmptyRow { zero, uniform, nan };  ///< O of a query that sees no key; uniform: mean of V over all stored keys
   enum class LseEmpty { minus_infinity, plus_infinity, none };  ///< its LSE; none: the backend returns no LSE
-  /// What masked and padded K/V (and padded Q) hold: varlen backends must not read NaN; dense ones multiply it by 0.
+  /// What K and V hold where no query sees them, and padded Q: varlen backends must not let NaN leak from there; dense ones
+  /// multiply it by 0, and get finite garbage.
   enum class Poison { nan, finite };
   EmptyRow empty_row = EmptyRow::zero;
   LseEmpty lse_empty = LseEmpty::minus_infinity;

@@ -92,6 +92,23 @@ Prepare of_one_group_head(at::Tensor Outputs::*gradient) {
   };
 }
 
+/// The last sequence (padding on the right) taken to have one key more than it has.
+Prepare with_a_padded_key() {
+  return [](const Backend& real, const Case& c, const Inputs& inputs, Pass pass) {
+    const auto longer = std::make_shared<Inputs>(inputs);
+    const auto sequence = static_cast<int64_t>(inputs.lengths.k.size()) - 1;
+    longer->k_rows.push_back(sequence * inputs.lengths.k_pitch + longer->lengths.k.back()++);
+    longer->cu_k = inputs.cu_k.clone();
+    longer->cu_k.select(0, sequence + 1).add_(1);
+    const auto run = std::make_shared<Run>(real.prepare(c, *longer, pass));
+    Run kept = *run;
+    for (Window& window : kept.windows)
+      for (std::function<Outputs()>* call : {&window.forward, &window.backward})
+        if (*call) *call = [longer, run, original = *call] { return original(); };
+    return kept;
+  };
+}
+
 char* storage_bytes(const at::Tensor& t) {
   return static_cast<char*>(t.storage().mutable_data());
 }
@@ -210,6 +227,49 @@ TEST_P(PlantedDefects, AreCaughtAndTheBackendWithoutThemPasses) {
     EXPECT_EQ(records[i].status, Status::failed) << records[i].backend << ": " << records[i].reason;
     EXPECT_THAT(records[i].reason, testing::ContainsRegex(defects[i].reason)) << records[i].backend;
   }
+}
+
+/// As above, for cases with tokens that nobody may read.
+void expect_leaks_are_caught(const std::string& name, const std::string& line, Pass pass, std::vector<Defect> leaks) {
+  leaks.insert(leaks.begin(), {"nothing", {}, "", instead([](Case&) {})});
+  const std::vector<Record> records = judge_all(real_backend(name), leaks, pass, line);
+  ASSERT_EQ(records.size(), leaks.size());
+  EXPECT_EQ(records[0].status, Status::passed) << "without a defect: " << records[0].reason;
+  for (size_t i = 1; i < records.size(); ++i) {
+    EXPECT_EQ(records[i].status, Status::failed) << records[i].backend << ": " << records[i].reason;
+    EXPECT_THAT(records[i].reason, testing::ContainsRegex(leaks[i].reason)) << records[i].backend;
+  }
+}
+
+TEST(Poison, APaddedKeyThatIsReadShows) {
+  const std::string line = "attention hq=4 hkv=2 lens=40+17 klens=193+65 d=32 layout=padded seed=5";
+  for (const char* name : {"flash_varlen", "eager"})
+    for (Pass pass : {Pass::forward, Pass::backward})
+      expect_leaks_are_caught(name, line, pass, {{"a padded key read", {pass}, "gate", with_a_padded_key()}});
+}
+
+TEST(Poison, APaddedRowLeftUnwrittenShows) {
+  const auto unwritten = [](at::Tensor Outputs::*tensor) {
+    return tamper([tensor](Outputs& outputs, const Inputs&) {
+      const at::Tensor& t = outputs.*tensor;
+      if (t.defined() && t.dim() == 4) t.select(0, 1).select(0, t.size(1) - 1).fill_(std::nan(""));
+    });
+  };
+  const std::string line = "attention hq=4 hkv=2 lens=40+17 klens=193+65 d=32 layout=padded seed=5";
+  expect_leaks_are_caught("flash_varlen", line, Pass::forward,
+                          {{"a padded row of o unwritten", {}, "o: a padded row must be 0", unwritten(&Outputs::o)}});
+  for (const auto& [name, tensor] : {std::pair{"dq", &Outputs::dq}, std::pair{"dk", &Outputs::dk}, std::pair{"dv", &Outputs::dv}})
+    expect_leaks_are_caught("flash_varlen", line, Pass::backward,
+                            {{"a padded row unwritten", {}, std::string(name) + ": a padded row must be 0", unwritten(tensor)}});
+}
+
+/// Keys 40 to 55 are seen by no query: they hold NaN, and 0 * NaN is NaN.
+TEST(Poison, AnUnseenValueMultipliedByZeroShows) {
+  const auto multiplied = tamper([](Outputs& outputs, const Inputs& inputs) {
+    if (outputs.o.defined()) outputs.o.select(0, 3).add_(inputs.v.select(0, 50).repeat_interleave(2, 0).mul(0));
+  });
+  expect_leaks_are_caught("flash_varlen", "attention hq=4 hkv=2 lq=40 lk=56 d=32 mask=causal align=top_left", Pass::forward,
+                          {{"an unseen value times 0", {}, "o: gate nonfinite", multiplied}});
 }
 
 INSTANTIATE_TEST_SUITE_P(Backends, PlantedDefects,

@@ -7,7 +7,7 @@ OracleKind oracle_for(const Declaration& declaration) {
 }
 
 SealedInputs& CaseData::inputs(Conventions::Poison poison) {
-  if (case_.problem.layout == Layout::packed) poison = Conventions::Poison::nan;
+  if (!holds_poison(case_)) poison = Conventions::Poison::nan;
   std::unique_ptr<SealedInputs>& inputs = inputs_[poison];
   if (!inputs) inputs = std::make_unique<SealedInputs>(case_, poison, device_);
   return *inputs;

@@ -19,7 +19,7 @@ class CaseData {
 
   const Case& test_case() const { return case_; }
 
-  /// Inputs with what the conventions want in padded tokens. A packed case has none: one set for all.
+  /// Inputs with what the conventions want in tokens that nobody may read. A case without such tokens: one set for all.
   SealedInputs& inputs(Conventions::Poison poison);
 
   /// One judge for all backends that agree in profile, conventions and oracle.

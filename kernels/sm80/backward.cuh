@@ -85,8 +85,8 @@ template <class T, class S>
 __device__ inline void load_queries(const BackwardArgs<T>& args, const QueryStage<S>& stage, const Sequence& sequence, int head, int query0) {
   const T* q = args.q + sequence.q_begin * args.q_token + head * args.q_head;
   const T* dout = args.dout + sequence.q_begin * args.dout_token + head * args.dout_head;
-  copy_tile_async<S::kQueries, S::D, S::kThreads>(stage.q, q, args.q_token, query0, sequence.lq);
-  copy_tile_async<S::kQueries, S::D, S::kThreads>(stage.dout, dout, args.dout_token, query0, sequence.lq);
+  copy_tile_async<S::kQueries, S::D, S::kThreads>(stage.q, q, args.q_token, query0, 0, sequence.lq);
+  copy_tile_async<S::kQueries, S::D, S::kThreads>(stage.dout, dout, args.dout_token, query0, 0, sequence.lq);
   for (int i = threadIdx.x; i < S::kQueries; i += S::kThreads) {
     const bool valid = query0 + i < sequence.lq;
     const int64_t row = (sequence.q_begin + (valid ? query0 + i : 0)) * static_cast<int64_t>(args.hq) + head;
@@ -247,8 +247,10 @@ __global__ __launch_bounds__(S::kThreads) void backward_kernel(const BackwardArg
   const int row0 = threadIdx.x / 32 * 16, key_row = key0 + row0 + (threadIdx.x & 31) / 4;
   float dk[S::D / 8][4] = {}, dv[S::D / 8][4] = {};
   if (steps > 0) {
-    copy_tile_async<S::kKeys, S::D, S::kThreads>(k, args.k + sequence.k_begin * args.k_token + key_head * args.k_head, args.k_token, key0, sequence.lk);
-    copy_tile_async<S::kKeys, S::D, S::kThreads>(v, args.v + sequence.k_begin * args.v_token + key_head * args.v_head, args.v_token, key0, sequence.lk);
+    copy_tile_async<S::kKeys, S::D, S::kThreads>(k, args.k + sequence.k_begin * args.k_token + key_head * args.k_head, args.k_token, key0,
+                                                     sequence.seen_begin(), sequence.seen_end());
+    copy_tile_async<S::kKeys, S::D, S::kThreads>(v, args.v + sequence.k_begin * args.v_token + key_head * args.v_head, args.v_token, key0,
+                                                     sequence.seen_begin(), sequence.seen_end());
     load_queries<T, S>(args, stage(0), sequence, head_of(0), query_of(0));
     commit_copies();
   }

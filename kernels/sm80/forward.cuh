@@ -171,8 +171,9 @@ __global__ __launch_bounds__(S::kThreads) void forward_kernel(const ForwardArgs<
   const T* q_rows = args.q + sequence.q_begin * args.q_token + head * args.q_head;
   const T* k_rows = args.k + sequence.k_begin * args.k_token + head / args.group * args.k_head;
   const T* v_rows = args.v + sequence.k_begin * args.v_token + head / args.group * args.v_head;
+  const int seen_begin = sequence.seen_begin(), seen_end = sequence.seen_end();
   const auto copy_keys = [&](Tile<S::D> tile, const T* rows, int64_t stride, int key0) {
-    copy_tile_async<S::kKeys, S::D, S::kThreads>(tile, rows, stride, key0, sequence.lk);
+    copy_tile_async<S::kKeys, S::D, S::kThreads>(tile, rows, stride, key0, seen_begin, seen_end);
     commit_copies();
   };
 
@@ -180,7 +181,7 @@ __global__ __launch_bounds__(S::kThreads) void forward_kernel(const ForwardArgs<
   const int row0 = first_query + threadIdx.x / 32 * S::kRows;
   SoftmaxRows<S> rows;
   if (begin < end) {
-    copy_tile_async<S::kQueries, S::D, S::kThreads>(q, q_rows, args.q_token, first_query, sequence.lq);
+    copy_tile_async<S::kQueries, S::D, S::kThreads>(q, q_rows, args.q_token, first_query, 0, sequence.lq);
     copy_keys(k, k_rows, args.k_token, begin);
   }
   for (int key0 = begin; key0 < end; key0 += S::kKeys) {

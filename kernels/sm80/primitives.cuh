@@ -108,15 +108,15 @@ struct Tile {
   __device__ static int lane() { return threadIdx.x & 31; }
 };
 
-/// Starts the copy of rows [first, first + rows) of a [tokens, channels] matrix into a tile; rows at or past `end` become 0
-/// (what lies behind them may be another sequence, or NaN: 0 * NaN must not leak into a product).
+/// Starts the copy of rows [first, first + rows) of a [tokens, channels] matrix into a tile; rows outside [begin, end) become 0
+/// (what lies there may be another sequence, or NaN: 0 * NaN must not leak into a product).
 template <int rows, int columns, int threads, class T>
-__device__ inline void copy_tile_async(Tile<columns> tile, const T* matrix, int64_t token_stride, int first, int end) {
+__device__ inline void copy_tile_async(Tile<columns> tile, const T* matrix, int64_t token_stride, int first, int begin, int end) {
   constexpr int kChunks = columns / 8;
 #pragma unroll
   for (int i = threadIdx.x; i < rows * kChunks; i += threads) {
     const int row = i / kChunks, chunk = i % kChunks;
-    const bool valid = first + row < end;
+    const bool valid = first + row >= begin && first + row < end;
     const T* source = matrix + (valid ? (first + row) * token_stride + chunk * 8 : 0);
     copy_16_bytes_async(tile.at(row, chunk), source, valid);
   }

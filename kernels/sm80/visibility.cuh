@@ -15,6 +15,11 @@ struct Sequence {
   __device__ int end_key(int i) const { return right < 0 ? lk : max(0, min(lk, i + offset + right + 1)); }
   __device__ bool sees(int i, int j) const { return i < lq && j >= first_key(i) && j < end_key(i); }
 
+  /// Keys [seen_begin(), seen_end()) are those that some query sees. The others must not be multiplied, not even by 0: they
+  /// may hold NaN.
+  __device__ int seen_begin() const { return lq > 0 ? first_key(0) : 0; }
+  __device__ int seen_end() const { return lq > 0 ? end_key(lq - 1) : 0; }
+
   /// Every query of [i0, i1) that exists sees every key of [j0, j1), and both ranges lie inside the sequence.
   __device__ bool all_seen(int i0, int i1, int j0, int j1) const {
     return i1 <= lq && j1 <= lk && first_key(i1 - 1) <= j0 && end_key(i0) >= j1;
