@@ -1,15 +1,16 @@
 #include "harness/worker/attempt.hpp"
 
 #include <chrono>
-#include <cstring>
 #include <exception>
 
+#include <ATen/ops/equal.h>
 #include <ATen/ops/tensor.h>
 #include <ATen/ops/zeros.h>
 #include <c10/util/Exception.h>
 #include <fmt/format.h>
 
 #include "harness/attention/flops.hpp"
+#include "harness/worker/cuda_device.hpp"
 #include "harness/worker/memory.hpp"
 
 namespace attnbench {
@@ -24,7 +25,7 @@ std::string sentence_of(const std::exception& e) {
 bool same_bits(const at::Tensor& a, const at::Tensor& b) {
   if (!a.defined() || !b.defined()) return a.defined() == b.defined();
   return a.sizes() == b.sizes() && a.scalar_type() == b.scalar_type() && a.is_contiguous() && b.is_contiguous() &&
-         std::memcmp(a.const_data_ptr(), b.const_data_ptr(), a.nbytes()) == 0;
+         at::equal(a.view({-1}).view(at::kByte), b.view({-1}).view(at::kByte));
 }
 
 bool same_bits(const Outputs& a, const Outputs& b) {
@@ -100,9 +101,11 @@ void Attempt::guarded(const std::function<void()>& step) {
     step();
   } catch (const std::exception& e) {
     end(Status::error, sentence_of(e));
+    check_context(device_);
     data_.restore_inputs();  // it may have written to them before it threw
   } catch (...) {
     end(Status::error, "threw something that is no std::exception");
+    check_context(device_);
     data_.restore_inputs();
   }
   record_.seconds += std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
@@ -115,7 +118,7 @@ void Attempt::end(Status status, std::string reason) {
 }
 
 bool Attempt::fits(int64_t bytes, const char* what) {
-  const int64_t available = available_bytes();
+  const int64_t available = available_bytes(device_);
   if (bytes <= available) return true;
   end(Status::skipped, fmt::format("needs {:.1f} GiB for {}, {:.1f} GiB free", gib(bytes), what, gib(available)));
   return false;

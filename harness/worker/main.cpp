@@ -4,27 +4,32 @@
 #include <stdexcept>
 #include <string>
 
-#include <ATen/Context.h>
 #include <fmt/format.h>
 #include <CLI/CLI.hpp>
 
+#include "harness/run/errors.hpp"
 #include "harness/run/exit_code.hpp"
+#include "harness/worker/cuda_device.hpp"
 #include "harness/worker/environment.hpp"
+#include "harness/worker/memory.hpp"
 #include "harness/worker/serve.hpp"
 
 namespace {
 
 using namespace attnbench;
 
-/// Throws std::runtime_error with a sentence where the device is not there.
+/// The device by its name, ready to be used. Throws UsageError with a sentence where it is not there.
 Device find_device(const std::string& text) {
-  const auto cpu_model = environment()["cpu"]["model"];
-  if (text == "cpu") return {"cpu", 0, std::nullopt, cpu_model.is_string() ? cpu_model.get<std::string>() : "unknown CPU"};
-  if (text != "cuda" && !text.starts_with("cuda:"))
-    throw std::runtime_error(fmt::format("--device {}: expected cpu, cuda or cuda:N", text));
-  const auto gpus = at::detail::getCUDAHooks().deviceCount();
-  if (gpus == 0) throw std::runtime_error(fmt::format("--device {}: LibTorch sees no GPU here; --device cpu is there", text));
-  throw std::runtime_error(fmt::format("--device {}: no backend of this build runs on a GPU; --device cpu is there", text));
+  if (text == "cpu") {
+    const auto model = environment()["cpu"]["model"];
+    return {"cpu", 0, std::nullopt, model.is_string() ? model.get<std::string>() : "unknown CPU"};
+  }
+  const std::string index = text == "cuda" ? "0" : text.starts_with("cuda:") ? text.substr(5) : "";
+  const bool is_number = !index.empty() && index.size() < 4 && index.find_first_not_of("0123456789") == std::string::npos;
+  if (!is_number) throw UsageError(fmt::format("--device {}: expected cpu, cuda or cuda:N", text));
+  const Device device = find_cuda_device(std::stoi(index));
+  watch_cuda_memory();
+  return device;
 }
 
 }  // namespace
@@ -65,8 +70,11 @@ int main(int argc, char** argv) {
       return kExitUsage;
     }
     return serve(bench, requests_fd, replies_fd);
-  } catch (const std::runtime_error& e) {
+  } catch (const UsageError& e) {
     fmt::print(stderr, "attnbench-worker: {}\n", e.what());
     return kExitUsage;
+  } catch (const std::exception& e) {
+    fmt::print(stderr, "attnbench-worker: {}\n", e.what());
+    return kExitInfrastructure;
   }
 }

@@ -1,4 +1,5 @@
-// A CPU allocator for LibTorch that sees what a backend does to memory. It wraps the allocator that was there before.
+// Allocators for LibTorch, on the CPU and on a GPU, that see what a backend does to memory. They wrap those that were there
+// before.
 //
 //   checked   every new block is filled with 0xFF (NaN in bf16, fp16, fp32 and fp64), so that an output element that
 //             was never written is seen, and lies between two guard bands, so that a write outside is seen
@@ -10,6 +11,8 @@
 #include <cstddef>
 #include <cstdint>
 #include <vector>
+
+#include "harness/run/declaration.hpp"
 
 namespace attnbench {
 
@@ -40,12 +43,17 @@ inline constexpr size_t kGuardBytes = 1024;
 /// call reports new writes only.
 std::vector<Overrun> take_overruns();
 
-/// Bytes in counted and checked blocks now, and the most since reset_peak_bytes().
+/// Bytes in counted and checked blocks of the device that is watched, now, and the most since reset_peak_bytes().
+/// Waits for nothing: a GPU's memory is counted when it is asked for.
 int64_t current_bytes();
 int64_t peak_bytes();
 void reset_peak_bytes();
 
-/// Memory that this machine can still give (MemAvailable of /proc/meminfo); the largest number where it cannot be read.
-int64_t available_bytes();
+/// From now on it is a GPU's memory that is counted. Before the first tensor on a GPU; throws std::runtime_error in a build
+/// without CUDA.
+void watch_cuda_memory();
+
+/// Memory that a device can still give: of a CPU MemAvailable of /proc/meminfo, the largest number where it cannot be read.
+int64_t available_bytes(const Device& device);
 
 }  // namespace attnbench

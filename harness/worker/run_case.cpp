@@ -6,6 +6,8 @@
 #include <fmt/format.h>
 
 #include "harness/worker/attempt.hpp"
+#include "harness/worker/cuda_device.hpp"
+#include "harness/worker/memory.hpp"
 
 namespace attnbench {
 
@@ -34,8 +36,18 @@ std::string unknown_backend(const Bench& bench, const std::string& name) {
   return fmt::format("this worker has no backend '{}'; it has: {}", name, known);
 }
 
+/// What some timed call did to memory that is not its own; the inputs are as drawn again. Empty: nothing.
+std::string misconduct_while_timed(CaseData& data) {
+  const std::vector<Overrun> overruns = take_overruns();
+  const std::string overwritten = data.restore_inputs();
+  if (!overwritten.empty()) return "input " + overwritten + " was overwritten by one of the backends timed together";
+  if (overruns.empty()) return "";
+  return fmt::format("one of the backends timed together wrote {} bytes {} of a block of {} bytes", overruns.front().bytes,
+                     overruns.front().past_the_end ? "past the end" : "before the start", overruns.front().block_bytes);
+}
+
 /// Times all of them interleaved, then judges each again.
-void measure_all(const std::vector<Attempt*>& attempts, CaseData& data, const Request& request) {
+void measure_all(const std::vector<Attempt*>& attempts, CaseData& data, const Device& device, const Request& request) {
   std::vector<Operation> operations;
   std::vector<size_t> first;
   for (Attempt* attempt : attempts) {
@@ -48,12 +60,12 @@ void measure_all(const std::vector<Attempt*>& attempts, CaseData& data, const Re
   options.time_budget_s = request.time_budget_s;
   options.order_seed = uint64_t(request.id);
   const std::vector<Measured> measured = measure(operations, options);
-  const std::string overwritten = data.restore_inputs();
+  check_context(device);
+  const std::string misconduct = misconduct_while_timed(data);
   for (size_t i = 0; i < attempts.size(); ++i) {
     attempts[i]->take_times({measured.begin() + first[i], measured.begin() + first[i + 1]}, options.order_seed);
     if (attempts[i]->record().status == Status::passed) attempts[i]->judge_again();
-    if (attempts[i]->record().status == Status::passed && !overwritten.empty())
-      attempts[i]->end(Status::failed, "input " + overwritten + " was overwritten by one of the backends timed together");
+    if (attempts[i]->record().status == Status::passed && !misconduct.empty()) attempts[i]->end(Status::failed, misconduct);
   }
 }
 
@@ -118,7 +130,7 @@ void run_case(const Request& request, const Bench& bench, const Replies& replies
       replies.record(attempt.record());
     }
   }
-  if (!to_measure.empty()) measure_all(to_measure, *data, request);
+  if (!to_measure.empty()) measure_all(to_measure, *data, bench.device, request);
   for (const Attempt* attempt : to_measure) replies.record(attempt->record());
   for (Pass pass : {Pass::forward, Pass::backward}) compare(attempts, pass, data->test_case(), replies);
 }

@@ -133,6 +133,16 @@ TEST_F(RunCase, AnInputOverwrittenOnlyWhileTimedFails) {
   EXPECT_FALSE(r.time);
 }
 
+TEST_F(RunCase, AWritePastAnInputOnlyWhileTimedFails) {
+  add("vandal", [](int call, const Inputs& inputs, Outputs&) {
+    if (call == 5) bytes_of_tensor(inputs.q)[inputs.q.storage().nbytes() + 8] = 1;
+  });
+  const Record r = run(Pass::forward, kCase, false).records.at(0);
+  EXPECT_EQ(r.status, Status::failed);
+  EXPECT_THAT(r.reason, HasSubstr("timed together wrote 1 bytes past the end of a block"));
+  EXPECT_FALSE(r.time);
+}
+
 TEST_F(RunCase, AWritePastTheEndFails) {
   add("output", [](int, const Inputs&, Outputs& outputs) { bytes_of_tensor(outputs.o)[outputs.o.nbytes()] = 1; });
   add("input", [](int, const Inputs& inputs, Outputs&) { bytes_of_tensor(inputs.q)[inputs.q.storage().nbytes() + 8] = 1; });

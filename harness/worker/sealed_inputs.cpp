@@ -1,6 +1,7 @@
 #include "harness/worker/sealed_inputs.hpp"
 
-#include <cstring>
+#include <ATen/ops/arange.h>
+#include <ATen/ops/empty.h>
 
 #include "harness/worker/memory.hpp"
 
@@ -8,18 +9,25 @@ namespace attnbench {
 
 namespace {
 
-/// Of the whole storage: what lies between the elements of a strided tensor counts too.
+/// The whole storage as elements of `dtype`, from byte `first`: what lies between the elements of a strided tensor too.
+at::Tensor storage_as(const at::Tensor& tensor, at::ScalarType dtype, int64_t first, int64_t elements) {
+  const auto size = static_cast<int64_t>(c10::elementSize(dtype));
+  return at::empty({0}, tensor.options().dtype(dtype)).set_(tensor.storage(), first / size, {elements}, {1});
+}
+
+/// sum of word_i * (2 i + 1) * c in 64 bits: the weights are odd, so that one changed word always shows.
+uint64_t weighted_sum(const at::Tensor& words) {
+  constexpr auto kOdd = static_cast<int64_t>(0x9e3779b97f4a7c15u);
+  const at::Tensor weights = at::arange(words.numel(), words.options().dtype(at::kLong)).mul_(2).add_(1).mul_(kOdd);
+  return static_cast<uint64_t>(weights.mul_(words).sum().item<int64_t>());
+}
+
+/// Of the whole storage, where it lies.
 uint64_t fingerprint(const at::Tensor& tensor) {
-  const char* bytes = static_cast<const char*>(tensor.storage().data());
-  const size_t size = tensor.storage().nbytes();
-  uint64_t hash = 0x9e3779b97f4a7c15u ^ size;
-  for (size_t at = 0; at < size; at += sizeof(uint64_t)) {
-    uint64_t word = 0;
-    std::memcpy(&word, bytes + at, std::min(sizeof word, size - at));
-    hash = (hash ^ word) * 0xff51afd7ed558ccdu;  // odd: a bijection of each word, so that one changed word always shows
-    hash ^= hash >> 32;
-  }
-  return hash;
+  const MemoryScope unwatched(MemoryMode::off);
+  const auto bytes = static_cast<int64_t>(tensor.storage().nbytes());
+  const int64_t words = bytes / 8, rest = bytes % 8;
+  return weighted_sum(storage_as(tensor, at::kLong, 0, words)) + weighted_sum(storage_as(tensor, at::kByte, words * 8, rest));
 }
 
 NamedTensors defined_ones(NamedTensors tensors) {
@@ -65,8 +73,8 @@ std::string SealedInputs::overwritten() const {
 void SealedInputs::restore() {
   const NamedTensors fresh = named_tensors(draw()), ours = named_tensors(inputs_);
   for (size_t i = 0; i < ours.size(); ++i) {
-    const at::Storage& from = fresh[i].second.storage();
-    std::memcpy(ours[i].second.storage().mutable_data(), from.data(), from.nbytes());
+    const auto bytes = static_cast<int64_t>(ours[i].second.storage().nbytes());
+    storage_as(ours[i].second, at::kByte, 0, bytes).copy_(storage_as(fresh[i].second, at::kByte, 0, bytes));
   }
 }
 
