@@ -2,8 +2,8 @@
 
 namespace attnbench {
 
-OracleKind oracle_for(const Declaration& declaration) {
-  return declaration.implementation == "eigen" ? OracleKind::torch : OracleKind::eigen;
+OracleKind oracle_for(const Declaration& declaration, const Device& device) {
+  return declaration.implementation == "eigen" || device.kind != "cpu" ? OracleKind::torch : OracleKind::eigen;
 }
 
 SealedInputs& CaseData::inputs(Conventions::Poison poison) {

@@ -10,8 +10,9 @@
 
 namespace attnbench {
 
-/// The oracle that is written in Eigen, which was the faster one at every size tried; but never for the backend `eigen`.
-OracleKind oracle_for(const Declaration& declaration);
+/// On a CPU the one written in Eigen, which was the faster one at every size tried, but never for the backend `eigen`; on a GPU
+/// the one that runs there.
+OracleKind oracle_for(const Declaration& declaration, const Device& device);
 
 class CaseData {
  public:
