@@ -3,14 +3,14 @@
 #include <fmt/format.h>
 
 #include "reports/difference_tables.hpp"
-#include "reports/findings.hpp"
+#include "reports/finding_groups.hpp"
 #include "reports/timing_tables.hpp"
 #include "reports/verdict_tables.hpp"
 
 namespace attnbench {
 namespace {
 
-constexpr std::size_t kShownFindings = 20;
+constexpr std::size_t kShownGroups = 12;
 
 std::string findings_text(const std::vector<Finding>& findings, const TextStyle& style) {
   if (findings.empty()) return "";
@@ -20,13 +20,15 @@ std::string findings_text(const std::vector<Finding>& findings, const TextStyle&
                                         findings.size() - gated, findings.size() - gated == 1 ? "" : "s"),
                             gated > 0 ? Tone::bad : Tone::warning, style.colour) +
                      "\n";
-  for (std::size_t i = 0; i < std::min(findings.size(), kShownFindings); ++i) {
-    const Finding& finding = findings[i];
-    text.append("\n").append(tinted(headline(finding), finding.gated ? Tone::bad : Tone::warning, style.colour));
-    text += tinted(finding.gated ? "" : "  (finding: not gated)", Tone::dim, style.colour) + "\n";
-    for (const std::string& line : details(*finding.record)) text += "  " + line + "\n";
+  const std::vector<FindingGroup> groups = group_findings(findings);
+  for (std::size_t i = 0; i < std::min(groups.size(), kShownGroups); ++i) {
+    const FindingGroup& group = groups[i];
+    text.append("\n").append(tinted(headline(group), group.gated() ? Tone::bad : Tone::warning, style.colour));
+    text += tinted(group.gated() ? "" : "  (finding: not gated)", Tone::dim, style.colour) + "\n";
+    for (const std::string& line : details(group)) text += "  " + line + "\n";
   }
-  if (findings.size() > kShownFindings) text += fmt::format("\n… and {} more, in summary.md\n", findings.size() - kShownFindings);
+  if (groups.size() > kShownGroups)
+    text += fmt::format("\n… and {} more kinds of failure, in summary.md\n", groups.size() - kShownGroups);
   return text;
 }
 

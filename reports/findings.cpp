@@ -13,12 +13,6 @@
 namespace attnbench {
 namespace {
 
-std::string capital(std::string_view word) {
-  std::string text(word);
-  for (char& c : text) c = c >= 'a' && c <= 'z' ? static_cast<char>(c - 'a' + 'A') : c;
-  return text;
-}
-
 std::string element_text(const Element& e) {
   return fmt::format("[sequence {}, head {}, token {}, channel {}]", e[0], e[1], e[2], e[3]);
 }
@@ -64,9 +58,10 @@ std::vector<Finding> findings_of(const RunData& run) {
   return findings;
 }
 
-std::string headline(const Finding& finding) {
-  const Record& r = *finding.record;
-  return fmt::format("{} {} {} {}", capital(name_of(r.status)), r.backend, name_of(r.pass), dtype_of(r.case_line));
+std::string status_word(Status status) {
+  std::string text(name_of(status));
+  for (char& c : text) c = c >= 'a' && c <= 'z' ? static_cast<char>(c - 'a' + 'A') : c;
+  return text;
 }
 
 std::vector<std::string> details(const Record& record) {

@@ -17,8 +17,8 @@ struct Finding {
 /// first, each group in the run's order. The pointers live as long as `run`.
 std::vector<Finding> findings_of(const RunData& run);
 
-/// "FAILED flash_varlen backward bf16".
-std::string headline(const Finding& finding);
+/// "FAILED".
+std::string status_word(Status status);
 
 /// One line for each thing to know: the case, the reason, each gate that failed (of a mistrusted record: that has no
 /// power), its statistic and limit, the worst

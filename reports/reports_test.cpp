@@ -10,7 +10,7 @@
 #include "reports/console_table.hpp"
 #include "reports/csv.hpp"
 #include "reports/difference_tables.hpp"
-#include "reports/findings.hpp"
+#include "reports/finding_groups.hpp"
 #include "reports/google_benchmark.hpp"
 #include "reports/junit.hpp"
 #include "reports/latex.hpp"
@@ -43,9 +43,10 @@ TEST(Findings, TheGatedOnesComeFirst) {
   const auto findings = findings_of(run);
   ASSERT_EQ(findings.size(), 2u);
   EXPECT_TRUE(findings[0].gated);
-  EXPECT_EQ(headline(findings[0]), "FAILED flash_varlen backward bf16");
+  EXPECT_EQ(findings[0].record->backend, "flash_varlen");
+  EXPECT_EQ(status_word(findings[0].record->status), "FAILED");
   EXPECT_FALSE(findings[1].gated);
-  EXPECT_EQ(headline(findings[1]), "ERROR eager forward bf16");
+  EXPECT_EQ(status_word(findings[1].record->status), "ERROR");
 }
 
 TEST(Findings, SayWhatWhereAndHowToReproduce) {
@@ -75,6 +76,29 @@ TEST(Findings, UnsupportedInsideTheDeclarationIsRed) {
   RunData run = test_run();
   run.backends[0].capabilities.softcap = true;
   EXPECT_EQ(findings_of(run).size(), 3u);
+}
+
+TEST(FindingGroups, WhatIsAlikeIsToldOnceByItsSmallestCase) {
+  RunData run = test_run();
+  Record larger = run.records[4];
+  larger.case_line = "attention b=2 hq=4 lq=256 d=128 dtype=fp16 mask=causal layout=padded";
+  larger.repro = "the larger one";
+  larger.errors["dq"].gates["z"].value = 99;
+  Record other = run.records[4];
+  other.errors["dk"] = other.errors["dq"];
+  run.records.insert(run.records.begin() + 4, larger);
+  run.records.push_back(other);
+  const std::vector<FindingGroup> groups = group_findings(findings_of(run));
+  ASSERT_EQ(groups.size(), 3u);
+  EXPECT_EQ(headline(groups[0]), "FAILED flash_varlen backward: dq (2 cases, bf16 fp16)");
+  EXPECT_EQ(headline(groups[1]), "FAILED flash_varlen backward: dk, dq (1 case, bf16)");
+  EXPECT_EQ(headline(groups[2]), "ERROR eager forward: worker died, signal ## while in stage \"judge\" (1 case, bf16)");
+  EXPECT_EQ(groups[0].smallest->repro, kRepro);
+  const Words lines = details(groups[0]);
+  EXPECT_EQ(lines.front(), "alike  2 cases; the smallest:");
+  EXPECT_EQ(lines[lines.size() - 2], "the furthest off: z of dq is 99.0, limit 7.31");
+  EXPECT_EQ(lines.back(), "repro  the larger one");
+  EXPECT_EQ(details(groups[2]), details(*groups[2].smallest));
 }
 
 TEST(Labels, CommonWordsGoToTheTitle) {
@@ -148,7 +172,8 @@ TEST(Differences, LargestOfBothOrders) {
 
 TEST(Console, FailuresStandFirst) {
   const std::string text = console_report(test_run(), {});
-  EXPECT_TRUE(text.starts_with("1 failure (gated), 1 finding (not gated)\n\nFAILED flash_varlen backward bf16\n")) << text;
+  EXPECT_TRUE(text.starts_with("1 failure (gated), 1 finding (not gated)\n\nFAILED flash_varlen backward: dq (1 case, bf16)\n"))
+      << text;
   EXPECT_TRUE(contains(text, kRepro));
   EXPECT_FALSE(contains(text, "\033"));
   EXPECT_LT(text.find("Safety"), text.find("Verdicts"));
@@ -156,13 +181,16 @@ TEST(Console, FailuresStandFirst) {
   EXPECT_LT(text.find("GFLOP/s"), text.find("Largest differences"));
 }
 
-TEST(Console, ManyFailuresAreCapped) {
+TEST(Console, ManyKindsOfFailureAreCapped) {
   RunData run = test_run();
-  const Record failing = run.records[4];
-  for (int i = 0; i < 23; ++i) run.records.push_back(failing);
+  Record failing = run.records[4];
+  for (int i = 0; i < 23; ++i) {
+    failing.errors["tensor " + std::to_string(i)].gates["z"] = {2, 1, 3, Gate::Verdict::fail};
+    run.records.push_back(failing);
+  }
   const std::string text = console_report(run, {});
   EXPECT_TRUE(contains(text, "24 failures (gated), 1 finding (not gated)"));
-  EXPECT_TRUE(contains(text, "… and 5 more, in summary.md"));
+  EXPECT_TRUE(contains(text, "… and 13 more kinds of failure, in summary.md"));
 }
 
 TEST(Console, AnEmptyRunHasNothingToSay) {
@@ -173,8 +201,8 @@ TEST(Summary, HoldsWhatAReaderNeeds) {
   const std::string text = summary_markdown(test_run());
   for (const std::string part :
        {"# attnbench run 20260102-030405-perf\n", "attnbench --suite perf --filter 'it'\\''s'  # run 20260102-030405-perf",
-        "| cpu.model | A \"fast\" CPU |", "### Failure: FAILED flash_varlen backward bf16",
-        "### Finding: ERROR eager forward bf16", "verdict refused", "fails ours only", "no softcap",
+        "| cpu.model | A \"fast\" CPU |", "### Failure: FAILED flash_varlen backward: dq",
+        "### Finding: ERROR eager forward: worker died", "verdict refused", "fails ours only", "no softcap",
         "### Largest differences of dq, bf16"}) {
     EXPECT_TRUE(contains(text, part)) << part;
   }
@@ -361,7 +389,8 @@ TEST(Formats, AnUnknownNameIsASentence) {
     render_report(test_run(), "html5", {});
     FAIL() << "html5 was accepted";
   } catch (const std::invalid_argument& error) {
-    EXPECT_TRUE(contains(error.what(), "unknown format 'html5'; known: table, markdown, csv, google-benchmark")) << error.what();
+    EXPECT_TRUE(contains(error.what(), "unknown format 'html5'; known: table, markdown, findings, csv, google-benchmark"))
+        << error.what();
   }
 }
 

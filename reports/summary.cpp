@@ -5,7 +5,7 @@
 #include <fmt/format.h>
 
 #include "reports/difference_tables.hpp"
-#include "reports/findings.hpp"
+#include "reports/finding_groups.hpp"
 #include "reports/run_view.hpp"
 #include "reports/timing_tables.hpp"
 #include "reports/verdict_tables.hpp"
@@ -46,10 +46,13 @@ std::string findings_section(const RunData& run) {
   const auto findings = findings_of(run);
   std::string text = "## Failures and findings\n\n";
   if (findings.empty()) return text + "None.\n";
-  text += "A failure belongs to a gated backend and decides the exit code; a finding does not.\n";
-  for (const Finding& finding : findings) {
-    text += fmt::format("\n### {}: {}\n\n```\n", finding.gated ? "Failure" : "Finding", headline(finding));
-    for (const std::string& line : details(*finding.record)) text += line + "\n";
+  text += fmt::format(
+      "{} in all. A failure belongs to a gated backend and decides the exit code; a finding does not. Those that are alike are\n"
+      "told once, by their smallest case; results.csv and results.jsonl have every one.\n",
+      findings.size());
+  for (const FindingGroup& group : group_findings(findings)) {
+    text += fmt::format("\n### {}: {}\n\n```\n", group.gated() ? "Failure" : "Finding", headline(group));
+    for (const std::string& line : details(group)) text += line + "\n";
     text += "```\n";
   }
   return text;
@@ -74,6 +77,11 @@ std::string tables_section(const std::string& title, const std::vector<TextTable
 }
 
 }  // namespace
+
+std::string findings_markdown(const RunData& run) {
+  const std::string id = run.headers.empty() ? "" : " of run " + run.headers.front().run;
+  return "# Findings" + id + "\n\n" + command_section(run) + "\n" + findings_section(run);
+}
 
 std::string summary_markdown(const RunData& run) {
   const std::string id = run.headers.empty() ? "" : " " + run.headers.front().run;

@@ -7,8 +7,12 @@
 
 namespace attnbench {
 
-/// Command, environment, verdict counts, all failures and findings with their repro lines, safety flags, the field's rule,
-/// gates without power, times, rates, memory, differences between backends, and why records are unsupported or skipped.
+/// The failures and findings alone, with the command of the run.
+std::string findings_markdown(const RunData& run);
+
+/// Command, environment, verdict counts, every kind of failure and finding with its smallest case and repro line, safety flags,
+/// the field's rule, gates without power, times, rates, memory, differences between backends, and why records are unsupported or
+/// skipped.
 std::string summary_markdown(const RunData& run);
 
 }  // namespace attnbench

@@ -24,6 +24,7 @@ const std::vector<std::pair<std::string, Writer>>& writers() {
   static const std::vector<std::pair<std::string, Writer>> all{
       {"table", [](const RunData& run, const TextStyle& style) { return console_report(run, style); }},
       {"markdown", [](const RunData& run, const TextStyle&) { return summary_markdown(run); }},
+      {"findings", [](const RunData& run, const TextStyle&) { return findings_markdown(run); }},
       {"csv", [](const RunData& run, const TextStyle&) { return results_csv(run); }},
       {"google-benchmark", [](const RunData& run, const TextStyle&) { return google_benchmark_json(run); }},
       {"junit", [](const RunData& run, const TextStyle&) { return junit_xml(run); }},

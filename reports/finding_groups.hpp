@@ -1,0 +1,30 @@
+// Red results that are alike, told once: a kernel that is wrong in one way is wrong in hundreds of cases.
+#pragma once
+
+#include <string>
+#include <vector>
+
+#include "reports/findings.hpp"
+
+namespace attnbench {
+
+/// Findings of one backend, pass and status with the same signature.
+struct FindingGroup {
+  std::vector<Finding> findings;     ///< in the run's order; never empty
+  std::string signature;             ///< the tensors that failed ("dk, dv", "lse (not finite)"), else the start of the reason
+  const Record* smallest = nullptr;  ///< the one with the fewest scores to compute: the one to debug
+  const Record* worst = nullptr;     ///< the one with the largest statistic / limit; smallest where no gate failed
+
+  bool gated() const { return findings.front().gated; }
+};
+
+/// The gated groups first, each in the order of its first finding.
+std::vector<FindingGroup> group_findings(const std::vector<Finding>& findings);
+
+/// "FAILED sdpa_flash forward: lse (296 cases, bf16 fp16)".
+std::string headline(const FindingGroup& group);
+
+/// What to know of a group, a line each: details of the smallest case; then how far the worst one is off, and its repro line.
+std::vector<std::string> details(const FindingGroup& group);
+
+}  // namespace attnbench
