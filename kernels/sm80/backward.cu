@@ -23,14 +23,22 @@ BackwardArgs<T> arguments(const Backward& b, const CudaLaunch& launch, float* wo
       .dq = static_cast<T*>(b.dq.data),
       .dk = static_cast<T*>(b.dk.data),
       .dv = static_cast<T*>(b.dv.data),
-      .q_token = b.q.token_stride, .q_head = b.q.head_stride,
-      .k_token = b.k.token_stride, .k_head = b.k.head_stride,
-      .v_token = b.v.token_stride, .v_head = b.v.head_stride,
-      .o_token = b.o.token_stride, .o_head = b.o.head_stride,
-      .dout_token = b.dout.token_stride, .dout_head = b.dout.head_stride,
-      .dq_token = b.dq.token_stride, .dq_head = b.dq.head_stride,
-      .dk_token = b.dk.token_stride, .dk_head = b.dk.head_stride,
-      .dv_token = b.dv.token_stride, .dv_head = b.dv.head_stride,
+      .q_token = b.q.token_stride,
+      .q_head = b.q.head_stride,
+      .k_token = b.k.token_stride,
+      .k_head = b.k.head_stride,
+      .v_token = b.v.token_stride,
+      .v_head = b.v.head_stride,
+      .o_token = b.o.token_stride,
+      .o_head = b.o.head_stride,
+      .dout_token = b.dout.token_stride,
+      .dout_head = b.dout.head_stride,
+      .dq_token = b.dq.token_stride,
+      .dq_head = b.dq.head_stride,
+      .dk_token = b.dk.token_stride,
+      .dk_head = b.dk.head_stride,
+      .dv_token = b.dv.token_stride,
+      .dv_head = b.dv.head_stride,
       .hq = static_cast<int>(b.shape.hq),
       .group = static_cast<int>(b.shape.hq / b.shape.hkv),
       .total_q = launch.total_q,
@@ -47,13 +55,16 @@ void launch_tiles(const Backward& b, const CudaLaunch& launch, float* workspace)
   constexpr int kThreads = 256;
   if (rows > 0) {
     check(cudaMemsetAsync(args.dq_sums, 0, rows * S::D * sizeof(float), stream), "zeroing of the dQ accumulator");
-    launch_checked(row_sums_kernel<T, S::D>, dim3((rows + kThreads / 32 - 1) / (kThreads / 32)), kThreads, 0, stream, args, "row sums kernel");
+    launch_checked(row_sums_kernel<T, S::D>, dim3((rows + kThreads / 32 - 1) / (kThreads / 32)), kThreads, 0, stream, args,
+                   "row sums kernel");
   }
   if (launch.max_k > 0) {
     const dim3 grid((launch.max_k + S::kKeys - 1) / S::kKeys, b.shape.hkv, b.shape.sequences);
     launch_checked(backward_kernel<T, S>, grid, S::kThreads, S::kSharedBytes, stream, args, "backward kernel");
   }
-  if (rows > 0) launch_checked(convert_dq_kernel<T, S::D>, dim3((rows * (S::D / 2) + kThreads - 1) / kThreads), kThreads, 0, stream, args, "dQ conversion kernel");
+  if (rows > 0)
+    launch_checked(convert_dq_kernel<T, S::D>, dim3((rows * (S::D / 2) + kThreads - 1) / kThreads), kThreads, 0, stream, args,
+                   "dQ conversion kernel");
 }
 
 /// The first of the shapes, widest first, that fits.
@@ -62,7 +73,8 @@ void launch_widest(const Backward& b, const CudaLaunch& launch, float* workspace
   const int limit = shared_memory_limit(launch);
   if (Wide::kSharedBytes <= limit) return launch_tiles<T, Wide>(b, launch, workspace);
   if (Narrow::kSharedBytes <= limit) return launch_tiles<T, Narrow>(b, launch, workspace);
-  refuse("backward needs " + std::to_string(Narrow::kSharedBytes) + " bytes of shared memory a block, the limit is " + std::to_string(limit));
+  refuse("backward needs " + std::to_string(Narrow::kSharedBytes) + " bytes of shared memory a block, the limit is " +
+         std::to_string(limit));
 }
 
 template <class T>

@@ -8,7 +8,8 @@
 //   S^T = K Q^T, dP^T = V dO^T -> P^T, dS^T (registers) -> dV += P^T dO, dK += dS^T Q; dS^T through shared memory -> dQ = dS K,
 // whose partial sums go to an fp32 accumulator in global memory by atomicAdd: dQ depends on the order of the blocks in its last
 // bits; dK and dV do not.
-// Shared memory: K, V [kKeys][D]; Q, dO [kStages][kQueries][D]; dS^T [kKeys][kQueries], 16-bit, swizzled; LSE, D [kStages][kQueries].
+// Shared memory: K, V [kKeys][D]; Q, dO [kStages][kQueries][D]; dS^T [kKeys][kQueries], 16-bit, swizzled;
+// LSE, D [kStages][kQueries].
 // Registers a thread: dK and dV D each, S^T and dP^T kQueries / 2 each.
 #pragma once
 
@@ -22,9 +23,9 @@ namespace attnbench::flash_varlen::sm80 {
 template <class T>
 struct BackwardArgs {
   const T *q, *k, *v, *o, *dout;
-  const float* lse;    ///< [total_q, hq]
-  float* row_sums;     ///< D, [total_q, hq]
-  float* dq_sums;      ///< dQ / scale, [total_q, hq, D], zero at the start
+  const float* lse;  ///< [total_q, hq]
+  float* row_sums;   ///< D, [total_q, hq]
+  float* dq_sums;    ///< dQ / scale, [total_q, hq, D], zero at the start
   T *dq, *dk, *dv;
   int64_t q_token, q_head, k_token, k_head, v_token, v_head, o_token, o_head, dout_token, dout_head;
   int64_t dq_token, dq_head, dk_token, dk_head, dv_token, dv_head;  ///< strides in elements
@@ -40,7 +41,8 @@ struct BackwardShape {
   static constexpr int kThreads = 32 * warps;
   static constexpr int kQueryWarps = queries / 16, kColumnWarps = warps / kQueryWarps;  ///< how the warps share dQ
   static constexpr int kTileBytes = kQueries * D * 2;
-  static constexpr int kSharedBytes = 2 * kKeys * D * 2 + 2 * kStages * kTileBytes + kKeys * kQueries * 2 + 2 * kStages * kQueries * 4;
+  static constexpr int kSharedBytes =
+      2 * kKeys * D * 2 + 2 * kStages * kTileBytes + kKeys * kQueries * 2 + 2 * kStages * kQueries * 4;
   static_assert(queries == 64, "dS^T is stored in rows of 64");
   static_assert(kColumnWarps >= 1 && (D / kColumnWarps) % 16 == 0);
 };
@@ -82,7 +84,8 @@ struct QueryStage {
 };
 
 template <class T, class S>
-__device__ inline void load_queries(const BackwardArgs<T>& args, const QueryStage<S>& stage, const Sequence& sequence, int head, int query0) {
+__device__ inline void load_queries(const BackwardArgs<T>& args, const QueryStage<S>& stage, const Sequence& sequence, int head,
+                                    int query0) {
   const T* q = args.q + sequence.q_begin * args.q_token + head * args.q_head;
   const T* dout = args.dout + sequence.q_begin * args.dout_token + head * args.dout_head;
   copy_tile_async<S::kQueries, S::D, S::kThreads>(stage.q, q, args.q_token, query0, 0, sequence.lq);
@@ -131,8 +134,9 @@ __device__ inline void accumulate_keys(float (&c)[S::D / 8][4], const uint32_t (
 
 /// s (S^T unscaled) becomes P^T and dp (dP^T) becomes dS^T, both in fp32.
 template <class S>
-__device__ inline void probabilities_and_ds(float (&s)[S::kQueries / 8][4], float (&dp)[S::kQueries / 8][4], const QueryStage<S>& stage,
-                                            const Sequence& sequence, int key_row, int query0, bool masked, float scale_log2) {
+__device__ inline void probabilities_and_ds(float (&s)[S::kQueries / 8][4], float (&dp)[S::kQueries / 8][4],
+                                            const QueryStage<S>& stage, const Sequence& sequence, int key_row, int query0,
+                                            bool masked, float scale_log2) {
   const int pair = 2 * (threadIdx.x & 3);
 #pragma unroll
   for (int n = 0; n < S::kQueries / 8; n++) {
@@ -167,12 +171,14 @@ __device__ inline void store_ds(Tile<S::kQueries> tile, const uint32_t (&ds)[S::
   for (int n = 0; n < S::kQueries / 16; n++)
 #pragma unroll
     for (int r = 0; r < 4; r++)
-      asm volatile("st.shared.b32 [%0], %1;" ::"r"(tile.at(row0 + g + 8 * (r % 2), 2 * n + r / 2) + offset), "r"(ds[n][r]) : "memory");
+      asm volatile("st.shared.b32 [%0], %1;" ::"r"(tile.at(row0 + g + 8 * (r % 2), 2 * n + r / 2) + offset), "r"(ds[n][r])
+                   : "memory");
 }
 
 /// dQ of the block's queries += dS K: the warp's 16 queries and D / kColumnWarps channels, added in global memory.
 template <class T, class S>
-__device__ inline void add_dq(const BackwardArgs<T>& args, Tile<S::kQueries> ds, Tile<S::D> k, const Sequence& sequence, int head, int query0) {
+__device__ inline void add_dq(const BackwardArgs<T>& args, Tile<S::kQueries> ds, Tile<S::D> k, const Sequence& sequence, int head,
+                              int query0) {
   constexpr int kColumns = S::D / S::kColumnWarps;
   const int warp = threadIdx.x / 32, m = warp % S::kQueryWarps, column0 = warp / S::kQueryWarps * kColumns;
   float c[kColumns / 8][4] = {};
@@ -195,13 +201,15 @@ __device__ inline void add_dq(const BackwardArgs<T>& args, Tile<S::kQueries> ds,
     if (i >= sequence.lq) continue;
     float* sums = args.dq_sums + ((sequence.q_begin + i) * static_cast<int64_t>(args.hq) + head) * S::D + column0 + pair;
 #pragma unroll
-    for (int n = 0; n < kColumns / 8; n++) atomicAdd(sums + 8 * n, c[n][2 * half]), atomicAdd(sums + 8 * n + 1, c[n][2 * half + 1]);
+    for (int n = 0; n < kColumns / 8; n++)
+      atomicAdd(sums + 8 * n, c[n][2 * half]), atomicAdd(sums + 8 * n + 1, c[n][2 * half + 1]);
   }
 }
 
 /// factor * x, rounded, to the rows of the warp's 16 keys.
 template <class T, class S>
-__device__ inline void write_keys(T* rows, int64_t token_stride, const float (&x)[S::D / 8][4], float factor, int key_row, int lk) {
+__device__ inline void write_keys(T* rows, int64_t token_stride, const float (&x)[S::D / 8][4], float factor, int key_row,
+                                  int lk) {
   const int pair = 2 * (threadIdx.x & 3);
 #pragma unroll
   for (int half = 0; half < 2; half++) {
@@ -219,7 +227,8 @@ template <class S>
 __device__ inline void query_blocks(const Sequence& sequence, int key0, int& first, int& end) {
   const int last_key = min(key0 + S::kKeys, sequence.lk) - 1;
   const int begin_query = sequence.right < 0 ? 0 : max(0, key0 - sequence.offset - sequence.right);
-  const int end_query = sequence.left < 0 ? sequence.lq : max(0, min(sequence.lq, last_key - sequence.offset + sequence.left + 1));
+  const int end_query =
+      sequence.left < 0 ? sequence.lq : max(0, min(sequence.lq, last_key - sequence.offset + sequence.left + 1));
   first = begin_query / S::kQueries;
   end = (end_query + S::kQueries - 1) / S::kQueries;
 }
@@ -235,7 +244,10 @@ __global__ __launch_bounds__(S::kThreads) void backward_kernel(const BackwardArg
   const Tile<S::kQueries> ds{stages + 2 * S::kStages * S::kTileBytes};
   float* rows = reinterpret_cast<float*>(shared + S::kSharedBytes - 2 * S::kStages * S::kQueries * 4);
   const auto stage = [&](int i) {
-    return QueryStage<S>{{stages + 2 * i * S::kTileBytes}, {stages + (2 * i + 1) * S::kTileBytes}, rows + 2 * i * S::kQueries, rows + (2 * i + 1) * S::kQueries};
+    return QueryStage<S>{{stages + 2 * i * S::kTileBytes},
+                         {stages + (2 * i + 1) * S::kTileBytes},
+                         rows + 2 * i * S::kQueries,
+                         rows + (2 * i + 1) * S::kQueries};
   };
 
   int first, end;
@@ -247,10 +259,10 @@ __global__ __launch_bounds__(S::kThreads) void backward_kernel(const BackwardArg
   const int row0 = threadIdx.x / 32 * 16, key_row = key0 + row0 + (threadIdx.x & 31) / 4;
   float dk[S::D / 8][4] = {}, dv[S::D / 8][4] = {};
   if (steps > 0) {
-    copy_tile_async<S::kKeys, S::D, S::kThreads>(k, args.k + sequence.k_begin * args.k_token + key_head * args.k_head, args.k_token, key0,
-                                                     sequence.seen_begin(), sequence.seen_end());
-    copy_tile_async<S::kKeys, S::D, S::kThreads>(v, args.v + sequence.k_begin * args.v_token + key_head * args.v_head, args.v_token, key0,
-                                                     sequence.seen_begin(), sequence.seen_end());
+    copy_tile_async<S::kKeys, S::D, S::kThreads>(k, args.k + sequence.k_begin * args.k_token + key_head * args.k_head,
+                                                 args.k_token, key0, sequence.seen_begin(), sequence.seen_end());
+    copy_tile_async<S::kKeys, S::D, S::kThreads>(v, args.v + sequence.k_begin * args.v_token + key_head * args.v_head,
+                                                 args.v_token, key0, sequence.seen_begin(), sequence.seen_end());
     load_queries<T, S>(args, stage(0), sequence, head_of(0), query_of(0));
     commit_copies();
   }
@@ -281,8 +293,10 @@ __global__ __launch_bounds__(S::kThreads) void backward_kernel(const BackwardArg
     }
     add_dq<T, S>(args, ds, k, sequence, head, query0);
   }
-  write_keys<T, S>(args.dk + sequence.k_begin * args.dk_token + key_head * args.dk_head, args.dk_token, dk, args.scale, key_row, sequence.lk);
-  write_keys<T, S>(args.dv + sequence.k_begin * args.dv_token + key_head * args.dv_head, args.dv_token, dv, 1.f, key_row, sequence.lk);
+  write_keys<T, S>(args.dk + sequence.k_begin * args.dk_token + key_head * args.dk_head, args.dk_token, dk, args.scale, key_row,
+                   sequence.lk);
+  write_keys<T, S>(args.dv + sequence.k_begin * args.dv_token + key_head * args.dv_head, args.dv_token, dv, 1.f, key_row,
+                   sequence.lk);
 }
 
 }  // namespace attnbench::flash_varlen::sm80

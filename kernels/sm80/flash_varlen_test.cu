@@ -97,16 +97,29 @@ class Comparison {
   Results on_cpu() const {
     Results r = empty();
     const std::vector<float> q = floats(q_), k = floats(k_), v = floats(v_), dout = floats(dout_);
-    Forward f{shape(cu_q_.data(), cu_k_.data(), Type::fp32), rows(q.data(), s_.hq), rows(k.data(), s_.hkv), rows(v.data(), s_.hkv),
-              writable(r.o.data(), s_.hq), r.lse.data()};
+    Forward f{shape(cu_q_.data(), cu_k_.data(), Type::fp32),
+              rows(q.data(), s_.hq),
+              rows(k.data(), s_.hkv),
+              rows(v.data(), s_.hkv),
+              writable(r.o.data(), s_.hq),
+              r.lse.data()};
     const ParallelFor serial = [](int workers, const std::function<void(int)>& body) {
       for (int w = 0; w < workers; w++) body(w);
     };
-    std::vector<float> workspace(std::max(forward_cpu_workspace_bytes(f.shape, 1), backward_cpu_workspace_bytes(f.shape, 1)) / 4 + 32);
+    std::vector<float> workspace(std::max(forward_cpu_workspace_bytes(f.shape, 1), backward_cpu_workspace_bytes(f.shape, 1)) / 4 +
+                                 32);
     void* aligned = reinterpret_cast<void*>((reinterpret_cast<uintptr_t>(workspace.data()) + 63) / 64 * 64);
     forward_cpu(f, aligned, 1, serial);
-    const Backward b{f.shape, f.q, f.k, f.v, rows(r.o.data(), s_.hq), rows(dout.data(), s_.hq), r.lse.data(),
-                     writable(r.dq.data(), s_.hq), writable(r.dk.data(), s_.hkv), writable(r.dv.data(), s_.hkv)};
+    const Backward b{f.shape,
+                     f.q,
+                     f.k,
+                     f.v,
+                     rows(r.o.data(), s_.hq),
+                     rows(dout.data(), s_.hq),
+                     r.lse.data(),
+                     writable(r.dq.data(), s_.hq),
+                     writable(r.dk.data(), s_.hkv),
+                     writable(r.dv.data(), s_.hkv)};
     backward_cpu(b, aligned, 1, serial);
     return r;
   }
@@ -120,11 +133,23 @@ class Comparison {
                             .total_q = cu_q_.back(),
                             .shared_memory_bytes = shared_memory_bytes};
     const Type type = std::is_same_v<T, sm80::Half> ? Type::fp16 : Type::bf16;
-    const Forward f{shape(cu_q.data(), cu_k.data(), type), rows(q.data(), s_.hq), rows(k.data(), s_.hkv), rows(v.data(), s_.hkv),
-                    writable(o.data(), s_.hq), lse.data()};
+    const Forward f{shape(cu_q.data(), cu_k.data(), type),
+                    rows(q.data(), s_.hq),
+                    rows(k.data(), s_.hkv),
+                    rows(v.data(), s_.hkv),
+                    writable(o.data(), s_.hq),
+                    lse.data()};
     forward_cuda(f, launch);
-    const Backward b{f.shape, f.q, f.k, f.v, rows(o.data(), s_.hq), rows(dout.data(), s_.hq), lse.data(),
-                     writable(dq.data(), s_.hq), writable(dk.data(), s_.hkv), writable(dv.data(), s_.hkv)};
+    const Backward b{f.shape,
+                     f.q,
+                     f.k,
+                     f.v,
+                     rows(o.data(), s_.hq),
+                     rows(dout.data(), s_.hq),
+                     lse.data(),
+                     writable(dq.data(), s_.hq),
+                     writable(dk.data(), s_.hkv),
+                     writable(dv.data(), s_.hkv)};
     const DeviceArray<char> workspace(backward_cuda_workspace_bytes(f.shape, launch));
     backward_cuda(b, launch, workspace.data());
     EXPECT_EQ(cudaDeviceSynchronize(), cudaSuccess);
@@ -139,7 +164,7 @@ class Comparison {
   }
   Shape shape(const int32_t* cu_q, const int32_t* cu_k, Type type) const {
     return {static_cast<int64_t>(s_.lengths.q.size()), s_.hq, s_.hkv, s_.d, cu_q, cu_k, s_.left, s_.right, s_.bottom_right,
-            1 / std::sqrt(static_cast<float>(s_.d)), type};
+            1 / std::sqrt(static_cast<float>(s_.d)),   type};
   }
   ConstRows rows(const void* data, int heads) const { return {data, int64_t(heads) * s_.d, s_.d}; }
   Rows writable(void* data, int heads) const { return {data, int64_t(heads) * s_.d, s_.d}; }

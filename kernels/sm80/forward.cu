@@ -16,17 +16,22 @@ void launch_tiles(const Forward& f, const CudaLaunch& launch) {
       .v = static_cast<const T*>(f.v.data),
       .o = static_cast<T*>(f.o.data),
       .lse = f.lse,
-      .q_token = f.q.token_stride, .q_head = f.q.head_stride,
-      .k_token = f.k.token_stride, .k_head = f.k.head_stride,
-      .v_token = f.v.token_stride, .v_head = f.v.head_stride,
-      .o_token = f.o.token_stride, .o_head = f.o.head_stride,
+      .q_token = f.q.token_stride,
+      .q_head = f.q.head_stride,
+      .k_token = f.k.token_stride,
+      .k_head = f.k.head_stride,
+      .v_token = f.v.token_stride,
+      .v_head = f.v.head_stride,
+      .o_token = f.o.token_stride,
+      .o_head = f.o.head_stride,
       .hq = static_cast<int>(f.shape.hq),
       .group = static_cast<int>(f.shape.hq / f.shape.hkv),
       .scale = f.shape.scale,
       .mask = mask_of(f.shape),
   };
   const dim3 grid((launch.max_q + S::kQueries - 1) / S::kQueries, f.shape.hq, f.shape.sequences);
-  launch_checked(forward_kernel<T, S>, grid, S::kThreads, S::kSharedBytes, static_cast<cudaStream_t>(launch.stream), args, "forward kernel");
+  launch_checked(forward_kernel<T, S>, grid, S::kThreads, S::kSharedBytes, static_cast<cudaStream_t>(launch.stream), args,
+                 "forward kernel");
 }
 
 /// Both shapes fit the 99 KB that the smallest parts of SM 8.x offer.
@@ -35,7 +40,8 @@ void launch_type(const Forward& f, const CudaLaunch& launch) {
   using Dim64 = ForwardShape<64, 2, 4, 64>;
   using Dim128 = ForwardShape<128, 2, 4, 64>;
   const int limit = shared_memory_limit(launch), needed = f.shape.d == 64 ? Dim64::kSharedBytes : Dim128::kSharedBytes;
-  if (needed > limit) refuse("forward needs " + std::to_string(needed) + " bytes of shared memory a block, the limit is " + std::to_string(limit));
+  if (needed > limit)
+    refuse("forward needs " + std::to_string(needed) + " bytes of shared memory a block, the limit is " + std::to_string(limit));
   f.shape.d == 64 ? launch_tiles<T, Dim64>(f, launch) : launch_tiles<T, Dim128>(f, launch);
 }
 

@@ -22,7 +22,7 @@ template <class T>
 struct ForwardArgs {
   const T *q, *k, *v;
   T* o;
-  float* lse;  ///< [total_q, hq]
+  float* lse;                                                                  ///< [total_q, hq]
   int64_t q_token, q_head, k_token, k_head, v_token, v_head, o_token, o_head;  ///< strides in elements
   int hq, group;
   float scale;
@@ -106,7 +106,8 @@ __device__ inline void scores(float (&s)[S::kTiles][S::kKeys / 8][4], Tile<S::D>
 
 /// o += P V; P = s rounded to T.
 template <class T, class S>
-__device__ inline void accumulate(float (&o)[S::kTiles][S::D / 8][4], const float (&s)[S::kTiles][S::kKeys / 8][4], Tile<S::D> v) {
+__device__ inline void accumulate(float (&o)[S::kTiles][S::D / 8][4], const float (&s)[S::kTiles][S::kKeys / 8][4],
+                                  Tile<S::D> v) {
 #pragma unroll
   for (int depth = 0; depth < S::kKeys / 16; depth++) {
     uint32_t a[S::kTiles][4];
@@ -140,7 +141,8 @@ __device__ inline void mask_scores(float (&s)[S::kTiles][S::kKeys / 8][4], const
 
 /// O = o / sum, LSE = max * scale + ln sum; a row that saw no key: O = 0, LSE = -inf.
 template <class T, class S>
-__device__ inline void write_rows(const ForwardArgs<T>& args, SoftmaxRows<S>& rows, const Sequence& sequence, int head, int row0) {
+__device__ inline void write_rows(const ForwardArgs<T>& args, SoftmaxRows<S>& rows, const Sequence& sequence, int head,
+                                  int row0) {
   const int g = (threadIdx.x & 31) / 4, pair = 2 * (threadIdx.x & 3);
 #pragma unroll
   for (int t = 0; t < S::kTiles; t++)

@@ -17,13 +17,17 @@ namespace attnbench::flash_varlen::sm80 {
 using Half = __half;
 using Bfloat = __nv_bfloat16;
 
-__device__ inline uint32_t shared_address(const void* p) { return static_cast<uint32_t>(__cvta_generic_to_shared(p)); }
+__device__ inline uint32_t shared_address(const void* p) {
+  return static_cast<uint32_t>(__cvta_generic_to_shared(p));
+}
 
 /// Copies 16 bytes from global to shared memory; valid = false writes zeros and reads nothing.
 __device__ inline void copy_16_bytes_async(uint32_t shared, const void* global, bool valid) {
   asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(shared), "l"(global), "r"(valid ? 16 : 0));
 }
-__device__ inline void commit_copies() { asm volatile("cp.async.commit_group;"); }
+__device__ inline void commit_copies() {
+  asm volatile("cp.async.commit_group;");
+}
 /// Waits until at most `pending` of the newest committed groups are still under way.
 template <int pending>
 __device__ inline void wait_copies() {
@@ -31,10 +35,14 @@ __device__ inline void wait_copies() {
 }
 
 __device__ inline void load_matrices(uint32_t (&r)[4], uint32_t shared) {
-  asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0,%1,%2,%3}, [%4];" : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3]) : "r"(shared));
+  asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0,%1,%2,%3}, [%4];"
+               : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
+               : "r"(shared));
 }
 __device__ inline void load_matrices_transposed(uint32_t (&r)[4], uint32_t shared) {
-  asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0,%1,%2,%3}, [%4];" : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3]) : "r"(shared));
+  asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0,%1,%2,%3}, [%4];"
+               : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
+               : "r"(shared));
 }
 
 /// C += A B, fp32 accumulators.
@@ -69,14 +77,22 @@ __device__ inline uint32_t pack<Bfloat>(float low, float high) {
   return r;
 }
 
-__device__ inline float to_float(Half x) { return __half2float(x); }
-__device__ inline float to_float(Bfloat x) { return __bfloat162float(x); }
+__device__ inline float to_float(Half x) {
+  return __half2float(x);
+}
+__device__ inline float to_float(Bfloat x) {
+  return __bfloat162float(x);
+}
 template <class T>
 __device__ inline T round_to(float x);
 template <>
-__device__ inline Half round_to<Half>(float x) { return __float2half_rn(x); }
+__device__ inline Half round_to<Half>(float x) {
+  return __float2half_rn(x);
+}
 template <>
-__device__ inline Bfloat round_to<Bfloat>(float x) { return __float2bfloat16_rn(x); }
+__device__ inline Bfloat round_to<Bfloat>(float x) {
+  return __float2bfloat16_rn(x);
+}
 
 /// 2^x, relative error at most 2^-22.5; 0 for -inf.
 __device__ inline float exp2_approx(float x) {
