@@ -1,6 +1,7 @@
 #include "harness/run/json_reader.hpp"
 
 #include <cmath>
+#include <cstdlib>
 #include <limits>
 
 #include <fmt/format.h>
@@ -25,7 +26,7 @@ std::string shown(const nlohmann::json& value) {
 nlohmann::json number_to_json(double value) {
   if (std::isnan(value)) return "nan";
   if (std::isinf(value)) return value > 0 ? "inf" : "-inf";
-  return value;
+  return std::strtod(fmt::format("{:.{}g}", value, kRecordedDigits).c_str(), nullptr);
 }
 
 std::string to_text(const nlohmann::json& value) {

@@ -12,6 +12,9 @@
 
 namespace attnbench {
 
+/// Numbers in records have this many significant digits: as many as a float32 needs, and half the bytes of a double's.
+inline constexpr int kRecordedDigits = 9;
+
 /// JSON has no non-finite numbers: they are written as "nan", "inf", "-inf".
 nlohmann::json number_to_json(double value);
 

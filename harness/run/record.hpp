@@ -1,5 +1,5 @@
 // The record: one JSON line for each (case, backend, pass), schema 1. results.jsonl is the source of every report.
-// Non-finite numbers are written as the strings "nan", "inf", "-inf" (JSON has none).
+// Non-finite numbers are written as the strings "nan", "inf", "-inf" (JSON has none), others with 9 significant digits.
 #pragma once
 
 #include <array>

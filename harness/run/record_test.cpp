@@ -45,7 +45,7 @@ Record full_record() {
   errors.first_bad = Element{0, 1, 2, 3};
   errors.worst = Element{3, 2, 1, 0};
   errors.worst_got = 0.1;
-  errors.worst_expected = -0.30000000000000004;
+  errors.worst_expected = -0.300000012;
   record.errors["dq"] = errors;
   WindowTime window{12.5, 11, 14, {12, 13}, 20, {{12.5, 12.25}, {13}}, false};
   record.time = Timing{"cpu_hot", {{"op", window}}, 1.5, 2.5, 18446744073709551615ull};
@@ -92,6 +92,13 @@ TEST(Record, WritesNonFiniteNumbersAsTexts) {
   const Record again = record_from(line);
   EXPECT_TRUE(std::isnan(again.errors.at("dq").rel_l2));
   EXPECT_EQ(again.errors.at("dq").max_z, kInfinity);
+}
+
+TEST(Record, WritesNineDigits) {
+  EXPECT_EQ(number_to_json(1.0 / 3).dump(), "0.333333333");
+  EXPECT_EQ(number_to_json(1234567890123.0).get<double>(), 1234567890000.0);
+  const float single = 0.1f;  // comes back as it was
+  EXPECT_EQ(static_cast<float>(number_to_json(single).get<double>()), single);
 }
 
 TEST(Record, LeavesOutTheTimeOfWhatDidNotPass) {
