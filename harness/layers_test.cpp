@@ -32,7 +32,7 @@ const std::vector<Layer> layers = {
     {"harness/attention/", {"harness/run/"}, {"fmt", "torch", "Eigen"}, {}},
     {"harness/worker/",
      {"harness/run/", "harness/attention/"},
-     {"fmt", "nlohmann_json", "CLI11", "torch", "benchmark"},
+     {"fmt", "nlohmann_json", "CLI11", "torch", "benchmark", "cuda"},
      {"backends/"}},
     // Of the oracle's folder only the inputs: a backend shares no code with what judges it, the mask included.
     {"backends/",

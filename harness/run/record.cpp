@@ -82,20 +82,65 @@ TensorErrors errors_from(const JsonReader& in) {
   return errors;
 }
 
-json to_json_window(const WindowTime& window) {
-  json rounds = json::array();
-  for (const auto& round : window.rounds) {
+json to_json_rounds(const std::vector<std::vector<double>>& rounds) {
+  json array = json::array();
+  for (const auto& round : rounds) {
     json samples = json::array();
-    for (double sample_us : round) samples.push_back(number_to_json(sample_us));
-    rounds.push_back(std::move(samples));
+    for (double sample : round) samples.push_back(number_to_json(sample));
+    array.push_back(std::move(samples));
   }
-  return {{"median_us", number_to_json(window.median_us)},
-          {"ci95_us", {number_to_json(window.ci95_us[0]), number_to_json(window.ci95_us[1])}},
-          {"p5_us", number_to_json(window.p5_us)},
-          {"p95_us", number_to_json(window.p95_us)},
-          {"n", window.n},
-          {"converged", window.converged},
-          {"rounds", std::move(rounds)}};
+  return array;
+}
+
+std::vector<std::vector<double>> rounds_from(const JsonReader& in, const char* key) {
+  std::vector<std::vector<double>> rounds;
+  for (const json& round : in.array(key)) {
+    if (!round.is_array()) throw std::runtime_error(in.field(key) + ": expected arrays of numbers");
+    std::vector<double>& samples = rounds.emplace_back();
+    for (const json& sample : round) samples.push_back(number_from_json(sample, in.field(key)));
+  }
+  return rounds;
+}
+
+json to_json_gpu(const GpuConditions& gpu) {
+  return {{"sm_mhz", or_null(gpu.sm_mhz)},
+          {"sm_mhz_rounds", to_json_rounds(gpu.sm_mhz_rounds)},
+          {"power_w", or_null(gpu.power_w)},
+          {"temperature_c", or_null(gpu.temperature_c)},
+          {"throttle", gpu.throttle},
+          {"samples_without_hold", gpu.samples_without_hold},
+          {"rounds_retaken", gpu.rounds_retaken}};
+}
+
+GpuConditions gpu_from(const JsonReader& in) {
+  const auto optional_number = [&](const char* key) {
+    return in.value(key).is_null() ? std::nullopt : std::optional(in.number(key));
+  };
+  GpuConditions gpu;
+  gpu.sm_mhz = optional_number("sm_mhz");
+  gpu.sm_mhz_rounds = rounds_from(in, "sm_mhz_rounds");
+  gpu.power_w = optional_number("power_w");
+  gpu.temperature_c = optional_number("temperature_c");
+  for (const json& reason : in.array("throttle")) {
+    if (!reason.is_string()) throw std::runtime_error(in.field("throttle") + ": expected an array of texts");
+    gpu.throttle.push_back(reason);
+  }
+  gpu.samples_without_hold = in.integer("samples_without_hold");
+  gpu.rounds_retaken = in.integer("rounds_retaken");
+  return gpu;
+}
+
+json to_json_window(const WindowTime& window) {
+  json object = {{"median_us", number_to_json(window.median_us)},
+                 {"ci95_us", {number_to_json(window.ci95_us[0]), number_to_json(window.ci95_us[1])}},
+                 {"p5_us", number_to_json(window.p5_us)},
+                 {"p95_us", number_to_json(window.p95_us)},
+                 {"n", window.n},
+                 {"converged", window.converged},
+                 {"rounds", to_json_rounds(window.rounds)}};
+  if (window.calls_per_sample > 0) object["calls_per_sample"] = window.calls_per_sample;
+  if (window.gpu) object["gpu"] = to_json_gpu(*window.gpu);
+  return object;
 }
 
 WindowTime window_from(const JsonReader& in) {
@@ -109,11 +154,9 @@ WindowTime window_from(const JsonReader& in) {
   for (size_t i = 0; i < 2; ++i) window.ci95_us[i] = number_from_json(interval[i], in.field("ci95_us"));
   window.n = in.integer("n");
   window.converged = in.boolean("converged");
-  for (const json& round : in.array("rounds")) {
-    if (!round.is_array()) throw std::runtime_error(in.field("rounds") + ": expected arrays of microseconds");
-    std::vector<double>& samples = window.rounds.emplace_back();
-    for (const json& sample_us : round) samples.push_back(number_from_json(sample_us, in.field("rounds")));
-  }
+  window.rounds = rounds_from(in, "rounds");
+  if (in.has("calls_per_sample")) window.calls_per_sample = in.integer("calls_per_sample");
+  if (in.has("gpu")) window.gpu = gpu_from(in.object("gpu"));
   return window;
 }
 
@@ -237,6 +280,7 @@ json to_line(const Record& record) {
                {"seconds", number_to_json(record.seconds)},
                {"repro", record.repro}};
   if (record.time) line["time"] = to_json_timing(*record.time);
+  for (const Timing& timing : record.other_regimes) line["other_regimes"].push_back(to_json_timing(timing));
   if (record.memory) {
     line["memory"] = {{"peak_bytes", record.memory->peak_bytes},
                       {"workspace_bytes", record.memory->workspace_bytes},
@@ -256,8 +300,14 @@ Record record_from(const json& line) {
   for (const auto& [tensor, value] : errors.json().items())
     record.errors[tensor] = errors_from(JsonReader(value, errors.field(tensor)));
   if (in.has("time")) record.time = timing_from(in.object("time"));
+  if (in.has("other_regimes")) {
+    for (const json& timing : in.array("other_regimes"))
+      record.other_regimes.push_back(timing_from(JsonReader(timing, in.field("other_regimes"))));
+  }
   if (record.time && record.status != Status::passed)
     throw std::runtime_error(fmt::format("{}: a result that is {} has no time", in.field("time"), name_of(record.status)));
+  if (!record.time && !record.other_regimes.empty())
+    throw std::runtime_error(fmt::format("{}: a result without a time has no other regimes", in.field("other_regimes")));
   if (in.has("memory")) {
     const JsonReader memory = in.object("memory");
     record.memory = {memory.integer("peak_bytes"), memory.integer("workspace_bytes"), memory.integer("predicted_bytes")};

@@ -50,16 +50,33 @@ struct TensorErrors {
   double worst_got = 0, worst_expected = 0;
 };
 
+/// What the GPU did while a window was sampled.
+struct GpuConditions {
+  std::optional<double> sm_mhz;                    ///< median of the samples' SM clocks; unset: no sample has one
+  std::vector<std::vector<double>> sm_mhz_rounds;  ///< like WindowTime::rounds; nan: the two ends were not on one SM
+  std::optional<double> power_w;                   ///< median of the sensor's readings; unset: no reading
+  std::optional<double> temperature_c;             ///< highest reading
+  std::vector<std::string> throttle;  ///< reasons seen: "sw_power_cap", "hw_slowdown", … (harness/worker/gpu_monitor.hpp)
+  int64_t samples_without_hold = 0;   ///< the launches were not held back until all were queued: gaps between them count
+  int64_t rounds_retaken = 0;         ///< under hardware or thermal slowdown; one kept in spite of it names that in throttle
+};
+
 struct WindowTime {
   double median_us = 0, p5_us = 0, p95_us = 0;
   std::array<double, 2> ci95_us{};          ///< of the median
   int64_t n = 0;                            ///< samples
   std::vector<std::vector<double>> rounds;  ///< microseconds per call; a round is the statistical unit
   bool converged = true;                    ///< CI half-width within the target; else shown as unconverged
+  int64_t calls_per_sample = 0;             ///< caches are flushed before the first of them; 0: an old record, which does not say
+  std::optional<GpuConditions> gpu;         ///< absent on a CPU
 };
 
+/// Times of different regimes are not comparable.
+///   cpu_hot    caches as the operations leave them
+///   cooled     200 ms of idle before each backend's samples of a round, L2 overwritten before each sample
+///   sustained  warm and back to back without idle, L2 overwritten before each sample
 struct Timing {
-  std::string regime;                         ///< "cpu_hot", "sustained", "cooled", "isolated"
+  std::string regime;
   std::map<std::string, WindowTime> windows;  ///< "op", "op+layout", "autograd"
   double tflops = 0;                          ///< exact visible pairs over the median of "op"
   double tflops_paper = 0;                    ///< 4 b h s^2 d, halved when causal, backward x 2.5
@@ -93,7 +110,8 @@ struct Record {
   std::string reason;                          ///< a sentence unless passed
   std::string oracle;                          ///< "eigen" or "torch": which float64 oracle judged
   std::map<std::string, TensorErrors> errors;  ///< "o", "lse" | "dq", "dk", "dv", "dq_given_o", "dk_given_o"
-  std::optional<Timing> time;                  ///< absent unless passed
+  std::optional<Timing> time;                  ///< absent unless passed; on a GPU the regime cooled
+  std::vector<Timing> other_regimes;           ///< of a record with a time; on a GPU sustained, with every window
   std::optional<Memory> memory;
   std::string kernels;  ///< what a dispatcher picked; empty: not asked
   double seconds = 0;   ///< spent on this record, judging included

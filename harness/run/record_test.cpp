@@ -47,8 +47,11 @@ Record full_record() {
   errors.worst_got = 0.1;
   errors.worst_expected = -0.300000012;
   record.errors["dq"] = errors;
-  WindowTime window{12.5, 11, 14, {12, 13}, 20, {{12.5, 12.25}, {13}}, false};
-  record.time = Timing{"cpu_hot", {{"op", window}}, 1.5, 2.5, 18446744073709551615ull};
+  WindowTime window{12.5, 11, 14, {12, 13}, 20, {{12.5, 12.25}, {13}}, false, 4, {}};
+  window.gpu = GpuConditions{1980, {{1980, kNan}, {1975}}, 512.5, 61, {"sw_power_cap"}, 2, 1};
+  record.time = Timing{"cooled", {{"op", window}}, 1.5, 2.5, 18446744073709551615ull};
+  window.gpu = GpuConditions{};
+  record.other_regimes = {Timing{"sustained", {{"op", window}, {"autograd", window}}, 1.25, 2.25, 3}};
   record.memory = Memory{1, 2, 3};
   record.kernels = "math";
   record.seconds = 1.75;
@@ -81,6 +84,11 @@ TEST(Record, HasTheFieldsOfTheSchema) {
   EXPECT_EQ(line["errors"]["dq"]["gates"]["z"]["limit"], 7.25);
   EXPECT_EQ(line["errors"]["dq"]["worst"], json({3, 2, 1, 0}));
   EXPECT_EQ(line["time"]["windows"]["op"]["median_us"], 12.5);
+  EXPECT_EQ(line["time"]["windows"]["op"]["calls_per_sample"], 4);
+  EXPECT_EQ(line["time"]["windows"]["op"]["gpu"]["throttle"], json({"sw_power_cap"}));
+  EXPECT_EQ(line["time"]["windows"]["op"]["gpu"]["sm_mhz_rounds"][0][1], "nan");
+  EXPECT_EQ(line["other_regimes"][0]["regime"], "sustained");
+  EXPECT_TRUE(line["other_regimes"][0]["windows"]["op"]["gpu"]["power_w"].is_null()) << "no reading is no zero";
   EXPECT_EQ(line["memory"]["peak_bytes"], 1);
 }
 
@@ -104,10 +112,23 @@ TEST(Record, WritesNineDigits) {
 TEST(Record, LeavesOutTheTimeOfWhatDidNotPass) {
   Record record = full_record();
   record.time.reset();
+  EXPECT_THAT(why_not_a_record(to_line(record)), HasSubstr("result.other_regimes: a result without a time has no other"));
+  record.other_regimes.clear();
   record.status = Status::failed;
   EXPECT_FALSE(to_line(record).contains("time"));
+  EXPECT_FALSE(to_line(record).contains("other_regimes"));
   record.time = Timing{};
   EXPECT_THAT(why_not_a_record(to_line(record)), HasSubstr("a result that is failed has no time"));
+}
+
+TEST(Record, ReadsAWindowOfACpuAndOneThatDoesNotSayHowManyCallsASampleHas) {
+  json line = to_line(full_record());
+  json& window = line["time"]["windows"]["op"];
+  window.erase("gpu");
+  window.erase("calls_per_sample");
+  const Record record = record_from(line);
+  EXPECT_FALSE(record.time->windows.at("op").gpu);
+  EXPECT_EQ(to_line(record), line);
 }
 
 TEST(Record, NamesTheFieldThatIsWrong) {
@@ -127,6 +148,8 @@ TEST(Record, NamesTheFieldThatIsWrong) {
   EXPECT_THAT(with("/errors/dq/gates/z/verdict", "ok"), HasSubstr("verdict: expected one of pass, fail, no_power"));
   EXPECT_THAT(with("/time/windows/op/ci95_us", {1}), HasSubstr("ci95_us: expected 2 numbers, got 1"));
   EXPECT_THAT(with("/time/windows/op/rounds", {1}), HasSubstr("rounds: expected arrays"));
+  EXPECT_THAT(with("/time/windows/op/gpu/throttle", {1}), HasSubstr("throttle: expected an array of texts"));
+  EXPECT_THAT(with("/other_regimes", "none"), HasSubstr("result.other_regimes: expected an array"));
   EXPECT_THAT(with("/safety/verdict", "maybe"), HasSubstr("expected ok, refused or silently_unsafe"));
   EXPECT_THAT(why_not_a_record(json::array()), HasSubstr("expected an object"));
 }
@@ -134,7 +157,7 @@ TEST(Record, NamesTheFieldThatIsWrong) {
 TEST(Record, MissesEveryFieldThatIsTakenAway) {
   const json line = to_line(full_record());
   for (const auto& [key, value] : line.items()) {
-    if (key == "time" || key == "memory") continue;  // absent where nothing was measured
+    if (key == "time" || key == "other_regimes" || key == "memory") continue;  // absent where nothing was measured
     json less = line;
     less.erase(key);
     EXPECT_THAT(why_not_a_record(less), HasSubstr("." + key + ": the field is missing"));

@@ -1,26 +1,22 @@
 #include "harness/worker/attempt.hpp"
 
+#include <algorithm>
 #include <chrono>
 #include <exception>
 
 #include <ATen/ops/equal.h>
 #include <ATen/ops/tensor.h>
 #include <ATen/ops/zeros.h>
-#include <c10/util/Exception.h>
 #include <fmt/format.h>
 
 #include "harness/attention/flops.hpp"
 #include "harness/worker/cuda_device.hpp"
 #include "harness/worker/memory.hpp"
+#include "harness/worker/sentence.hpp"
 
 namespace attnbench {
 
 namespace {
-
-std::string sentence_of(const std::exception& e) {
-  const auto* torch_error = dynamic_cast<const c10::Error*>(&e);  // its what() carries a page of stack frames
-  return torch_error ? torch_error->what_without_backtrace() : e.what();
-}
 
 bool same_bits(const at::Tensor& a, const at::Tensor& b) {
   if (!a.defined() || !b.defined()) return a.defined() == b.defined();
@@ -74,6 +70,14 @@ Outputs in_case_layout(const Outputs& packed, const Inputs& inputs) {
           .dv = padded(packed.dv, inputs.v, inputs.k_rows)};
 }
 
+/// The timing of this regime among `timings`, made where it is missing.
+Timing& timing_in(std::vector<Timing>& timings, const std::string& regime) {
+  const auto found = std::find_if(timings.begin(), timings.end(), [&](const Timing& timing) { return timing.regime == regime; });
+  if (found != timings.end()) return *found;
+  timings.emplace_back().regime = regime;
+  return timings.back();
+}
+
 double gib(int64_t bytes) {
   return double(bytes) / double(int64_t(1) << 30);
 }
@@ -115,6 +119,7 @@ void Attempt::end(Status status, std::string reason) {
   record_.status = status;
   record_.reason = std::move(reason);
   record_.time.reset();
+  record_.other_regimes.clear();
 }
 
 bool Attempt::fits(int64_t bytes, const char* what) {
@@ -188,24 +193,26 @@ std::vector<Operation> Attempt::operations() {
   std::vector<Operation> operations;
   for (size_t i = 0; i < run_->windows.size(); ++i)
     operations.push_back({fmt::format("{} {} {}", record_.backend, name_of(record_.pass), run_->windows[i].name),
-                          [this, i] { timed_[i] = call_window(i); }, [this] { announce_(*this, "time"); }});
+                          [this, i] { timed_[i] = call_window(i); }, [this] { announce_(*this, "time"); }, i == 0});
   return operations;
 }
 
 void Attempt::take_times(const std::vector<Measured>& measured, uint64_t order_seed) {
-  const Problem& p = data_.test_case().problem;
-  Timing timing;
-  timing.regime = "cpu_hot";
-  timing.order_seed = order_seed;
+  std::vector<Timing> timings;  // in the order of the first window, which is in every regime
   for (size_t i = 0; i < measured.size(); ++i) {
     if (!measured[i].error.empty()) return end(Status::error, "while it was timed: " + measured[i].error);
-    timing.windows[run_->windows[i].name] = measured[i].time;
+    for (const auto& [regime, time] : measured[i].times) timing_in(timings, regime).windows[run_->windows[i].name] = time;
   }
+  const Problem& p = data_.test_case().problem;
   const SequenceLengths& lengths = inputs().get().lengths;
-  const double picoseconds = 1e6 * measured.front().time.median_us;  // the first window is the operation alone
-  timing.tflops = exact_flops(p, lengths, record_.pass) / picoseconds;
-  timing.tflops_paper = paper_flops(p, lengths, record_.pass) / picoseconds;
-  record_.time = std::move(timing);
+  for (Timing& timing : timings) {
+    const double picoseconds = 1e6 * timing.windows.at(run_->windows.front().name).median_us;  // the operation alone
+    timing.tflops = exact_flops(p, lengths, record_.pass) / picoseconds;
+    timing.tflops_paper = paper_flops(p, lengths, record_.pass) / picoseconds;
+    timing.order_seed = order_seed;
+  }
+  record_.time = std::move(timings.front());
+  record_.other_regimes.assign(std::next(timings.begin()), timings.end());
 }
 
 /// Why `outputs` are not right; empty: they are. Those that equal the judged ones to the last bit need no new judgement.

@@ -29,6 +29,11 @@ json first_line(const std::filesystem::path& file) {
   return std::getline(in, line) ? json(line) : json(nullptr);
 }
 
+/// What the build did not know is empty.
+json text_or_null(const std::string& text) {
+  return text.empty() ? json(nullptr) : json(text);
+}
+
 json cpu_model() {
   std::ifstream cpuinfo("/proc/cpuinfo");
   for (std::string line; std::getline(cpuinfo, line);)
@@ -66,7 +71,8 @@ json variables() {
   json found = json::object();
   for (char** variable = environ; *variable; ++variable) {
     const std::string_view text = *variable;
-    for (std::string_view prefix : {"OMP_", "MKL_", "KMP_", "GOMP_", "TORCH_", "ATEN_", "PYTORCH_", "ONEDNN_", "DNNL_"})
+    for (std::string_view prefix : {"OMP_", "MKL_", "KMP_", "GOMP_", "TORCH_", "ATEN_", "PYTORCH_", "ONEDNN_", "DNNL_", "CUDA_",
+                                    "CUDNN_", "CUBLAS_", "NVIDIA_"})
       if (text.starts_with(prefix)) found[std::string(text.substr(0, text.find('=')))] = text.substr(text.find('=') + 1);
   }
   return found;
@@ -78,7 +84,12 @@ json environment() {
   return {{"cpu", cpu()},
           {"kernel", kernel()},
           {"torch", {{"version", TORCH_VERSION}, {"config", at::show_config()}}},
-          {"build", {{"compiler", ATTNBENCH_COMPILER}, {"flags", ATTNBENCH_CXX_FLAGS}, {"type", ATTNBENCH_BUILD_TYPE}}},
+          {"build",
+           {{"compiler", ATTNBENCH_COMPILER},
+            {"flags", ATTNBENCH_CXX_FLAGS},
+            {"type", ATTNBENCH_BUILD_TYPE},
+            {"nvcc", text_or_null(ATTNBENCH_NVCC)},
+            {"cuda_architectures", text_or_null(ATTNBENCH_CUDA_ARCHITECTURES)}}},
           {"git", {{"sha", kGitSha}, {"dirty", kGitDirty}}},
           {"variables", variables()}};
 }

@@ -1,7 +1,10 @@
-// In place of cuda_device.cpp and memory_cuda.cpp where no CUDA compiler, or a LibTorch without CUDA, was found.
+// In place of cuda_device.cpp, memory_cuda.cpp, gpu_properties.cpp and gpu_sampler.cu where no CUDA compiler, or a LibTorch
+// without CUDA, was found.
 #include "harness/run/errors.hpp"
 #include "harness/worker/block_ledger.hpp"
 #include "harness/worker/cuda_device.hpp"
+#include "harness/worker/gpu_properties.hpp"
+#include "harness/worker/sampler.hpp"
 
 namespace attnbench {
 
@@ -21,6 +24,12 @@ void watch_cuda_memory() {
 }
 BlockLedger* cuda_ledger() {
   return nullptr;
+}
+GpuProperties gpu_properties(int) {
+  throw UsageError(kNoCuda);
+}
+std::unique_ptr<Sampler> make_gpu_sampler(int, void*) {
+  throw UsageError(kNoCuda);
 }
 
 }  // namespace attnbench

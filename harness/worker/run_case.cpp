@@ -59,7 +59,7 @@ void measure_all(const std::vector<Attempt*>& attempts, CaseData& data, const De
   options.min_rounds = request.min_rounds;
   options.time_budget_s = request.time_budget_s;
   options.order_seed = uint64_t(request.id);
-  const std::vector<Measured> measured = measure(operations, options);
+  const std::vector<Measured> measured = measure(operations, options, device);
   check_context(device);
   const std::string misconduct = misconduct_while_timed(data);
   for (size_t i = 0; i < attempts.size(); ++i) {

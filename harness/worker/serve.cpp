@@ -13,6 +13,7 @@
 
 #include "harness/run/exit_code.hpp"
 #include "harness/worker/environment.hpp"
+#include "harness/worker/gpu_environment.hpp"
 
 namespace attnbench {
 
@@ -95,6 +96,7 @@ Hello make_hello(const Bench& bench) {
   hello.device = bench.device;
   for (const auto& backend : bench.backends) hello.backends.push_back(backend->declaration());
   hello.environment = environment();
+  if (bench.device.kind == "cuda") hello.environment["gpu"] = gpu_environment(bench.device);
   return hello;
 }
 

@@ -1,0 +1,32 @@
+#include "harness/worker/regimes.hpp"
+
+#include <stdexcept>
+
+#include <fmt/format.h>
+
+namespace attnbench {
+
+// What a GPU costs: suite perf has about 15 cases of at most 18 (backend, pass), each with
+//   cooled     5 rounds x (200 ms of idle + about 15 ms of samples)    1.1 s
+//   sustained  10 rounds x about 7 ms, and its other windows           0.1 s
+// which is 15 to 20 s a case. The idle is nearly all of it, so samples after it are cheap and further rounds are not.
+
+std::vector<Regime> regimes_of(const Device& device) {
+  if (device.kind == "cpu") return {{.name = "cpu_hot"}};
+  if (device.kind != "cuda") throw std::invalid_argument(fmt::format("no regimes for devices of kind '{}'", device.kind));
+  // A power-limited GPU runs on a budget that it has saved up while it was idle. 200 ms make what ran before immaterial (two
+  // runs agree within 1%, 15% without); the samples are to end before the budget does, hence few. Five rounds, since the
+  // smallest and the largest of five hold the median with 94%.
+  const Regime cooled{.name = "cooled",
+                      .all_windows = false,
+                      .idle_s = 0.2,
+                      .min_rounds = 5,
+                      .max_samples = 10,
+                      .max_series_s = 0.03,
+                      .budget_share = 0.8};
+  // The power limit settles the clock within some 100 ms of full load.
+  const Regime sustained{.name = "sustained", .warm_up_s = 0.5, .max_samples = 10, .max_series_s = 0.01};
+  return {cooled, sustained};
+}
+
+}  // namespace attnbench

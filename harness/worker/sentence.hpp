@@ -1,0 +1,16 @@
+// What an exception says, without what only a debugger wants.
+#pragma once
+
+#include <exception>
+#include <string>
+
+#include <c10/util/Exception.h>
+
+namespace attnbench {
+
+inline std::string sentence_of(const std::exception& e) {
+  const auto* torch_error = dynamic_cast<const c10::Error*>(&e);  // its what() carries a page of stack frames
+  return torch_error ? torch_error->what_without_backtrace() : e.what();
+}
+
+}  // namespace attnbench
