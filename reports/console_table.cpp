@@ -52,6 +52,7 @@ std::string console_report(const RunData& run, const TextStyle& style) {
   add(verdict_counts(run), whole);
   for (const TextTable& table : time_tables(run)) add(table, style);
   for (const TextTable& table : rate_tables(run)) add(table, style);
+  add(regime_table(run), whole);
   add(memory_table(run), whole);
   for (const TextTable& table : difference_tables(run)) add(table, whole);
 

@@ -6,6 +6,7 @@
 #include <vector>
 
 #include <fmt/format.h>
+#include <fmt/ranges.h>
 
 #include "reports/run_view.hpp"
 
@@ -63,9 +64,11 @@ const std::vector<std::string>& tensor_columns() {
 }
 
 const std::vector<std::string>& window_columns() {
-  static const std::vector<std::string> names{"regime",    "median_us", "ci95_low_us",  "ci95_high_us",
-                                              "p5_us",     "p95_us",    "samples",      "rounds",
-                                              "converged", "tflops",    "tflops_paper", "order_seed"};
+  static const std::vector<std::string> names{
+      "regime",        "median_us", "ci95_low_us", "ci95_high_us",     "p5_us",    "p95_us",
+      "samples",       "rounds",    "converged",   "calls_per_sample", "tflops",   "tflops_paper",
+      "order_seed",    "sm_mhz",    "power_w",     "temperature_c",    "throttle", "samples_without_hold",
+      "rounds_retaken"};
   return names;
 }
 
@@ -122,6 +125,16 @@ void add_tensor(Row& row, const std::string& tensor, const TensorErrors& e) {
   }
 }
 
+void add_gpu(Row& row, const GpuConditions& gpu) {
+  const auto optional = [](const std::optional<double>& value) { return value ? number(*value) : ""; };
+  row.merge(Row{{"sm_mhz", optional(gpu.sm_mhz)},
+                {"power_w", optional(gpu.power_w)},
+                {"temperature_c", optional(gpu.temperature_c)},
+                {"throttle", fmt::format("{}", fmt::join(gpu.throttle, "+"))},
+                {"samples_without_hold", std::to_string(gpu.samples_without_hold)},
+                {"rounds_retaken", std::to_string(gpu.rounds_retaken)}});
+}
+
 void add_window(Row& row, const std::string& window, const WindowTime& w, const Timing& timing) {
   row.merge(Row{{"kind", "window"},
                 {"item", window},
@@ -135,6 +148,8 @@ void add_window(Row& row, const std::string& window, const WindowTime& w, const 
                 {"rounds", std::to_string(w.rounds.size())},
                 {"converged", truth(w.converged)},
                 {"order_seed", std::to_string(timing.order_seed)}});
+  if (w.calls_per_sample > 0) row["calls_per_sample"] = std::to_string(w.calls_per_sample);
+  if (w.gpu) add_gpu(row, *w.gpu);
   if (window == "op") {
     row["tflops"] = number(timing.tflops);
     row["tflops_paper"] = number(timing.tflops_paper);
@@ -144,7 +159,7 @@ void add_window(Row& row, const std::string& window, const WindowTime& w, const 
 std::vector<Row> rows_of(const Record& record) {
   std::vector<Row> rows;
   for (const auto& [tensor, errors] : record.errors) add_tensor(rows.emplace_back(record_row(record)), tensor, errors);
-  if (const Timing* timing = timing_of(record)) {
+  for (const Timing* timing : timings_of(record)) {
     for (const auto& [window, time] : timing->windows) add_window(rows.emplace_back(record_row(record)), window, time, *timing);
   }
   if (rows.empty()) rows.emplace_back(record_row(record))["kind"] = "record";

@@ -9,8 +9,8 @@
 namespace attnbench {
 
 /// One row for each (case, backend, pass) and each of its tensors (kind "tensor": errors and gates) and windows (kind
-/// "window": times); a record with neither has one row of kind "record". A field that does not apply is empty; numbers that
-/// are not finite read nan, inf, -inf. Gates have three columns each: gate.NAME.value, .limit, .verdict.
+/// "window": times, a row for each regime); a record with neither has one row of kind "record". A field that does not apply is
+/// empty; numbers that are not finite read nan, inf, -inf. Gates have three columns each: gate.NAME.value, .limit, .verdict.
 std::string results_csv(const RunData& run);
 
 /// Quoted if it holds a comma, a quote or a line break.

@@ -11,6 +11,7 @@
 #include <fmt/format.h>
 #include <nlohmann/json.hpp>
 
+#include "reports/numbers.hpp"
 #include "reports/run_view.hpp"
 
 namespace attnbench {
@@ -20,18 +21,12 @@ using GoogleRun = benchmark::BenchmarkReporter::Run;
 
 constexpr double kSecondsPerMicrosecond = 1e-6;
 
-double median_of(std::vector<double> values) {
-  std::sort(values.begin(), values.end());
-  const std::size_t half = values.size() / 2;
-  return values.size() % 2 == 1 ? values[half] : (values[half - 1] + values[half]) / 2;
-}
-
 /// JSON has no NaN, and a time of 0 or below is no time.
 bool usable(double microseconds) {
   return std::isfinite(microseconds) && microseconds > 0;
 }
 
-/// What all runs of one (record, window) share.
+/// What all runs of one (record, regime, window) share.
 struct Series {
   const Record* record = nullptr;
   std::string name;
@@ -41,17 +36,23 @@ struct Series {
   int64_t family = 0;
 };
 
-Series series_of(const Record& record, const std::string& window, const WindowTime& time, int64_t family) {
-  Series series{&record, fmt::format("{}/{}/{}/{}", record.backend, name_of(record.pass), window, record.case_line), {}, {}, {},
+Series series_of(const Record& record, const Timing& timing, const std::string& window, int64_t family) {
+  const bool own = timing.regime == record.time->regime;
+  Series series{&record,
+                fmt::format("{}/{}/{}{}/{}", record.backend, name_of(record.pass), window, own ? "" : " " + timing.regime,
+                            record.case_line),
+                {},
+                {},
+                {},
                 family};
+  const WindowTime& time = timing.windows.at(window);
   for (const auto& round : time.rounds) {
     if (round.empty() || !std::all_of(round.begin(), round.end(), usable)) continue;
     series.round_us.push_back(median_of(round));
     series.samples.push_back(static_cast<int64_t>(round.size()));
   }
-  const auto& windows = record.time->windows;
-  const auto op = windows.find("op");
-  if (op != windows.end() && window.starts_with("op")) series.flop = record.time->tflops * 1e12 * op->second.median_us * 1e-6;
+  const auto op = timing.windows.find("op");
+  if (op != timing.windows.end() && window.starts_with("op")) series.flop = timing.tflops * 1e12 * op->second.median_us * 1e-6;
   return series;
 }
 
@@ -138,9 +139,9 @@ std::string google_benchmark_json(const RunData& run) {
   reporter.open(run);
   int64_t family = 0;
   for (const Record& record : run.records) {
-    const Timing* timing = timing_of(record);
-    if (!timing) continue;
-    for (const auto& [window, time] : timing->windows) reporter.ReportRuns(runs_of(series_of(record, window, time, family++)));
+    for (const Timing* timing : timings_of(record))
+      for (const auto& [window, time] : timing->windows)
+        reporter.ReportRuns(runs_of(series_of(record, *timing, window, family++)));
   }
   reporter.Finalize();
   return text.str();

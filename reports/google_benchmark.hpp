@@ -8,7 +8,8 @@
 namespace attnbench {
 
 /// Written by Google Benchmark's own JSON reporter; it prints nothing and measures nothing here.
-/// - name: "backend/pass/window/case"; time_unit "us".
+/// - name: "backend/pass/window/case", in a regime that is not the record's own "backend/pass/window regime/case"; time_unit
+///   "us".
 /// - one repetition for each round (real_time: median of its samples; iterations: how many), then the aggregates mean,
 ///   median, stddev and cv of the rounds. cpu_time repeats real_time: records hold no processor time.
 /// - counters: "FLOP/s" (exact visible pairs; windows op and op+layout), "peak_bytes", "workspace_bytes".

@@ -42,4 +42,10 @@ Unit rate_unit(std::span<const double> tflops) {
   return large ? Unit{"TFLOP/s", 1} : Unit{"GFLOP/s", 1e-3};
 }
 
+double median_of(std::vector<double> values) {
+  std::sort(values.begin(), values.end());
+  const std::size_t half = values.size() / 2;
+  return values.size() % 2 == 1 ? values[half] : (values[half - 1] + values[half]) / 2;
+}
+
 }  // namespace attnbench

@@ -4,6 +4,7 @@
 #include <cstdint>
 #include <span>
 #include <string>
+#include <vector>
 
 namespace attnbench {
 
@@ -13,6 +14,9 @@ std::string significant(double value);
 
 /// "312 B", "1.21 MiB".
 std::string bytes_text(int64_t bytes);
+
+/// At least one value.
+double median_of(std::vector<double> values);
 
 /// A unit and how many of the base unit make one.
 struct Unit {

@@ -152,6 +152,53 @@ TEST(Times, RatesAndMemory) {
   EXPECT_EQ(memory.rows[0][2].text, "1.00 MiB");
 }
 
+/// test_run() with one record as a GPU has them: its first window cooled, all of them sustained and 10% slower.
+RunData run_in_two_regimes() {
+  RunData run = test_run();
+  Record& record = run.records.front();
+  Timing sustained = *record.time;
+  sustained.regime = "sustained";
+  WindowTime& op = sustained.windows.at("op");
+  op.median_us *= 1.1;
+  op.calls_per_sample = 4;
+  op.gpu = GpuConditions{1755.5, {{1755.5}}, 690, 64, {"hw_thermal", "sw_power_cap"}, 2, 1};
+  record.time->regime = "cooled";
+  record.time->windows.erase("op+layout");
+  record.other_regimes = {sustained};
+  return run;
+}
+
+TEST(Times, EveryRegimeHasItsOwnTables) {
+  const RunData run = run_in_two_regimes();
+  const auto tables = time_tables(run);
+  ASSERT_EQ(tables.size(), 4u);  // forward cooled, sustained and cpu_hot, backward cpu_hot
+  EXPECT_TRUE(contains(tables[0].title, "forward (cooled")) << tables[0].title;
+  EXPECT_TRUE(contains(tables[1].title, "forward (sustained")) << tables[1].title;
+  ASSERT_EQ(tables[0].rows.size(), 1u);
+  ASSERT_EQ(tables[1].rows.size(), 2u);
+  EXPECT_TRUE(contains(tables[1].rows[0][1].text, "111 ")) << tables[1].rows[0][1].text;
+  EXPECT_EQ(tables[1].rows[1][0].text, "  op+layout");
+  EXPECT_FALSE(contains(tables[0].note, "power limit"));
+  EXPECT_TRUE(contains(tables[1].note, "1 of 2 times at the GPU's power limit")) << tables[1].note;
+}
+
+TEST(Times, AnotherRegimesLayoutWindowLeavesTheBestUnmarked) {
+  RunData run = run_in_two_regimes();
+  run.records[1].time->regime = "cooled";
+  run.records[1].suite = run.records[0].suite;
+  const auto tables = time_tables(run);
+  for (const Cell& cell : tables[0].rows.at(0)) EXPECT_EQ(cell.tone, Tone::plain) << cell.text;
+}
+
+TEST(Times, RegimesAreSetAgainstEachOther) {
+  EXPECT_TRUE(regime_table(test_run()).rows.empty());
+  const TextTable table = regime_table(run_in_two_regimes());
+  ASSERT_EQ(table.rows.size(), 1u);
+  EXPECT_EQ(texts(table.rows[0]), (Words{"flash_varlen", "forward", "sustained / cooled", "1", "1.100", "1.100", "1.100"}));
+  EXPECT_TRUE(contains(summary_markdown(run_in_two_regimes()), "## Regimes"));
+  EXPECT_FALSE(contains(summary_markdown(test_run()), "## Regimes"));
+}
+
 TEST(Times, OnlyPassedRecordsHaveAny) {
   const RunData run = test_run();
   for (const std::string& format : report_formats()) {
@@ -266,6 +313,20 @@ TEST(Csv, OneRowForEachTensorAndWindow) {
   EXPECT_EQ(records[12].at("reason"), "worker died, signal 11 while in stage \"judge\"\nlast words");
 }
 
+TEST(Csv, ARowForEachRegimeWithWhatTheGpuDid) {
+  const auto records = csv_records(run_in_two_regimes());
+  EXPECT_EQ(records[1].at("regime"), "cooled");
+  EXPECT_EQ(records[1].at("sm_mhz"), "");
+  EXPECT_EQ(records[2].at("regime"), "sustained");
+  EXPECT_EQ(records[2].at("item"), "op");
+  EXPECT_EQ(records[2].at("calls_per_sample"), "4");
+  EXPECT_EQ(records[2].at("sm_mhz"), "1755.5");
+  EXPECT_EQ(records[2].at("power_w"), "690");
+  EXPECT_EQ(records[2].at("throttle"), "hw_thermal+sw_power_cap");
+  EXPECT_EQ(records[2].at("samples_without_hold"), "2");
+  EXPECT_EQ(records[3].at("item"), "op+layout");
+}
+
 TEST(Csv, FailedRecordHasNonFiniteErrorsAndNoTime) {
   for (const auto& record : csv_records(test_run())) {
     if (record.at("status") != "failed") continue;
@@ -308,6 +369,16 @@ TEST(GoogleBenchmark, IsJsonWithARunForEachRoundAndAggregates) {
     EXPECT_EQ(aggregate.at("aggregate_name"), aggregates[i].first);
     EXPECT_NEAR(aggregate.at("real_time").get<double>(), aggregates[i].second, 1e-9);
   }
+}
+
+TEST(GoogleBenchmark, RegimesHaveDifferentNames) {
+  const auto json = nlohmann::json::parse(google_benchmark_json(run_in_two_regimes()));
+  const std::string line = "/attention b=2 hq=4 lq=128 d=128 mask=causal layout=padded";
+  const auto& all = json.at("benchmarks");
+  EXPECT_EQ(all[0].at("name"), "flash_varlen/forward/op" + line);
+  EXPECT_EQ(all[7].at("name"), "flash_varlen/forward/op sustained" + line);
+  EXPECT_EQ(all[14].at("name"), "flash_varlen/forward/op+layout sustained" + line);
+  EXPECT_TRUE(all[14].contains("FLOP/s"));
 }
 
 TEST(GoogleBenchmark, LeavesOutTimesThatAreNotNumbers) {

@@ -48,8 +48,11 @@ std::string dtype_of(const std::string& case_line) {
   }
 }
 
-const Timing* timing_of(const Record& record) {
-  return record.status == Status::passed && record.time ? &*record.time : nullptr;
+std::vector<const Timing*> timings_of(const Record& record) {
+  if (record.status != Status::passed || !record.time) return {};
+  std::vector<const Timing*> timings{&*record.time};
+  for (const Timing& timing : record.other_regimes) timings.push_back(&timing);
+  return timings;
 }
 
 bool is_gated(const RunData& run, const Record& record) {

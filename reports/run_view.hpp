@@ -17,8 +17,9 @@ std::vector<std::string> suite_names(const RunData& run);
 /// "bf16", … of a case; "?" where this version's grammar cannot read the line (a record of another version).
 std::string dtype_of(const std::string& case_line);
 
-/// The record's timing; null unless the record passed: no number without a pass, whatever the file says.
-const Timing* timing_of(const Record& record);
+/// The record's own timing and those in other regimes; none unless the record passed: no number without a pass, whatever the
+/// file says.
+std::vector<const Timing*> timings_of(const Record& record);
 
 /// Does the record decide the exit code?
 bool is_gated(const RunData& run, const Record& record);

@@ -94,6 +94,8 @@ std::string summary_markdown(const RunData& run) {
   sections.push_back(tables_section("Gates without power", {no_power_counts(run)}, "Every gate had power."));
   sections.push_back(tables_section("Times", time_tables(run), "Nothing was timed."));
   sections.push_back(tables_section("Rates", rate_tables(run), "Nothing was timed."));
+  if (const TextTable regimes = regime_table(run); !regimes.rows.empty())
+    sections.push_back(tables_section("Regimes", {regimes}, ""));
   sections.push_back(tables_section("Memory", {memory_table(run)}, "No memory was recorded."));
   sections.push_back(tables_section("Differences between backends", difference_tables(run), "None was recorded."));
   sections.push_back(tables_section("Not judged", {reason_counts(run)}, "Nothing was unsupported or skipped."));

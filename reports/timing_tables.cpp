@@ -17,23 +17,29 @@ namespace {
 
 using Side = Column::Side;
 
+/// A record in one of the regimes in which it was timed.
+struct Entry {
+  const Record* record;
+  const Timing* timing;
+};
+
 /// What one table shows: times are comparable only within one of these.
 struct Group {
   std::string suite, device, regime;
   Pass pass;
-  std::vector<const Record*> records;
+  std::vector<Entry> entries;
 };
 
 std::vector<Group> groups_of(const RunData& run) {
   std::vector<Group> groups;
   for (const Record& r : run.records) {
-    const Timing* timing = timing_of(r);
-    if (!timing) continue;
-    auto found = std::find_if(groups.begin(), groups.end(), [&](const Group& g) {
-      return std::tie(g.suite, g.device, g.regime, g.pass) == std::tie(r.suite, r.device, timing->regime, r.pass);
-    });
-    if (found == groups.end()) found = groups.insert(groups.end(), {r.suite, r.device, timing->regime, r.pass, {}});
-    found->records.push_back(&r);
+    for (const Timing* timing : timings_of(r)) {
+      auto found = std::find_if(groups.begin(), groups.end(), [&](const Group& g) {
+        return std::tie(g.suite, g.device, g.regime, g.pass) == std::tie(r.suite, r.device, timing->regime, r.pass);
+      });
+      if (found == groups.end()) found = groups.insert(groups.end(), {r.suite, r.device, timing->regime, r.pass, {}});
+      found->entries.push_back({&r, timing});
+    }
   }
   return groups;
 }
@@ -46,14 +52,14 @@ struct RowKey {
 /// Rows in order of appearance: every case with its windows, the operation itself first.
 std::vector<RowKey> rows_of(const Group& group) {
   std::vector<std::string> cases;
-  for (const Record* r : group.records) {
+  for (const auto& [r, timing] : group.entries) {
     if (std::find(cases.begin(), cases.end(), r->case_line) == cases.end()) cases.push_back(r->case_line);
   }
   std::vector<RowKey> rows;
   for (const std::string& case_line : cases) {
-    for (const Record* r : group.records) {
+    for (const auto& [r, timing] : group.entries) {
       if (r->case_line != case_line) continue;
-      for (const auto& [window, time] : r->time->windows) {
+      for (const auto& [window, time] : timing->windows) {
         const RowKey key{case_line, window};
         if (std::find(rows.begin(), rows.end(), key) == rows.end()) rows.push_back(key);
       }
@@ -65,15 +71,16 @@ std::vector<RowKey> rows_of(const Group& group) {
 std::vector<std::string> backends_in(const Group& group, const RunData& run) {
   std::vector<std::string> names = backend_names(run);
   std::erase_if(names, [&](const std::string& name) {
-    return std::none_of(group.records.begin(), group.records.end(), [&](const Record* r) { return r->backend == name; });
+    return std::none_of(group.entries.begin(), group.entries.end(), [&](const Entry& e) { return e.record->backend == name; });
   });
   return names;
 }
 
-const Record* record_at(const Group& group, const std::string& case_line, const std::string& backend) {
-  const auto found = std::find_if(group.records.begin(), group.records.end(),
-                                  [&](const Record* r) { return r->case_line == case_line && r->backend == backend; });
-  return found == group.records.end() ? nullptr : *found;
+const Timing* timing_at(const Group& group, const std::string& case_line, const std::string& backend) {
+  const auto found = std::find_if(group.entries.begin(), group.entries.end(), [&](const Entry& e) {
+    return e.record->case_line == case_line && e.record->backend == backend;
+  });
+  return found == group.entries.end() ? nullptr : found->timing;
 }
 
 std::string title_of(const RunData& run, const Group& group, const std::string& what, const std::string& common) {
@@ -83,7 +90,7 @@ std::string title_of(const RunData& run, const Group& group, const std::string& 
 
 CaseLabels labels_of(const Group& group) {
   std::vector<std::string> lines;
-  for (const Record* r : group.records) lines.push_back(r->case_line);
+  for (const auto& [r, timing] : group.entries) lines.push_back(r->case_line);
   return label_cases(lines);
 }
 
@@ -105,9 +112,18 @@ void mark_best(std::vector<Cell>& row, const std::vector<std::optional<double>>&
 }
 
 /// Then "op" leaves out the unpad and pad of varlen backends: no fair race with backends that need neither, so none is marked.
+/// Not every regime times the window.
 bool has_layout_window(const Group& group, const std::string& case_line) {
-  return std::any_of(group.records.begin(), group.records.end(),
-                     [&](const Record* r) { return r->case_line == case_line && r->time->windows.contains("op+layout"); });
+  return std::any_of(group.entries.begin(), group.entries.end(), [&](const Entry& e) {
+    const auto timings = timings_of(*e.record);
+    return e.record->case_line == case_line && std::any_of(timings.begin(), timings.end(), [](const Timing* timing) {
+             return timing->windows.contains("op+layout");
+           });
+  });
+}
+
+bool power_capped(const WindowTime& time) {
+  return time.gpu && std::find(time.gpu->throttle.begin(), time.gpu->throttle.end(), "sw_power_cap") != time.gpu->throttle.end();
 }
 
 TextTable time_table(const Group& group, const RunData& run) {
@@ -115,11 +131,13 @@ TextTable time_table(const Group& group, const RunData& run) {
   const auto backends = backends_in(group, run);
   std::vector<double> medians;
   bool all_converged = true, layout_window = false;
-  for (const Record* r : group.records) {
-    for (const auto& [window, time] : r->time->windows) {
+  std::size_t capped = 0;
+  for (const auto& [r, timing] : group.entries) {
+    for (const auto& [window, time] : timing->windows) {
       medians.push_back(time.median_us);
       all_converged = all_converged && time.converged;
       layout_window = layout_window || window == "op+layout";
+      capped += power_capped(time);
     }
   }
   const Unit unit = time_unit(medians);
@@ -129,10 +147,10 @@ TextTable time_table(const Group& group, const RunData& run) {
     std::vector<Cell> row{{key.window == "op" ? labels.label.at(key.case_line) : "  " + key.window}};
     std::vector<std::optional<double>> values;
     for (const std::string& backend : backends) {
-      const Record* record = record_at(group, key.case_line, backend);
-      const bool timed = record && record->time->windows.contains(key.window);
-      row.push_back(timed ? Cell{time_text(record->time->windows.at(key.window), unit)} : Cell{"·", Tone::dim});
-      values.push_back(timed ? std::optional(record->time->windows.at(key.window).median_us) : std::nullopt);
+      const Timing* timing = timing_at(group, key.case_line, backend);
+      const bool timed = timing && timing->windows.contains(key.window);
+      row.push_back(timed ? Cell{time_text(timing->windows.at(key.window), unit)} : Cell{"·", Tone::dim});
+      values.push_back(timed ? std::optional(timing->windows.at(key.window).median_us) : std::nullopt);
     }
     if (!has_layout_window(group, key.case_line)) mark_best(row, values, true);
     table.rows.push_back(std::move(row));
@@ -140,6 +158,7 @@ TextTable time_table(const Group& group, const RunData& run) {
   table.note = "Window op; ± half of the 95% confidence interval of the median";
   if (!all_converged) table.note += "; * unconverged: it is wider than the target";
   if (layout_window) table.note += "; op+layout: unpad, operation and pad";
+  if (capped > 0) table.note += fmt::format("; {} of {} times at the GPU's power limit", capped, medians.size());
   table.note += ".";
   return table;
 }
@@ -148,7 +167,7 @@ TextTable rate_table(const Group& group, const RunData& run) {
   const CaseLabels labels = labels_of(group);
   const auto backends = backends_in(group, run);
   std::vector<double> rates;
-  for (const Record* r : group.records) rates.push_back(r->time->tflops);
+  for (const auto& [r, timing] : group.entries) rates.push_back(timing->tflops);
   const Unit unit = rate_unit(rates);
   TextTable table{title_of(run, group, unit.name, labels.common), {{"case", Side::left}}, {}, 1, ""};
   for (const std::string& backend : backends) table.columns.push_back({backend});
@@ -159,15 +178,24 @@ TextTable rate_table(const Group& group, const RunData& run) {
     std::vector<Cell> row{{labels.label.at(key.case_line)}};
     std::vector<std::optional<double>> values;
     for (const std::string& backend : backends) {
-      const Record* record = record_at(group, key.case_line, backend);
-      row.push_back(record ? Cell{significant(record->time->tflops / unit.size)} : Cell{"·", Tone::dim});
-      values.push_back(record ? std::optional(record->time->tflops) : std::nullopt);
+      const Timing* timing = timing_at(group, key.case_line, backend);
+      row.push_back(timing ? Cell{significant(timing->tflops / unit.size)} : Cell{"·", Tone::dim});
+      values.push_back(timing ? std::optional(timing->tflops) : std::nullopt);
     }
     if (!has_layout_window(group, key.case_line)) mark_best(row, values, false);
     table.rows.push_back(std::move(row));
   }
   table.note = "Exact visible pairs (forward 2P(d+dv), backward 2P(3d+2dv)) over the median of window op.";
   return table;
+}
+
+/// Of one record: other regime / own regime, by their names.
+void add_ratios(const Record& record, std::map<std::string, std::vector<double>>& ratios) {
+  for (const Timing* timing : timings_of(record)) {
+    const auto own = record.time->windows.find("op"), other = timing->windows.find("op");
+    if (timing == &*record.time || own == record.time->windows.end() || other == timing->windows.end()) continue;
+    ratios[timing->regime + " / " + record.time->regime].push_back(other->second.median_us / own->second.median_us);
+  }
 }
 
 }  // namespace
@@ -182,6 +210,33 @@ std::vector<TextTable> rate_tables(const RunData& run) {
   std::vector<TextTable> tables;
   for (const Group& group : groups_of(run)) tables.push_back(rate_table(group, run));
   return tables;
+}
+
+TextTable regime_table(const RunData& run) {
+  TextTable table{
+      "Time of window op in another regime over that of the record's own",
+      {{"backend", Side::left}, {"pass", Side::left}, {"regimes", Side::left}, {"cases"}, {"median"}, {"least"}, {"most"}},
+      {},
+      3,
+      ""};
+  for (const std::string& backend : backend_names(run)) {
+    for (const Pass pass : {Pass::forward, Pass::backward}) {
+      std::map<std::string, std::vector<double>> ratios;
+      for (const Record& r : run.records)
+        if (r.backend == backend && r.pass == pass) add_ratios(r, ratios);
+      for (const auto& [regimes, values] : ratios) {
+        const auto [least, most] = std::minmax_element(values.begin(), values.end());
+        table.rows.push_back({{backend},
+                              {std::string(name_of(pass))},
+                              {regimes},
+                              {std::to_string(values.size())},
+                              {fmt::format("{:.3f}", median_of(values))},
+                              {fmt::format("{:.3f}", *least)},
+                              {fmt::format("{:.3f}", *most)}});
+      }
+    }
+  }
+  return table;
 }
 
 TextTable memory_table(const RunData& run) {

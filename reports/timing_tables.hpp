@@ -16,6 +16,10 @@ std::vector<TextTable> time_tables(const RunData& run);
 /// Likewise TFLOP/s (or GFLOP/s) of the exact visible pairs over the median of window "op".
 std::vector<TextTable> rate_tables(const RunData& run);
 
+/// backend x pass: how much longer operations take in other regimes than in that of the records' own times (on a GPU
+/// sustained / cooled), over the cases. Without rows where records have but one regime.
+TextTable regime_table(const RunData& run);
+
 /// backend x pass: the largest peak and workspace, and its case; of passed records.
 TextTable memory_table(const RunData& run);
 

@@ -66,13 +66,16 @@ __global__ void stamp(Stamp* out) {
 }
 
 void check(cudaError_t error, const char* what) {
-  if (error != cudaSuccess) throw std::runtime_error(std::string("CUDA, ") + what + ": " + cudaGetErrorString(error));
+  if (error == cudaSuccess) return;
+  cudaGetLastError();  // else LibTorch, which shares the runtime, would find it in its next check
+  throw std::runtime_error(std::string("CUDA, ") + what + ": " + cudaGetErrorString(error));
 }
 
 /// Device and host memory and the events of one sampler.
 class Resources {
  public:
-  explicit Resources(size_t scratch_bytes) {
+  Resources() = default;
+  void allocate(size_t scratch_bytes) {
     check(cudaMalloc(&scratch, scratch_bytes), "memory to overwrite the L2 cache with");
     check(cudaHostAlloc(&shared, sizeof *shared, cudaHostAllocMapped), "memory shared with the host");
     *shared = {};
@@ -80,8 +83,8 @@ class Resources {
     check(cudaEventCreate(&stop), "event");
   }
   ~Resources() {
-    cudaEventDestroy(stop);
-    cudaEventDestroy(start);
+    if (stop) cudaEventDestroy(stop);
+    if (start) cudaEventDestroy(start);
     cudaFreeHost(shared);
     cudaFree(scratch);
   }
@@ -95,7 +98,8 @@ class Resources {
 class GpuSampler final : public Sampler {
  public:
   GpuSampler(const GpuProperties& device, cudaStream_t stream)
-      : stream_(stream), scratch_bytes_(2 * device.l2_bytes), resources_(scratch_bytes_), monitor_(device.pci_bus_id) {
+      : stream_(stream), scratch_bytes_(2 * device.l2_bytes), monitor_(device.pci_bus_id) {
+    resources_.allocate(scratch_bytes_);
     sample([] {}, 1, false);  // what it launches is loaded before a hold is in the way
   }
 
@@ -116,7 +120,7 @@ class GpuSampler final : public Sampler {
     float ms = 0;
     check(cudaEventElapsedTime(&ms, resources_.start, resources_.stop), "time between the events");
     const bool expired = held && shared.expired == ticket_ - 1;
-    return {.us = 1e3 * double(ms), .sm_mhz = clock(), .held = held && !expired, .hold_expired = expired};
+    return {.us = 1e3 * double(ms), .sm_mhz = sm_mhz(), .held = held && !expired, .hold_expired = expired};
   }
 
   Readings take_readings() override { return monitor_.take(); }
@@ -139,7 +143,7 @@ class GpuSampler final : public Sampler {
     const int exceptions_;
   };
 
-  double clock() const {
+  double sm_mhz() const {
     const auto& [first, last] = resources_.shared->stamps;
     if (first.sm != last.sm || last.ns <= first.ns) return std::numeric_limits<double>::quiet_NaN();
     return 1e3 * double(last.cycles - first.cycles) / double(last.ns - first.ns);

@@ -7,6 +7,7 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include "harness/worker/attempt.hpp"
 #include "harness/worker/fake_backend.hpp"
 
 namespace attnbench {
@@ -246,6 +247,34 @@ TEST_F(RunCase, TheFirstWindowOfAPaddedCaseIsJudgedToo) {
     EXPECT_THAT(answers.records[1].reason, HasSubstr("the last timed call of op gave another result"));
     EXPECT_FALSE(answers.records[1].time);
   }
+}
+
+TEST_F(RunCase, TimesOfSeveralRegimesAreTheRecordsOwnAndOthers) {
+  FakeBackend& backend = add("honest");
+  backend.tamper_with_op = [](Outputs&) {};  // a window besides the one that is judged
+  CaseData data(parse_case("attention hq=4 hkv=2 lens=24+9 d=16 dtype=bf16 layout=padded", "test"), bench.device);
+  Attempt attempt(backend, Pass::forward, bench.device, data, [](const Attempt&, const char*) {});
+  attempt.judge();
+  const auto time_of = [](double median_us) {
+    WindowTime time;
+    time.median_us = median_us;
+    return time;
+  };
+  attempt.take_times({{{{"cooled", time_of(100)}, {"sustained", time_of(200)}}, ""}, {{{"sustained", time_of(300)}}, ""}}, 7);
+  const Record& record = attempt.record();
+  ASSERT_TRUE(record.time) << record.reason;
+  EXPECT_EQ(record.time->regime, "cooled");
+  EXPECT_EQ(record.time->windows.size(), 1u);
+  EXPECT_EQ(record.time->order_seed, 7u);
+  ASSERT_EQ(record.other_regimes.size(), 1u);
+  EXPECT_EQ(record.other_regimes[0].regime, "sustained");
+  EXPECT_EQ(record.other_regimes[0].windows.at("op").median_us, 200);
+  EXPECT_EQ(record.other_regimes[0].windows.at("op+layout").median_us, 300);
+  EXPECT_EQ(record.other_regimes[0].order_seed, 7u);
+  EXPECT_DOUBLE_EQ(record.time->tflops, 2 * record.other_regimes[0].tflops);
+  attempt.end(Status::failed, "judged again");
+  EXPECT_FALSE(record.time);
+  EXPECT_TRUE(record.other_regimes.empty());
 }
 
 TEST_F(RunCase, InputsAreRestoredAfterABackendThatWroteToThemAndThrew) {
