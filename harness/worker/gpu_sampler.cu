@@ -123,6 +123,7 @@ class GpuSampler final : public Sampler {
     return {.us = 1e3 * double(ms), .sm_mhz = sm_mhz(), .held = held && !expired, .hold_expired = expired};
   }
 
+  void settle() override { check(cudaDeviceSynchronize(), "an operation before this one"); }
   Readings take_readings() override { return monitor_.take(); }
   Grain grain() const override { return {50e-6, 16}; }
   bool is_gpu() const override { return true; }

@@ -149,6 +149,9 @@ class FakeGpu final : public Sampler {
     return {
         .us = call_us * double(calls) + (expires ? 20000 : 0), .sm_mhz = 1980, .held = hold && !expires, .hold_expired = expires};
   }
+  void settle() override {
+    if (failed) throw std::runtime_error("the device failed before");
+  }
   Readings take_readings() override {
     Readings readings;
     readings.power_w = {700};
@@ -160,7 +163,7 @@ class FakeGpu final : public Sampler {
   bool is_gpu() const override { return true; }
 
   double call_us = 100;
-  bool waits_for_device = false;
+  bool waits_for_device = false, failed = false;
   int slow_readings = 0;
   int samples = 0, expired = 0;
 };
@@ -252,6 +255,25 @@ TEST(MeasureRegimes, RoundsOfASlowedDeviceAreTakenAgainAFewTimes) {
       << "a device that stays slow is measured as it is, and the record says so";
   EXPECT_EQ(hot[0].times[0].second.rounds.size(), 6u);
   EXPECT_EQ(hot[0].times[0].second.gpu->throttle, std::vector<std::string>{"hw_thermal"});
+}
+
+TEST(MeasureRegimes, WhatFollowsAFailureOfTheDeviceIsNotAnnounced) {
+  FakeGpu gpu;
+  std::string announced;
+  int calls = 0;
+  const auto breaks = [&] {
+    if (++calls < 5) return;
+    gpu.failed = true;
+    throw std::runtime_error("illegal memory access");
+  };
+  const std::vector<Operation> operations = {{"a", [] {}, [&] { announced = "a"; }},
+                                             {"culprit", breaks, [&] { announced = "culprit"; }},
+                                             {"c", [] {}, [&] { announced = "c"; }}};
+  const auto measured = measure(operations, quick(), {regime("cooled"), regime("sustained")}, gpu);
+  EXPECT_EQ(announced, "culprit") << "the last to be announced is the one that is blamed";
+  EXPECT_EQ(measured[0].error, "the device failed before");
+  EXPECT_EQ(measured[1].error, "illegal memory access");
+  EXPECT_EQ(measured[2].error, "the device failed before");
 }
 
 TEST(Regimes, OfACpuAndOfAGpu) {

@@ -41,6 +41,10 @@ class Sampler {
   /// Runs `call` `calls` times and waits until its work is done. What `call` throws comes through, with nothing left running.
   virtual Sample sample(const std::function<void()>& call, int64_t calls, bool hold) = 0;
 
+  /// Waits until the device has nothing to do. Throws std::runtime_error if it does not work any more: what is asked of it then
+  /// fails too, and is not to blame.
+  virtual void settle() {}
+
   /// The readings since the last time this was asked.
   virtual Readings take_readings() { return {}; }
 
