@@ -101,7 +101,7 @@ TEST_F(GpuMeasure, GapsBetweenLaunchesAreNotTimed) {
   };
   std::puts("  two kernels of 100 us, launched 500 us apart, held and not held:");
   EXPECT_NEAR(medians_of(*sampler_, two_kernels).us, 200, 4 + 2 * kLaunch_us);
-  EXPECT_GE(medians_of(*sampler_, two_kernels, false).us, 600) << "and the test can fail";
+  EXPECT_GE(medians_of(*sampler_, two_kernels, false).us, 580) << "and the test can fail";
 }
 
 TEST_F(GpuMeasure, AnOperationThatWaitsForTheDeviceIsMeasuredWithoutTheHold) {

@@ -13,6 +13,7 @@
 // other: the clock is known where both stamps ran on the same SM, as blocks of an empty GPU mostly do.
 #include <cuda_runtime.h>
 
+#include <exception>
 #include <stdexcept>
 #include <string>
 
@@ -106,6 +107,7 @@ class GpuSampler final : public Sampler {
   Sample sample(const std::function<void()>& call, int64_t calls, bool held) override {
     Shared& shared = *resources_.shared;
     check(cudaMemsetAsync(resources_.scratch, int(ticket_ & 0xff), scratch_bytes_, stream_), "overwriting the L2 cache");
+    if (!held) settle();  // else the host would queue part of the operation meanwhile, and gain the time that it took
     {
       const Release release(*this);
       if (held) hold<<<1, 1, 0, stream_>>>(&shared, ticket_);

@@ -1,5 +1,5 @@
-// One GPU as the driver's management library (NVML) sees it. The library comes with the driver, its header with no toolkit part
-// that the build needs: it is opened at run time, and its functions are called by name. A machine without it is no error.
+// One GPU as the driver's management library (NVML) sees it. The library comes with the driver and is opened at run time; a
+// machine without it is no error. Its header is in no part of the toolkit that the build needs, so functions are called by name.
 #pragma once
 
 #include <dlfcn.h>
