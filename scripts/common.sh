@@ -62,3 +62,16 @@ run_logged() {
   fi
   if ((SECONDS - started > 1)); then say "done in $((SECONDS - started)) s: $label"; fi
 }
+
+# python_with MODULE: prints the first Python that imports it: the user's, the one that the set-up found, .venv, the system's.
+python_with() {
+  local candidate
+  for candidate in "${ATTNBENCH_PYTHON:-}" "$(sed -n 's/^python=//p' "$setup/environment.sh" 2>/dev/null)" \
+    "$root/.venv/bin/python" python3; do
+    if [[ -n $candidate ]] && "$candidate" -c "import $1" 2>/dev/null; then
+      command -v "$candidate"
+      return
+    fi
+  done
+  return 1
+}
