@@ -1,6 +1,7 @@
 // The watching allocator of a GPU: LibTorch's caching allocator with BlockLedger's guards around its blocks.
 #include <memory>
 
+#include <ATen/Context.h>
 #include <c10/cuda/CUDACachingAllocator.h>
 #include <c10/cuda/CUDAException.h>
 #include <torch/csrc/cuda/CUDAPluggableAllocator.h>
@@ -53,12 +54,12 @@ void watch_cuda_memory() {
   settings.set_init_fn([](int devices) { watch->wrapped->init(devices); });
   settings.set_reset_fn([] { watch->wrapped->emptyCache(); });
   pluggable::changeCurrentAllocator(watching);
+  at::globalContext().lazyInitDevice(c10::DeviceType::CUDA);  // calls what set_init_fn was given
 }
 
 int64_t available_cuda_bytes(int index) {
   size_t free = 0, total = 0;
   C10_CUDA_CHECK(cudaMemGetInfo(&free, &total));
-  if (!watch) return int64_t(free);
   const auto stats = watch->wrapped->getDeviceStats(static_cast<c10::DeviceIndex>(index));
   constexpr auto kAll = static_cast<size_t>(c10::CachingAllocator::StatType::AGGREGATE);
   return int64_t(free) + stats.reserved_bytes[kAll].current - stats.allocated_bytes[kAll].current;  // what it caches is free
