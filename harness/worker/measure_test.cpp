@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <chrono>
+#include <optional>
 #include <stdexcept>
 #include <thread>
 
@@ -56,11 +57,6 @@ TEST(Measure, TimesArePerCallAlsoWhereCallsAreBatched) {
   EXPECT_EQ(longer.calls_per_sample, 1);
   EXPECT_GE(calls, 5 * shorter.n) << "a sample lasts at least 200 us";
   EXPECT_FALSE(longer.gpu) << "a CPU has no such conditions";
-}
-
-TEST(Measure, TheTimeOfAKnownCostIsRight) {
-  const std::vector<Measured> measured = measure({operation("5 ms", [] { spin_us(5000); })}, quick(), kCpu);
-  EXPECT_NEAR(time_of(measured[0]).median_us, 5000, 250);
 }
 
 TEST(Measure, KeepsTheSamplesOfEveryRound) {
@@ -198,13 +194,16 @@ TEST(MeasureRegimes, EveryRegimeHasItsOwnTimeInTheirOrder) {
 TEST(MeasureRegimes, IdlesBeforeEachOperationOfARound) {
   using Clock = std::chrono::steady_clock;
   FakeGpu gpu;
-  Clock::time_point announced;
+  std::optional<Clock::time_point> announced;
   int idled = 0;
-  const auto called = [&] { idled += Clock::now() - std::exchange(announced, Clock::now()) >= std::chrono::milliseconds(20); };
+  const auto called = [&] {
+    idled += announced && Clock::now() - *announced >= std::chrono::milliseconds(50);
+    announced.reset();
+  };
   std::vector<Operation> operations;
   for (const char* id : {"a", "b"}) operations.push_back({id, called, [&] { announced = Clock::now(); }});
   Regime cooled = regime("cooled");
-  cooled.idle_s = 0.02;
+  cooled.idle_s = 0.05;
   measure(operations, without_budget(), {cooled}, gpu);
   EXPECT_EQ(idled, 2 * 6) << "once in each round, and not while it is calibrated";
   idled = 0;
@@ -213,12 +212,17 @@ TEST(MeasureRegimes, IdlesBeforeEachOperationOfARound) {
 }
 
 TEST(MeasureRegimes, RoundsOfTheWarmUpDoNotCount) {
-  FakeGpu gpu;
-  Regime warm = regime("sustained");
-  warm.warm_up_s = 0.02;
-  const auto measured = measure({operation("a", [&] { spin_us(100); })}, without_budget(), {warm}, gpu);
-  EXPECT_EQ(measured[0].times[0].second.rounds.size(), 6u);
-  EXPECT_GE(gpu.samples, 50) << "20 ms of samples of 0.1 ms or a little more";
+  const auto samples_and_rounds = [](double warm_up_s) {
+    FakeGpu gpu;
+    Regime regime_with_warm_up = regime("sustained");
+    regime_with_warm_up.warm_up_s = warm_up_s;
+    const auto measured = measure({operation("a", [] { spin_us(100); })}, without_budget(), {regime_with_warm_up}, gpu);
+    return std::pair(gpu.samples, measured[0].times[0].second.rounds.size());
+  };
+  EXPECT_EQ(samples_and_rounds(0), (std::pair<int, size_t>(2 + 6 * 2, 6))) << "calibration, and each round wakes up first";
+  const auto [samples, rounds] = samples_and_rounds(0.02);
+  EXPECT_GT(samples, 2 + 6 * 2);
+  EXPECT_EQ(rounds, 6u);
 }
 
 TEST(MeasureRegimes, ACallThatWaitsForTheDeviceIsTimedWithoutTheHold) {
