@@ -12,21 +12,17 @@
 #include <ATen/ops/equal.h>
 #include <ATen/ops/tensor.h>
 #include <ATen/ops/zeros.h>
-#include <cuda_runtime_api.h>
 #include <gtest/gtest.h>
 #include <torch/csrc/autograd/autograd.h>
 
 #include "harness/worker/backend.hpp"
+#include "harness/worker/cuda_device.hpp"
 
 namespace attnbench {
 namespace {
 
 const Device& gpu() {
-  static const Device device = [] {
-    cudaDeviceProp properties{};
-    if (cudaGetDeviceProperties(&properties, 0) != cudaSuccess) throw std::runtime_error("backends_cuda_test needs a GPU");
-    return Device{"cuda", 0, properties.major * 10 + properties.minor, properties.name};
-  }();
+  static const Device device = find_cuda_device(0);
   return device;
 }
 
@@ -172,7 +168,12 @@ void expect_outputs(const Declaration& declaration, const Case& c, const Inputs&
 
 /// After some errors the CUDA context is gone, and nothing that follows means anything.
 bool context_is_gone() {
-  return cudaDeviceSynchronize() != cudaSuccess;
+  try {
+    check_context(gpu());
+    return false;
+  } catch (const CudaContextFailed&) {
+    return true;
+  }
 }
 
 void expect_right(const Backend& backend, const Case& c, Pass pass) {
