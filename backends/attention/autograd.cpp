@@ -3,7 +3,6 @@
 #include <memory>
 #include <stdexcept>
 
-#include <ATen/ops/zeros.h>
 #include <ATen/ops/zeros_like.h>
 #include <c10/core/GradMode.h>
 #include <torch/csrc/autograd/autograd.h>
@@ -50,18 +49,13 @@ class AutogradRun {
     if (recorded_.size() != douts.size()) throw std::logic_error("autograd backward: there was no forward that recorded a graph");
     std::vector<at::Tensor> gradients;
     if (!leaves.empty()) gradients = torch::autograd::grad(recorded_, leaves, douts, /*retain_graph=*/true);
-    std::vector<at::Tensor> dq, dk, dv;
+    std::vector<DenseGradients> parts;
     auto next = gradients.begin();
     for (const DenseCall& call : calls_) {
-      dq.push_back(call.is_empty() ? at::zeros_like(call.q) : *next++);
-      dk.push_back(call.is_empty() ? at::zeros_like(call.k) : *next++);
-      dv.push_back(call.is_empty() ? at::zeros_like(call.v) : *next++);
+      parts.push_back(call.is_empty() ? zero_gradients(call) : DenseGradients{next[0], next[1], next[2]});
+      if (!call.is_empty()) next += 3;
     }
-    Outputs outputs;
-    outputs.dq = join(dq, layout_);
-    outputs.dk = join(dk, layout_);
-    outputs.dv = join(dv, layout_);
-    return outputs;
+    return join_gradients(parts, layout_);
   }
 
  private:

@@ -5,6 +5,7 @@
 
 #include <ATen/ops/cat.h>
 #include <ATen/ops/zeros.h>
+#include <ATen/ops/zeros_like.h>
 
 namespace attnbench {
 namespace {
@@ -32,9 +33,11 @@ bool has_mask(const Problem& problem) {
   return problem.mask == Mask::causal || problem.window.has_value();
 }
 
-/// The diagonal runs from the first key, and nothing but it hides keys.
-bool is_triangular(const Problem& problem, int64_t lq, int64_t lk) {
-  return problem.mask == Mask::causal && !problem.window && (problem.align == Align::top_left || lq == lk);
+/// The operation's flag says exactly which keys are hidden.
+bool flag_suffices(const Problem& problem, Triangle triangle, int64_t lq, int64_t lk) {
+  if (problem.mask != Mask::causal || problem.window || triangle == Triangle::mask) return false;
+  const Align of_flag = triangle == Triangle::top_left_flag ? Align::top_left : Align::bottom_right;
+  return problem.align == of_flag || lq == lk;
 }
 
 at::Tensor packed_mask(const Problem& problem, int64_t lq, int64_t lk) {
@@ -67,8 +70,8 @@ at::Tensor padded_mask(const Problem& problem, const Inputs& inputs) {
   return visible;
 }
 
-at::Tensor additive(const at::Tensor& visible, at::ScalarType dtype, double hidden) {
-  return at::zeros(visible.sizes(), visible.options().dtype(dtype)).masked_fill_(visible.logical_not(), hidden);
+at::Tensor additive(const at::Tensor& visible, const at::Tensor& q, double hidden) {
+  return at::zeros(visible.sizes(), q.options()).masked_fill_(visible.to(q.device()).logical_not(), hidden);
 }
 
 /// Rows [first, first + b * length) of packed [tokens, heads, channels] as [b, heads, length, channels].
@@ -85,8 +88,8 @@ DenseCall packed_call(const Case& c, const Inputs& inputs, int64_t b, int64_t fi
   call.dout = packed_view(inputs.dout, first_q, b, lq);
   call.k = packed_view(inputs.k, first_k, b, lk);
   call.v = packed_view(inputs.v, first_k, b, lk);
-  call.is_causal = triangle == Triangle::flag && is_triangular(c.problem, lq, lk);
-  if (has_mask(c.problem) && !call.is_causal) call.mask = additive(packed_mask(c.problem, lq, lk), call.q.scalar_type(), hidden);
+  call.is_causal = flag_suffices(c.problem, triangle, lq, lk);
+  if (has_mask(c.problem) && !call.is_causal) call.mask = additive(packed_mask(c.problem, lq, lk), call.q, hidden);
   return call;
 }
 
@@ -98,9 +101,9 @@ DenseCall padded_call(const Case& c, const Inputs& inputs, Triangle triangle, do
   call.v = inputs.v.transpose(1, 2);
   const SequenceLengths& lengths = inputs.lengths;
   const bool nothing_padded = lengths.total_q() == inputs.q_storage_rows() && lengths.total_k() == inputs.k_storage_rows();
-  call.is_causal = nothing_padded && triangle == Triangle::flag && is_triangular(c.problem, lengths.q_pitch, lengths.k_pitch);
+  call.is_causal = nothing_padded && flag_suffices(c.problem, triangle, lengths.q_pitch, lengths.k_pitch);
   const bool needs_mask = !nothing_padded || has_mask(c.problem);
-  if (needs_mask && !call.is_causal) call.mask = additive(padded_mask(c.problem, inputs), call.q.scalar_type(), hidden);
+  if (needs_mask && !call.is_causal) call.mask = additive(padded_mask(c.problem, inputs), call.q, hidden);
   return call;
 }
 
@@ -130,9 +133,31 @@ at::Tensor join(const std::vector<at::Tensor>& parts, Layout layout) {
   return rows.size() == 1 ? rows.front() : at::cat(rows);
 }
 
-Capabilities cpu_capabilities() {
+Outputs join_gradients(const std::vector<DenseGradients>& parts, Layout layout) {
+  std::vector<at::Tensor> dq, dk, dv;
+  for (const DenseGradients& part : parts) {
+    dq.push_back(part.dq);
+    dk.push_back(part.dk);
+    dv.push_back(part.dv);
+  }
+  Outputs outputs;
+  outputs.dq = join(dq, layout);
+  outputs.dk = join(dk, layout);
+  outputs.dv = join(dv, layout);
+  return outputs;
+}
+
+DenseGradients zero_gradients(const DenseCall& call) {
+  return {at::zeros_like(call.q), at::zeros_like(call.k), at::zeros_like(call.v)};
+}
+
+std::optional<at::Tensor> optional_mask(const DenseCall& call) {
+  return call.mask.defined() ? std::optional(call.mask) : std::nullopt;
+}
+
+Capabilities broad_capabilities(std::vector<std::string> devices) {
   Capabilities can;
-  can.devices = {"cpu"};
+  can.devices = std::move(devices);
   can.dtypes = {Dtype::bf16, Dtype::fp16, Dtype::fp32};
   can.max_head_dim = std::numeric_limits<int32_t>::max();
   can.dv_differs = true;

@@ -69,7 +69,7 @@ class Eager : public Backend {
                                 .lse_empty = Conventions::LseEmpty::none,
                                 .poison = Conventions::Poison::finite,
                                 .padded_rows_zero = false};
-    declaration_.capabilities = cpu_capabilities();
+    declaration_.capabilities = broad_capabilities({"cpu", "cuda"});
   }
 
   const Declaration& declaration() const override { return declaration_; }

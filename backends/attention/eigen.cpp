@@ -145,7 +145,7 @@ class EigenBackend : public Backend {
     declaration_.ours = true;
     declaration_.profile = {
         .name = "fp32_inside", .p = Profile::Probabilities::not_rounded, .rounds_ds = false, .d = Profile::RowSum::from_p_dp};
-    declaration_.capabilities = cpu_capabilities();
+    declaration_.capabilities = broad_capabilities({"cpu"});
     declaration_.capabilities.returns_lse = true;
   }
 

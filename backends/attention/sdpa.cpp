@@ -65,8 +65,4 @@ int64_t sdpa_flash_bytes(const std::vector<DenseCall>& calls, const Inputs& inpu
   return outputs + block * at::get_num_threads() + (sums ? static_cast<int64_t>(inputs.k.nbytes() + inputs.v.nbytes()) : 0);
 }
 
-std::optional<at::Tensor> optional_mask(const DenseCall& call) {
-  return call.mask.defined() ? std::optional(call.mask) : std::nullopt;
-}
-
 }  // namespace attnbench

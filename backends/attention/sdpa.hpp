@@ -1,7 +1,7 @@
-// What is true of LibTorch's two CPU kernels behind scaled_dot_product_attention, whoever calls them.
+// What is true of LibTorch's kernels behind scaled_dot_product_attention that run on a CPU, whoever calls them; fused_cuda.hpp
+// says it of those that run on a GPU alone.
 #pragma once
 
-#include <optional>
 #include <vector>
 
 #include "backends/attention/dense.hpp"
@@ -11,8 +11,8 @@ namespace attnbench {
 /// Float32 inside: halves are converted first, D comes from P o dP, only outputs are rounded.
 Profile sdpa_math_profile();
 
-/// P is rounded unnormalised, dS before its products, D comes from the rounded O. dQ, dK and dV accumulate in the dtype
-/// over blocks of keys and queries, which no profile excuses.
+/// P is rounded unnormalised, dS before its products, D comes from the rounded O. On a CPU dQ, dK and dV accumulate in the
+/// dtype over blocks of keys and queries, which no profile excuses.
 Profile sdpa_flash_profile();
 
 /// A query without keys gets zeros, and so do padded queries; NaN in hidden keys is multiplied by 0 and leaks.
@@ -21,7 +21,5 @@ Conventions sdpa_conventions();
 /// Predicted peaks of both, outputs included.
 int64_t sdpa_math_bytes(const std::vector<DenseCall>& calls, const Inputs& inputs, Pass pass);
 int64_t sdpa_flash_bytes(const std::vector<DenseCall>& calls, const Inputs& inputs, Pass pass);
-
-std::optional<at::Tensor> optional_mask(const DenseCall& call);
 
 }  // namespace attnbench

@@ -9,6 +9,8 @@
 #include <torch/version.h>
 
 #include "backends/attention/autograd.hpp"
+#include "backends/attention/fused_cuda.hpp"
+#include "backends/attention/pinned.hpp"
 #include "backends/attention/sdpa.hpp"
 
 namespace attnbench {
@@ -22,11 +24,15 @@ std::string kernel_of(const DenseCall& call, double scale, Pass pass) {
   switch (static_cast<at::SDPBackend>(choice)) {
     case at::SDPBackend::flash_attention:
       return "sdpa_flash";
+    case at::SDPBackend::efficient_attention:
+      return "sdpa_efficient";
+    case at::SDPBackend::cudnn_attention:
+      return "sdpa_cudnn";
     case at::SDPBackend::math:
       return "sdpa_math";
     default:
       throw std::runtime_error("sdpa_auto: LibTorch's dispatcher picked kernel " + std::to_string(choice) +
-                               ", which is neither flash nor math");
+                               ", which is none of flash, efficient, cudnn and math");
   }
 }
 
@@ -47,25 +53,31 @@ std::string kernel_of_all(const std::vector<DenseCall>& calls, double scale, Pas
 
 class SdpaAuto : public Backend {
  public:
-  SdpaAuto() {
+  explicit SdpaAuto(const Device& device) : on_gpu_(device.kind == "cuda") {
     declaration_.name = "sdpa_auto";
     declaration_.version = TORCH_VERSION;
     declaration_.implementation = "pytorch_flash";
     declaration_.profile = sdpa_flash_profile();
     declaration_.conventions = sdpa_conventions();
     declaration_.conventions.lse_empty = Conventions::LseEmpty::none;
-    declaration_.capabilities = cpu_capabilities();
+    declaration_.capabilities = broad_capabilities({"cpu", "cuda"});
+    if (!on_gpu_) return;
+    declaration_.capabilities.strides = fused_cuda_capabilities().strides;  // the dispatcher does not look at addresses
+    declaration_.capabilities.deterministic = false;
   }
 
   const Declaration& declaration() const override { return declaration_; }
 
   Run prepare(const Case& c, const Inputs& inputs, Pass pass) const override {
-    std::vector<DenseCall> calls = dense_calls(c, inputs, Triangle::flag, -std::numeric_limits<double>::infinity());
+    std::vector<DenseCall> calls = dense_calls(c, inputs, Triangle::top_left_flag, -std::numeric_limits<double>::infinity());
     Run run;
     run.kernel = kernel_of_all(calls, inputs.scale, pass);
     const bool math = run.kernel == "sdpa_math";
     run.profile = math ? sdpa_math_profile() : sdpa_flash_profile();
-    run.predicted_bytes = math ? sdpa_math_bytes(calls, inputs, pass) : sdpa_flash_bytes(calls, inputs, pass);
+    const auto fused_bytes = [&] {
+      return on_gpu_ ? fused_cuda_bytes(calls, c, inputs, pass) : sdpa_flash_bytes(calls, inputs, pass);
+    };
+    run.predicted_bytes = math ? sdpa_math_bytes(calls, inputs, pass) : fused_bytes();
     const auto operation = [scale = inputs.scale](const DenseCall& call) {
       const bool gqa = call.q.size(1) != call.k.size(1);
       return at::scaled_dot_product_attention(call.q, call.k, call.v, optional_mask(call), 0.0, call.is_causal, scale, gqa);
@@ -75,13 +87,14 @@ class SdpaAuto : public Backend {
   }
 
  private:
+  bool on_gpu_;
   Declaration declaration_;
 };
 
 }  // namespace
 
-std::unique_ptr<Backend> make_sdpa_auto(const Device&) {
-  return std::make_unique<SdpaAuto>();
+std::unique_ptr<Backend> make_sdpa_auto(const Device& device) {
+  return std::make_unique<SdpaAuto>(device);
 }
 
 }  // namespace attnbench

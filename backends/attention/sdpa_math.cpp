@@ -20,13 +20,13 @@ class SdpaMath : public Backend {
     declaration_.profile = sdpa_math_profile();
     declaration_.conventions = sdpa_conventions();
     declaration_.conventions.lse_empty = Conventions::LseEmpty::none;
-    declaration_.capabilities = cpu_capabilities();
+    declaration_.capabilities = broad_capabilities({"cpu", "cuda"});
   }
 
   const Declaration& declaration() const override { return declaration_; }
 
   Run prepare(const Case& c, const Inputs& inputs, Pass pass) const override {
-    std::vector<DenseCall> calls = dense_calls(c, inputs, Triangle::flag, -std::numeric_limits<double>::infinity());
+    std::vector<DenseCall> calls = dense_calls(c, inputs, Triangle::top_left_flag, -std::numeric_limits<double>::infinity());
     Run run;
     run.profile = declaration_.profile;
     run.predicted_bytes = sdpa_math_bytes(calls, inputs, pass);

@@ -245,7 +245,7 @@ void Collector::add_head(int64_t i, const HeadAnswer& a) {
   for (size_t t = 0; t < a.lse.size(); ++t) {
     const size_t at = (first + t) * p.hq + head;
     const bool empty = a.lse[t] == -kInfinity;
-    out_.lse.value[at] = empty && conventions_.lse_empty == Conventions::LseEmpty::plus_infinity ? kInfinity : a.lse[t];
+    out_.lse.value[at] = empty ? lse_of_empty_row(conventions_.lse_empty) : a.lse[t];
     out_.lse.variance[at] = a.lse_sigma[t] * a.lse_sigma[t];
   }
   if (!a.has_power) out_.has_power = false;

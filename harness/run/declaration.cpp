@@ -4,6 +4,7 @@
 #include <fmt/ranges.h>
 
 #include <algorithm>
+#include <limits>
 
 #include "harness/run/names.hpp"
 
@@ -62,6 +63,11 @@ std::optional<std::string> why_not_head_dims(const Declaration& backend, const P
   return std::nullopt;
 }
 
+bool has_unequal_lengths(const Case& c) {
+  const SequenceLengths lengths = sequence_lengths(c.problem, c.seed);
+  return lengths.q != lengths.k;
+}
+
 std::optional<std::string> why_not_lengths(const Declaration& backend, const Case& c) {
   const Capabilities& can = backend.capabilities;
   if (can.unequal_lengths && can.empty_sequences) return std::nullopt;
@@ -92,6 +98,18 @@ std::optional<std::string> why_not_features(const Declaration& backend, const Pr
 
 }  // namespace
 
+double lse_of_empty_row(Conventions::LseEmpty convention) {
+  constexpr double kInfinity = std::numeric_limits<double>::infinity();
+  switch (convention) {
+    case Conventions::LseEmpty::plus_infinity:
+      return kInfinity;
+    case Conventions::LseEmpty::zero:
+      return 0;
+    default:
+      return -kInfinity;
+  }
+}
+
 std::optional<std::string> why_not(const Declaration& backend, const Case& c, Pass pass, const Device& device) {
   const Capabilities& can = backend.capabilities;
   const Problem& problem = c.problem;
@@ -101,7 +119,7 @@ std::optional<std::string> why_not(const Declaration& backend, const Case& c, Pa
   if (auto reason = why_not_head_dims(backend, problem)) return reason;
   if (auto reason = outside(backend, "layout", can.layouts, problem.layout)) return reason;
   if (auto reason = outside(backend, "mask", can.masks, problem.mask)) return reason;
-  if (problem.uses_alignment())
+  if (problem.uses_alignment() && !contains(can.aligns, problem.align) && has_unequal_lengths(c))
     if (auto reason = outside(backend, "align", can.aligns, problem.align)) return reason;
   if (auto reason = why_not_features(backend, problem)) return reason;
   if (auto reason = outside(backend, "strides", can.strides, c.strides)) return reason;

@@ -28,7 +28,7 @@ struct Profile {
 
 struct Conventions {
   enum class EmptyRow { zero, uniform, nan };  ///< O of a query that sees no key; uniform: mean of V over all stored keys
-  enum class LseEmpty { minus_infinity, plus_infinity, none };  ///< its LSE; none: the backend returns no LSE
+  enum class LseEmpty { minus_infinity, plus_infinity, zero, none };  ///< its LSE; none: the backend returns no LSE
   /// What K and V hold where no query sees them, and padded Q: varlen backends must not let NaN leak from there; dense ones
   /// multiply it by 0, and get finite garbage.
   enum class Poison { nan, finite };
@@ -39,6 +39,9 @@ struct Conventions {
   bool operator==(const Conventions&) const = default;
 };
 
+/// -inf, +inf or 0; -inf where the backend returns none.
+double lse_of_empty_row(Conventions::LseEmpty convention);
+
 struct Capabilities {
   std::vector<std::string> devices;  ///< "cpu", "cuda"
   int min_sm = 0, max_sm = 999;      ///< 80 = SM 8.0; read only on cuda
@@ -48,7 +51,7 @@ struct Capabilities {
   std::vector<Pass> passes;
   std::vector<Layout> layouts;
   std::vector<Mask> masks;
-  std::vector<Align> aligns;
+  std::vector<Align> aligns;  ///< where queries and keys differ in number; where they do not, both alignments are one
   bool window = false, softcap = false, alibi = false, sink = false, dropout = false;
   bool gqa = true;              ///< hkv < hq
   bool unequal_lengths = true;  ///< lq != lk

@@ -22,6 +22,7 @@ template <>
 inline constexpr auto kNames<Conventions::LseEmpty> =
     std::to_array<Named<Conventions::LseEmpty>>({{Conventions::LseEmpty::minus_infinity, "-inf"},
                                                  {Conventions::LseEmpty::plus_infinity, "+inf"},
+                                                 {Conventions::LseEmpty::zero, "0"},
                                                  {Conventions::LseEmpty::none, "none"}});
 template <>
 inline constexpr auto kNames<Conventions::Poison> =

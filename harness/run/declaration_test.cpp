@@ -2,6 +2,7 @@
 
 #include <gtest/gtest.h>
 
+#include <cmath>
 #include <functional>
 
 #include "harness/run/names.hpp"
@@ -70,9 +71,10 @@ const std::vector<Restriction> kRestrictions = {
     {"lq=4 dv=24", [](auto& b) { b.capabilities.head_dim_multiple = 16; }, "dv=24: all takes multiples of 16 from 1 to 256"},
     {"lq=4 layout=padded", [](auto& b) { b.capabilities.layouts = {Layout::packed}; }, "layout=padded: all takes packed"},
     {"lq=4 mask=causal", [](auto& b) { b.capabilities.masks = {Mask::none}; }, "mask=causal: all takes none"},
-    {"lq=4 mask=causal align=top_left", [](auto& b) { b.capabilities.aligns = {Align::bottom_right}; },
+    {"lq=4 lk=5 mask=causal align=top_left", [](auto& b) { b.capabilities.aligns = {Align::bottom_right}; },
      "align=top_left: all takes bottom_right"},
-    {"lq=4 window=1:1", [](auto& b) { b.capabilities.aligns = {Align::top_left}; }, "align=bottom_right: all takes top_left"},
+    {"lens=4+5 klens=4+6 window=1:1", [](auto& b) { b.capabilities.aligns = {Align::top_left}; },
+     "align=bottom_right: all takes top_left"},
     {"lq=4 window=1:1", [](auto& b) { b.capabilities.window = false; }, "window is set: all has no window"},
     {"lq=4 softcap=3", [](auto& b) { b.capabilities.softcap = false; }, "softcap is set: all has no softcap"},
     {"lq=4 alibi=on", [](auto& b) { b.capabilities.alibi = false; }, "alibi is set: all has no alibi"},
@@ -93,6 +95,13 @@ const std::vector<Restriction> kRestrictions = {
     {"lq=4 strides=unaligned", [](auto& b) { b.capabilities.strides = {Strides::contiguous}; },
      "strides=unaligned: all takes contiguous"},
 };
+
+TEST(WhyNot, AlignmentsAreOneWhereLengthsAreEqual) {
+  Declaration backend = takes_all();
+  backend.capabilities.aligns = {Align::top_left};
+  const Case c = parse_case("attention d=64 lens=4+5 mask=causal window=2:0");
+  EXPECT_FALSE(why_not(backend, c, Pass::forward, kCpu));
+}
 
 TEST(WhyNot, EveryCapabilityRefusesWhatItLacksAndNothingElse) {
   for (const Restriction& row : kRestrictions) {
@@ -142,6 +151,12 @@ TEST(WhyNot, AlignmentIsNoMatterWithoutADiagonal) {
   Declaration backend = takes_all();
   backend.capabilities.aligns = {Align::top_left};
   EXPECT_EQ(why_not(backend, parse_case("attention d=64 lq=4"), Pass::forward, kCpu), std::nullopt);
+}
+
+TEST(Conventions, AnEmptyRowHasTheDeclaredLse) {
+  EXPECT_EQ(lse_of_empty_row(Conventions::LseEmpty::minus_infinity), -INFINITY);
+  EXPECT_EQ(lse_of_empty_row(Conventions::LseEmpty::plus_infinity), INFINITY);
+  EXPECT_EQ(lse_of_empty_row(Conventions::LseEmpty::zero), 0);
 }
 
 TEST(DeclarationJson, ComesBackAsItWas) {
