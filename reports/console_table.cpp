@@ -1,9 +1,11 @@
 #include "reports/console_table.hpp"
 
 #include <fmt/format.h>
+#include <fmt/ranges.h>
 
 #include "reports/difference_tables.hpp"
 #include "reports/finding_groups.hpp"
+#include "reports/run_view.hpp"
 #include "reports/timing_tables.hpp"
 #include "reports/verdict_tables.hpp"
 
@@ -50,6 +52,7 @@ std::string console_report(const RunData& run, const TextStyle& style) {
   TextStyle whole = style;
   whole.max_rows = 0;
   add(verdict_counts(run), whole);
+  parts.push_back(fmt::format("{}", fmt::join(not_on_device_lines(run), "\n")));
   for (const TextTable& table : time_tables(run)) add(table, style);
   for (const TextTable& table : rate_tables(run)) add(table, style);
   add(regime_table(run), whole);

@@ -3,6 +3,7 @@
 #include <algorithm>
 
 #include <fmt/format.h>
+#include <fmt/ranges.h>
 
 namespace attnbench {
 namespace {
@@ -63,15 +64,22 @@ std::string device_title(const RunData& run, const std::string& device) {
   for (const RunHeader& header : run.headers) {
     if (!header.environment.contains("device")) continue;
     const auto measured = header.environment["device"].get<Device>();
-    const bool same = device == measured.kind || device == fmt::format("{}:{}", measured.kind, measured.index);
-    if (same && !measured.name.empty()) return fmt::format("{}: {}", device, measured.name);
+    if (device == device_text(measured) && !measured.name.empty()) return fmt::format("{}: {}", device, measured.name);
   }
   return device;
 }
 
+std::vector<std::string> not_on_device_lines(const RunData& run) {
+  std::vector<std::string> lines;
+  for (const auto& [kind, backends] : run.not_on_device)
+    if (!backends.empty()) lines.push_back(fmt::format("not on {}: {}", kind, fmt::join(backends, ", ")));
+  return lines;
+}
+
 std::vector<std::pair<std::string, std::string>> environment_of(const RunHeader& header) {
   nlohmann::json environment = header.environment;
-  if (environment.is_object()) environment.erase("backends");
+  for (const char* key : {"backends", "not_on_device"})
+    if (environment.is_object()) environment.erase(key);
   std::vector<std::pair<std::string, std::string>> lines;
   if (!environment.is_null()) flatten(environment, "", lines);
   return lines;

@@ -27,7 +27,10 @@ bool is_gated(const RunData& run, const Record& record);
 /// "cpu: AMD EPYC 9654", by the first header that names the device; else as the record has it, "cpu".
 std::string device_title(const RunData& run, const std::string& device);
 
-/// Text lines of the environment, flattened: {"cpu.model", "…"}; declarations of backends left out.
+/// "not on cpu: NAME, …" for each kind of device of the run that has nothing for it in some backends.
+std::vector<std::string> not_on_device_lines(const RunData& run);
+
+/// Text lines of the environment, flattened: {"cpu.model", "…"}; declarations of backends, and backends left out, are not in it.
 std::vector<std::pair<std::string, std::string>> environment_of(const RunHeader& header);
 
 }  // namespace attnbench

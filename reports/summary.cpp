@@ -87,6 +87,7 @@ std::string summary_markdown(const RunData& run) {
   const std::string id = run.headers.empty() ? "" : " " + run.headers.front().run;
   std::vector<std::string> sections{"# attnbench run" + id + "\n", command_section(run)};
   sections.push_back(tables_section("Verdicts", {verdict_counts(run)}, "No records."));
+  for (const std::string& line : not_on_device_lines(run)) sections.push_back(line + "\n");
   sections.push_back(findings_section(run));
   if (!run.warnings.empty()) sections.push_back(list_section("Warnings", run.warnings, ""));
   sections.push_back(list_section("Safety flags", safety_flags(run), "No record is touched by a safety rule."));

@@ -26,7 +26,7 @@ Examples:
   attnbench support                                which backend can do what on this machine, and why not
 
 Exit codes: 0 passed | 1 a gated backend is wrong | 2 bad option, case or file | 3 no worker, or too little evidence
-            4 nothing matched | 77 everything was skipped | 130, 143 interrupted: continue with --resume)";
+            4 nothing matched | 77 nothing to judge | 130, 143 interrupted: continue with --resume)";
 
 /// Texts as they were typed, before they are checked.
 struct TypedOptions {
@@ -127,82 +127,132 @@ RunCommand finish_run(const CLI::App& app, RunCommand run, const TypedOptions& t
   return run;
 }
 
-/// The sentence for what CLI11 refused.
-std::string explain(const CLI::ParseError& error, const CLI::App& app, const std::vector<std::string>& arguments) {
-  const CLI::App* subcommand = app.get_subcommands().empty() ? &app : app.get_subcommands().front();
-  std::vector<std::string> known;
-  for (const CLI::Option* option : subcommand->get_options())
-    for (const std::string& name : option->get_lnames()) known.push_back("--" + name);
-  const std::vector<std::string_view> known_options(known.begin(), known.end());
-  for (const std::string& argument : arguments) {
-    const std::string name = argument.substr(0, argument.find('='));
-    const bool is_option = name.starts_with("--");
-    if (is_option && std::find(known.begin(), known.end(), name) == known.end())
-      return fmt::format("unknown option {}{}", name, did_you_mean(name, known_options));
+/// Options and subcommands, and what CLI11 writes into for each.
+class Grammar {
+ public:
+  explicit Grammar(const std::vector<std::string>& report_formats) : report_formats_(report_formats) {
+    app_.footer(kRunExamples);
+    app_.require_subcommand(0, 1);
+    add_run_options(app_, run_, typed_);
+    add_worker_options(app_, run_.worker);
+    add_list();
+    add_support();
+    add_merge();
+    add_report();
   }
-  const auto* extras = dynamic_cast<const CLI::ExtrasError*>(&error);
-  if (!extras) return error.what();
-  return fmt::format("{}{}", error.what(), did_you_mean(arguments.front(), {"run", "list", "support", "merge", "report"}));
-}
+
+  /// CLI11 answers --help before it looks at the rest, so a command that is not there is refused first.
+  void check_command(const std::string& word) const {
+    std::vector<std::string_view> known{"run"};
+    for (const CLI::App* command : {list_app_, support_app_, merge_app_, report_app_}) known.push_back(command->get_name());
+    if (!word.starts_with('-') && std::find(known.begin(), known.end(), word) == known.end())
+      throw UsageError(
+          fmt::format("unknown command {}{} (commands: {})", word, did_you_mean(word, known), fmt::join(known, ", ")));
+  }
+
+  /// Throws CLI::ParseError, CLI::CallForHelp among them.
+  void parse(const std::vector<std::string>& arguments) {
+    std::vector<std::string> words(arguments.rbegin(), arguments.rend());  // CLI11 takes them from the back
+    if (words.back() == "run") words.pop_back();
+    app_.parse(words);
+  }
+
+  /// What was parsed, checked.
+  Command command() const {
+    if (*list_app_) return list_;
+    if (*support_app_) return finished_support();
+    if (*merge_app_) return merge_;
+    if (*report_app_) return finished_report();
+    return finish_run(app_, run_, typed_);
+  }
+
+  std::string help() const { return app_.help(); }
+  std::string help_of_command() const { return parsed_app().help(); }
+
+  /// The sentence for what CLI11 refused.
+  std::string explain(const CLI::ParseError& error, const std::vector<std::string>& arguments) const {
+    std::vector<std::string> known;
+    for (const CLI::Option* option : parsed_app().get_options())
+      for (const std::string& name : option->get_lnames()) known.push_back("--" + name);
+    for (const std::string& argument : arguments) {
+      const std::string name = argument.substr(0, argument.find('='));
+      const bool is_option = name.starts_with("--");
+      if (is_option && std::find(known.begin(), known.end(), name) == known.end())
+        return fmt::format("unknown option {}{}", name, did_you_mean(name, {known.begin(), known.end()}));
+    }
+    return error.what();
+  }
+
+ private:
+  const CLI::App& parsed_app() const {
+    const auto commands = app_.get_subcommands();
+    return commands.empty() ? app_ : *commands.front();
+  }
+
+  void add_list() {
+    list_app_->add_option("--suite", list_.suites, "print its cases, one canonical line each")->type_name("NAME|FILE");
+    list_app_->add_flag("--explain", list_.explain, "with names, sources and reasons");
+  }
+  void add_support() {
+    support_app_->add_option("--assume-sm", support_sm_, "flag what is unsafe on this compute capability")->type_name("X.Y");
+    add_worker_options(*support_app_, support_.worker);
+  }
+  void add_merge() {
+    merge_app_->add_option("runs", merge_.runs, "folders of runs, in any order")->required()->type_name("DIR");
+    merge_app_->add_option("--out", merge_.out, "folder of the whole")->required()->type_name("DIR");
+  }
+  void add_report() {
+    report_app_->add_option("run", report_.run, "folder of a run, or its results.jsonl")->required()->type_name("RUN");
+    report_app_->add_option("--format", report_.format, fmt::format("{}", fmt::join(report_formats_, ", ")))
+        ->type_name("FORMAT")
+        ->capture_default_str();
+  }
+
+  SupportCommand finished_support() const {
+    SupportCommand support = support_;
+    check(support.worker);
+    support.assume_sm = parse_sm(support_sm_);
+    return support;
+  }
+  ReportCommand finished_report() const {
+    const std::vector<std::string_view> known(report_formats_.begin(), report_formats_.end());
+    if (std::find(known.begin(), known.end(), report_.format) == known.end())
+      refuse("--format", report_.format, fmt::format("{}{}", fmt::join(known, ", "), did_you_mean(report_.format, known)));
+    return report_;
+  }
+
+  const std::vector<std::string>& report_formats_;
+  CLI::App app_{
+      "Runs identical attention cases through every backend of this machine, judges outputs and gradients against a\n"
+      "float64 oracle, and times only what is right.\n",
+      "attnbench"};
+  CLI::App* list_app_ = app_.add_subcommand("list", "the suites, or the cases of suites");
+  CLI::App* support_app_ = app_.add_subcommand("support", "backends x capabilities on this machine, and every reason why not");
+  CLI::App* merge_app_ = app_.add_subcommand("merge", "join the parts of a run (--shard) into one");
+  CLI::App* report_app_ = app_.add_subcommand("report", "print a run again, from its records alone");
+  RunCommand run_;
+  TypedOptions typed_;
+  ListCommand list_;
+  SupportCommand support_;
+  std::string support_sm_;
+  MergeCommand merge_;
+  ReportCommand report_;
+};
 
 }  // namespace
 
 Command parse_command_line(const std::vector<std::string>& arguments, const std::vector<std::string>& report_formats) {
-  CLI::App app{
-      "Runs identical attention cases through every backend of this machine, judges outputs and gradients against a\n"
-      "float64 oracle, and times only what is right.\n",
-      "attnbench"};
-  app.footer(kRunExamples);
-  app.require_subcommand(0, 1);
-  RunCommand run;
-  TypedOptions typed;
-  add_run_options(app, run, typed);
-  add_worker_options(app, run.worker);
-
-  ListCommand list;
-  CLI::App& list_app = *app.add_subcommand("list", "the suites, or the cases of suites");
-  list_app.add_option("--suite", list.suites, "print its cases, one canonical line each")->type_name("NAME|FILE");
-  list_app.add_flag("--explain", list.explain, "with names, sources and reasons");
-  SupportCommand support;
-  std::string support_sm;
-  CLI::App& support_app = *app.add_subcommand("support", "backends x capabilities on this machine, and every reason why not");
-  support_app.add_option("--assume-sm", support_sm, "flag what is unsafe on this compute capability")->type_name("X.Y");
-  add_worker_options(support_app, support.worker);
-  MergeCommand merge;
-  CLI::App& merge_app = *app.add_subcommand("merge", "join the parts of a run (--shard) into one");
-  merge_app.add_option("runs", merge.runs, "folders of runs, in any order")->required()->type_name("DIR");
-  merge_app.add_option("--out", merge.out, "folder of the whole")->required()->type_name("DIR");
-  ReportCommand report;
-  CLI::App& report_app = *app.add_subcommand("report", "print a run again, from its records alone");
-  report_app.add_option("run", report.run, "folder of a run, or its results.jsonl")->required()->type_name("RUN");
-  report_app.add_option("--format", report.format, fmt::format("{}", fmt::join(report_formats, ", ")))
-      ->type_name("FORMAT")
-      ->capture_default_str();
-
-  if (arguments.empty()) return HelpCommand{app.help(), false};
-  std::vector<std::string> words(arguments.rbegin(), arguments.rend());  // CLI11 takes them from the back
-  if (words.back() == "run") words.pop_back();
+  Grammar grammar(report_formats);
+  if (arguments.empty()) return HelpCommand{grammar.help(), false};
+  grammar.check_command(arguments.front());
   try {
-    app.parse(words);
+    grammar.parse(arguments);
   } catch (const CLI::CallForHelp&) {
-    return HelpCommand{(app.get_subcommands().empty() ? &app : app.get_subcommands().front())->help()};
+    return HelpCommand{grammar.help_of_command()};
   } catch (const CLI::ParseError& error) {
-    throw UsageError(explain(error, app, arguments));
+    throw UsageError(grammar.explain(error, arguments));
   }
-  if (list_app) return list;
-  if (support_app) {
-    check(support.worker);
-    support.assume_sm = parse_sm(support_sm);
-    return support;
-  }
-  if (merge_app) return merge;
-  if (report_app) {
-    const std::vector<std::string_view> known(report_formats.begin(), report_formats.end());
-    if (std::find(known.begin(), known.end(), report.format) == known.end())
-      refuse("--format", report.format, fmt::format("{}{}", fmt::join(known, ", "), did_you_mean(report.format, known)));
-    return report;
-  }
-  return finish_run(app, run, typed);
+  return grammar.command();
 }
 
 }  // namespace attnbench

@@ -32,15 +32,6 @@ std::chrono::milliseconds as_milliseconds(double seconds) {
   return std::chrono::milliseconds(static_cast<int64_t>(seconds * 1000));
 }
 
-std::string device_text(const Device& device) {
-  return device.kind == "cpu" ? device.kind : fmt::format("{}:{}", device.kind, device.index);
-}
-
-const Declaration* find_declaration(const Hello& hello, const std::string& backend) {
-  const auto found = std::find_if(hello.backends.begin(), hello.backends.end(), [&](const auto& d) { return d.name == backend; });
-  return found == hello.backends.end() ? nullptr : &*found;
-}
-
 Safety safety_of(const PlannedCase& planned, Pass pass, const Declaration* declaration, std::optional<int> sm) {
   SafetyQuery query;
   query.sm = sm;
@@ -53,6 +44,13 @@ Safety safety_of(const PlannedCase& planned, Pass pass, const Declaration* decla
     query.version = declaration->version;
   }
   return safety(query);
+}
+
+/// The sentence with which a worker refused its options: the last that it said, without its name, which no user typed.
+std::string refusal_in(const std::string& last_line) {
+  if (last_line.empty()) return "the worker refused its options";
+  const std::string name = "attnbench-worker: ";
+  return last_line.starts_with(name) ? last_line.substr(name.size()) : last_line;
 }
 
 std::string repro_line(const std::string& case_line, const std::string& backend, Pass pass, const std::string& device) {
@@ -121,7 +119,7 @@ void Coordinator::ensure_worker() {
     const int exit_code = worker_->exit_code();
     worker_.reset();
     const std::string said = last_lines(settings_.log, log_begin_);
-    if (exit_code == kExitUsage) throw UsageError(said.empty() ? "the worker refused its options" : said);
+    if (exit_code == kExitUsage) throw UsageError(refusal_in(last_lines(settings_.log, log_begin_, 1)));
     if (++failures == kMostFailedStarts || exit_code == 127)
       throw InfrastructureError(fmt::format("no worker could be kept alive: {}; it {}; its log ends: {}", problem, ended,
                                             said.empty() ? "(empty)" : said));
@@ -149,8 +147,8 @@ Record Coordinator::complete(json line, const PlannedCase& planned, const RunFie
     throw std::runtime_error(fmt::format("result.case: expected \"{}\", got \"{}\"", planned.case_line, record.case_line));
   record.run = fields.run;
   record.suite = planned.suite;
-  record.safety =
-      safety_of(planned, record.pass, find_declaration(hello_, record.backend), fields.assume_sm ? fields.assume_sm : record.sm);
+  record.safety = safety_of(planned, record.pass, find_declaration(hello_.backends, record.backend),
+                            fields.assume_sm ? fields.assume_sm : record.sm);
   record.repro = repro_line(planned.case_line, record.backend, record.pass, record.device);
   return record;
 }
@@ -158,7 +156,7 @@ Record Coordinator::complete(json line, const PlannedCase& planned, const RunFie
 Record Coordinator::error_record(const PlannedCase& planned, const std::pair<std::string, Pass>& run, const RunFields& fields,
                                  const std::string& reason) const {
   const auto& [backend, pass] = run;
-  const Declaration* declaration = find_declaration(hello_, backend);
+  const Declaration* declaration = find_declaration(hello_.backends, backend);
   Record record;
   record.case_line = planned.case_line;
   record.name = planned.c.metadata.name;
@@ -209,6 +207,8 @@ std::string Coordinator::handle(const json& message, const PlannedCase& planned,
     return "";
   } catch (const RunError&) {
     throw;  // the results cannot be written: not the worker's fault
+  } catch (const UsageError&) {
+    throw;  // nor is a table of safety that cannot be read
   } catch (const std::exception& error) {
     return error.what();
   }

@@ -39,7 +39,7 @@ std::optional<std::string> outside(const Declaration& backend, std::string_view 
 std::optional<std::string> why_not_device(const Declaration& backend, const Device& device) {
   const Capabilities& can = backend.capabilities;
   if (!backend.why_unavailable.empty()) return backend.why_unavailable;
-  if (!contains(can.devices, device.kind))
+  if (!runs_on(backend, device))
     return fmt::format("device {}: {} runs on {}", device.kind, backend.name, fmt::join(can.devices, ", "));
   if (device.kind != "cuda") return std::nullopt;
   if (!device.sm) return fmt::format("a CUDA device of unknown SM: {} needs SM {}", backend.name, sm_name(can.min_sm));
@@ -108,6 +108,19 @@ double lse_of_empty_row(Conventions::LseEmpty convention) {
     default:
       return -kInfinity;
   }
+}
+
+std::string device_text(const Device& device) {
+  return device.kind == "cpu" ? device.kind : fmt::format("{}:{}", device.kind, device.index);
+}
+
+const Declaration* find_declaration(const std::vector<Declaration>& declarations, std::string_view name) {
+  const auto found = std::ranges::find(declarations, name, &Declaration::name);
+  return found == declarations.end() ? nullptr : &*found;
+}
+
+bool runs_on(const Declaration& backend, const Device& device) {
+  return contains(backend.capabilities.devices, device.kind);
 }
 
 std::optional<std::string> why_not(const Declaration& backend, const Case& c, Pass pass, const Device& device) {

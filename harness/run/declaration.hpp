@@ -3,6 +3,7 @@
 
 #include <optional>
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include <nlohmann/json.hpp>
@@ -79,6 +80,15 @@ struct Device {
   std::optional<int> sm;
   std::string name;  ///< as the vendor names it
 };
+
+/// "cpu", "cuda:0": as --device takes it and records have it.
+std::string device_text(const Device& device);
+
+/// The one with that name, or null.
+const Declaration* find_declaration(const std::vector<Declaration>& declarations, std::string_view name);
+
+/// Does the backend have anything for this kind of device, whatever the case?
+bool runs_on(const Declaration& declaration, const Device& device);
 
 /// A sentence why the case lies outside the declared capabilities; empty: it lies inside.
 std::optional<std::string> why_not(const Declaration& declaration, const Case& c, Pass pass, const Device& device);

@@ -4,9 +4,11 @@
 //   --status STATUS         of every record (passed)
 //   --once FILE             misbehave only if FILE does not exist, and make it
 //   --delay-ms N            before each record
+//   --gpu-backend           declare a third backend, gpu_only, which has nothing for a CPU
 #include <chrono>
 #include <csignal>
 #include <cstdio>
+#include <cstdlib>
 #include <fstream>
 #include <iostream>
 #include <string>
@@ -27,10 +29,19 @@ using nlohmann::json;
 struct Options {
   std::string device = "cpu", behaviour, on, start, status = "passed", once;
   int requests = -1, replies = -1, delay_ms = 0;
+  bool gpu_backend = false;
 };
 
 [[noreturn]] void sleep_forever() {
   for (;;) pause();
+}
+
+/// Writes past a block of the heap until an allocation notices; a sanitizer notices at once.
+void corrupt_heap() {
+  constexpr size_t kBlock = 40, kPast = 4096;
+  volatile char* block = static_cast<char*>(std::malloc(kBlock));
+  for (size_t i = kBlock; i < kPast; ++i) block[i] = '\x55';
+  for (int i = 0; i < 1000; ++i) std::free(std::malloc(kPast + kBlock * static_cast<size_t>(i)));
 }
 
 class FakeWorker {
@@ -69,6 +80,8 @@ class FakeWorker {
     say({{"hello", hello()}});
   }
 
+  Device cpu() const { return {options_.device, 0, std::nullopt, "no device"}; }
+
   Hello hello() const {
     Declaration ours;
     ours.name = "flash_varlen";
@@ -85,7 +98,12 @@ class FakeWorker {
     Declaration eager = ours;
     eager.name = "eager";
     eager.ours = false;
-    return {kProtocol, "fake_worker", {options_.device, 0, std::nullopt, "no device"}, {ours, eager}, {{"threads", 1}}};
+    Declaration gpu = eager;
+    gpu.name = "gpu_only";
+    gpu.capabilities.devices = {"cuda"};
+    std::vector<Declaration> backends{ours, eager};
+    if (options_.gpu_backend) backends.push_back(gpu);
+    return {kProtocol, "fake_worker", cpu(), backends, {{"threads", 1}}};
   }
 
   Record record(const Case& c, const std::string& backend, Pass pass) const {
@@ -98,6 +116,11 @@ class FakeWorker {
     for (Status status : {Status::passed, Status::failed, Status::mistrusted, Status::unsupported, Status::skipped})
       if (options_.status == name_of(status)) record.status = status;
     if (record.status != Status::passed) record.reason = "as the test asked";
+    for (const Declaration& declaration : hello().backends)
+      if (const auto why = why_not(declaration, c, pass, cpu()); why && declaration.name == backend) {
+        record.status = Status::unsupported;
+        record.reason = *why;
+      }
     return record;
   }
 
@@ -117,7 +140,13 @@ class FakeWorker {
       std::signal(SIGSEGV, SIG_DFL);  // sanitizers would turn it into an exit
       raise(SIGSEGV);
     }
-    if (how == "exit") _exit(3);
+    if (how == "abort") std::abort();
+    if (how == "corrupt-heap") corrupt_heap();
+    if (how == "exit") std::exit(3);
+    if (how == "lose-context") {  // as attnbench-worker does where its CUDA context is unusable
+      fmt::print(stderr, "the CUDA context failed: an illegal memory access was encountered\n");
+      std::exit(3);
+    }
     if (how == "hang") sleep_forever();
     if (how == "rubbish") write_bytes("\x01\xff not JSON\n");
     if (how == "cut") {
@@ -172,6 +201,7 @@ int main(int argc, char** argv) {
   app.add_option("--status", options.status);
   app.add_option("--once", options.once);
   app.add_option("--delay-ms", options.delay_ms);
+  app.add_flag("--gpu-backend", options.gpu_backend);
   CLI11_PARSE(app, argc, argv);
   return attnbench::FakeWorker(options).serve();
 }

@@ -15,17 +15,12 @@ namespace {
 /// Unsupported, although the case lies inside what the backend declares.
 bool breaks_its_declaration(const Record& record, const std::vector<Declaration>& backends) {
   if (record.status != Status::unsupported) return false;
-  const auto declaration =
-      std::find_if(backends.begin(), backends.end(), [&](const auto& d) { return d.name == record.backend; });
-  if (declaration == backends.end()) return true;  // no declaration excuses it
+  const Declaration* declaration = find_declaration(backends, record.backend);
+  if (!declaration) return true;  // no declaration excuses it
   Device device;
   device.kind = record.device.substr(0, record.device.find(':'));
   device.sm = record.sm;
   return !why_not(*declaration, parse_case(record.case_line, "record"), record.pass, device);
-}
-
-bool is_judged(const Record& record) {
-  return record.status == Status::passed || record.status == Status::failed || record.status == Status::mistrusted;
 }
 
 }  // namespace
@@ -57,20 +52,23 @@ bool is_red(const Record& record, const std::vector<Declaration>& backends) {
 
 GateResult apply_gate(const RunData& run) {
   const bool gates_nothing = run.gated.empty();
-  int64_t red = 0, findings = 0, judged = 0, skipped = 0, considered = 0;
+  const auto is_gated = [&](const Record& record) { return std::ranges::find(run.gated, record.backend) != run.gated.end(); };
+  const bool any_gated = std::ranges::any_of(run.records, is_gated);
+  int64_t red = 0, findings = 0, judged = 0, set_aside = 0, considered = 0;
   for (const Record& record : run.records) {
-    const bool gated = std::find(run.gated.begin(), run.gated.end(), record.backend) != run.gated.end();
-    if (is_red(record, run.backends)) ++(gated ? red : findings);
-    if (!gated && !gates_nothing) continue;
+    const bool gated = is_gated(record), is_finding = is_red(record, run.backends);
+    if (is_finding) ++(gated ? red : findings);
+    if ((gated || gates_nothing) && is_judged(record)) ++judged;
+    if (any_gated && !gated) continue;
     ++considered;
-    judged += is_judged(record);
-    skipped += record.status == Status::skipped;
+    if (!is_finding && !is_judged(record)) ++set_aside;  // skipped, or outside what the backend declares
   }
   const std::string who = gates_nothing ? "no backend is gated" : fmt::format("gated: {}", fmt::join(run.gated, ", "));
   const std::string counts = fmt::format("{} judged, {} red, {} findings in others; {}", judged, red, findings, who);
   if (red > 0) return {kExitGate, "FAILED: " + counts};
   if (judged > 0) return {kExitOk, "passed: " + counts};
-  if (considered > 0 && skipped == considered) return {kExitAllSkipped, "everything was skipped: " + counts};
+  if (considered > 0 && set_aside == considered)
+    return {kExitAllSkipped, "nothing to judge: everything was skipped or lies outside what the backends declare: " + counts};
   return {kExitInfrastructure,
           "too little evidence: nothing that was judged is gated (--gate NAME gates other backends): " + counts};
 }

@@ -5,7 +5,7 @@
 
 namespace attnbench {
 
-/// Thrown where the coordinator notices the signal. Exit code 128 + signal: 130 or 143.
+/// Thrown where the coordinator notices the signal.
 struct Interrupted : std::exception {
   explicit Interrupted(int signal) : signal(signal) {}
   const char* what() const noexcept override { return "interrupted"; }

@@ -8,7 +8,7 @@
 #include <unistd.h>
 
 #include "harness/run/command_line.hpp"
-#include "harness/run/errors.hpp"
+#include "harness/run/exit_code.hpp"
 #include "harness/run/gate.hpp"
 #include "harness/run/interrupt.hpp"
 #include "harness/run/list_cases.hpp"
@@ -49,7 +49,7 @@ int execute(const RunCommand& command, const std::vector<std::string>& arguments
     fmt::print(stderr, "attnbench: interrupted before the run began\n");
   else
     fmt::print(stderr, "attnbench: interrupted; continue with: attnbench --resume {}\n", outcome.folder.string());
-  return 128 + *outcome.interrupted;
+  return exit_code_of_signal(*outcome.interrupted);
 }
 
 int execute(const ListCommand& command, const std::vector<std::string>&) {
@@ -90,22 +90,14 @@ int execute(const HelpCommand& help, const std::vector<std::string>&) {
 
 /// Every sentence that ends a command comes through here.
 int run_main(const std::vector<std::string>& arguments) {
-  const auto end = [](const std::exception& error, int exit_code) {
-    fmt::print(stderr, "attnbench: {}\n", error.what());
-    return exit_code;
-  };
   try {
     const std::vector<std::string> words(arguments.begin() + 1, arguments.end());
     const Command command = parse_command_line(words, report_formats());
     return std::visit([&](const auto& alternative) { return execute(alternative, arguments); }, command);
-  } catch (const Interrupted& interrupted) {
-    return 128 + interrupted.signal;
-  } catch (const NothingMatched& error) {
-    return end(error, kExitNoMatch);
-  } catch (const InfrastructureError& error) {
-    return end(error, kExitInfrastructure);
-  } catch (const std::exception& error) {  // UsageError, CaseError, RunError, and what a file system refuses
-    return end(error, kExitUsage);
+  } catch (...) {
+    const CommandEnd end = end_of_command(std::current_exception());
+    if (!end.sentence.empty()) fmt::print(stderr, "attnbench: {}\n", end.sentence);
+    return end.exit_code;
   }
 }
 

@@ -7,9 +7,9 @@
 
 namespace attnbench {
 
-/// Writes the union of `runs` to a new run in `out`; the order of `runs` does not matter. Of several records of one (case,
-/// backend, device, pass) one is kept: the worst status, so that a merge hides nothing. Returns a sentence for each conflict,
-/// that is, unlike status, and for each cut last line. Throws RunError.
+/// Writes the union of `runs` to a new run in `out`; the order of `runs` does not matter, nor that one is named
+/// twice. Runs that overlap, that is, have unlike records of one (case, backend, device, pass), are refused. Returns a sentence
+/// for each cut last line. Throws RunError, and then nothing is written.
 std::vector<std::string> merge_runs(const std::vector<std::filesystem::path>& runs, const std::filesystem::path& out);
 
 }  // namespace attnbench

@@ -39,16 +39,20 @@ void check_backend_names(const std::vector<std::string>& wanted, const std::vect
   }
 }
 
-bool runs_on(const Case& c, const Device& device) {
+bool is_for(const Case& c, const Device& device) {
   return c.metadata.device == DeviceKind::any || name_of(c.metadata.device) == device.kind;
 }
 
+bool is_selected(const Declaration& declaration, const Selection& selection, const Device& device) {
+  const auto& wanted = selection.backends;
+  return wanted.empty() ? runs_on(declaration, device) : std::ranges::find(wanted, declaration.name) != wanted.end();
+}
+
 PlannedCase plan_case(const Case& c, const std::string& suite, const Selection& selection, const Filter& filter,
-                      const std::vector<Declaration>& backends) {
+                      const std::vector<Declaration>& backends, const Device& device) {
   PlannedCase planned{c, format_case(c), suite, {}};
   for (const Declaration& declaration : backends) {
-    const auto& wanted = selection.backends;
-    if (!wanted.empty() && std::find(wanted.begin(), wanted.end(), declaration.name) == wanted.end()) continue;
+    if (!is_selected(declaration, selection, device)) continue;
     for (Pass pass : {Pass::forward, Pass::backward}) {
       if (selection.pass && *selection.pass != pass) continue;
       if (filter.takes(fmt::format("{} {} {}", declaration.name, name_of(pass), planned.case_line)))
@@ -59,6 +63,15 @@ PlannedCase plan_case(const Case& c, const std::string& suite, const Selection& 
 }
 
 }  // namespace
+
+std::vector<std::string> not_on_device(const Selection& selection, const std::vector<Declaration>& backends,
+                                       const Device& device) {
+  std::vector<std::string> names;
+  if (!selection.backends.empty()) return names;
+  for (const Declaration& declaration : backends)
+    if (!runs_on(declaration, device)) names.push_back(declaration.name);
+  return names;
+}
 
 std::vector<PlannedCase> make_plan(const std::vector<Suite>& suites, const Selection& selection,
                                    const std::vector<Declaration>& backends, const Device& device) {
@@ -71,8 +84,8 @@ std::vector<PlannedCase> make_plan(const std::vector<Suite>& suites, const Selec
     for (const SuiteCase& suite_case : suite.cases) {
       if (!seen.insert(format_case(suite_case.c)).second) continue;
       if (position++ % selection.shard.count != selection.shard.index - 1) continue;
-      if (!runs_on(suite_case.c, device)) continue;
-      PlannedCase planned = plan_case(suite_case.c, suite.name, selection, filter, backends);
+      if (!is_for(suite_case.c, device)) continue;
+      PlannedCase planned = plan_case(suite_case.c, suite.name, selection, filter, backends, device);
       if (!planned.runs.empty()) plan.push_back(std::move(planned));
     }
   }

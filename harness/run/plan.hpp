@@ -23,6 +23,11 @@ struct Selection {
   Shard shard;
 };
 
+/// Backends that are left out because they have nothing for this kind of device. One that `selection` names is never left
+/// out: it answers with the sentence why not.
+std::vector<std::string> not_on_device(const Selection& selection, const std::vector<Declaration>& backends,
+                                       const Device& device);
+
 /// One request to the worker.
 struct PlannedCase {
   Case c;
@@ -31,8 +36,8 @@ struct PlannedCase {
   std::vector<std::pair<std::string, Pass>> runs;  ///< backend and pass, each backend's forward first
 };
 
-/// Cases of equal identity are run once, under the first suite that holds them. Cases for another kind of device are left
-/// out. Throws UsageError on an unknown backend or a malformed filter. Empty: nothing matched.
+/// Cases of equal identity are run once, under the first suite that holds them. Cases for another kind of device, and the
+/// backends not_on_device(), are left out. Throws UsageError on an unknown backend or a malformed filter. Empty: nothing matched.
 std::vector<PlannedCase> make_plan(const std::vector<Suite>& suites, const Selection& selection,
                                    const std::vector<Declaration>& backends, const Device& device);
 

@@ -118,6 +118,11 @@ struct Record {
   std::string repro;
 };
 
+/// An oracle has judged it, with any verdict.
+inline bool is_judged(const Record& record) {
+  return record.status == Status::passed || record.status == Status::failed || record.status == Status::mistrusted;
+}
+
 /// Differences between two backends on one tensor of one case: users ask how backends compare with each other.
 struct Difference {
   std::string a, b, tensor;

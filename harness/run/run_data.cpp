@@ -25,8 +25,7 @@ void read_environment(const nlohmann::json& environment, RunData& run) {
   const JsonReader in(environment, "run.environment");
   if (in.has("backends")) {
     for (Declaration& declaration : in.array("backends").get<std::vector<Declaration>>()) {
-      const auto same =
-          std::find_if(run.backends.begin(), run.backends.end(), [&](const auto& d) { return d.name == declaration.name; });
+      const auto same = std::ranges::find(run.backends, declaration.name, &Declaration::name);
       if (same == run.backends.end())
         run.backends.push_back(std::move(declaration));
       else
@@ -37,6 +36,7 @@ void read_environment(const nlohmann::json& environment, RunData& run) {
       if (declaration.ours) run.gated.push_back(declaration.name);
   }
   if (in.has("gated")) run.gated = in.array("gated").get<std::vector<std::string>>();
+  if (in.has("not_on_device")) in.array("not_on_device").get_to(run.not_on_device[in.object("device").text("kind")]);
 }
 
 void read_line(const std::string& text, RunData& run) {
@@ -79,7 +79,9 @@ RunData read_run(const fs::path& folder_or_file) {
     }
     begin = end + 1;
   }
-  if (run.headers.empty()) throw RunError(fmt::format("{}: not a run: it holds no whole line", file.string()));
+  if (run.headers.empty())
+    throw RunError(
+        fmt::format("{}: holds no whole line: its run ended before it began; start it again with --out", file.string()));
   return run;
 }
 

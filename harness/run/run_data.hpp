@@ -2,6 +2,7 @@
 #pragma once
 
 #include <filesystem>
+#include <map>
 #include <stdexcept>
 #include <string>
 #include <vector>
@@ -23,7 +24,9 @@ struct RunData {
   std::vector<Comparison> comparisons;  ///< likewise
   std::vector<Declaration> backends;    ///< of all headers' environment.backends; the last one of a name counts
   std::vector<std::string> gated;       ///< backends whose red results decide the exit code: environment.gated, else `ours`
-  std::vector<std::string> warnings;    ///< what had to be left out: a cut last line
+  /// By kind of device: backends that have nothing for it and were left out. The last header of a kind counts.
+  std::map<std::string, std::vector<std::string>> not_on_device;
+  std::vector<std::string> warnings;  ///< what had to be left out: a cut last line
 };
 
 inline constexpr const char* kResultsFile = "results.jsonl";

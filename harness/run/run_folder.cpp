@@ -30,8 +30,6 @@ constexpr auto kLongestUnsynced = std::chrono::milliseconds(500);
 RunFolder::RunFolder(fs::path folder, int open_flags) : folder_(std::move(folder)) {
   const fs::path file = folder_ / kResultsFile;
   file_ = open(file.c_str(), open_flags | O_RDWR | O_APPEND | O_CLOEXEC, 0644);
-  if (file_ < 0 && errno == EEXIST)
-    throw RunError(fmt::format("{}: holds a run already; continue it with --resume {}", folder_.string(), folder_.string()));
   if (file_ < 0) cannot_be_written(file, errno);
   if (flock(file_, LOCK_EX | LOCK_NB) != 0) {
     close(file_);
@@ -43,7 +41,11 @@ RunFolder RunFolder::create(const fs::path& folder) {
   std::error_code error;
   fs::create_directories(folder, error);
   if (error) cannot_be_written(folder, error.value());
-  return RunFolder(folder, O_CREAT | O_EXCL);
+  RunFolder run(folder, O_CREAT);
+  run.remove_cut_line();  // of a run that was killed before it had written its header
+  if (lseek(run.file_, 0, SEEK_END) > 0)
+    throw RunError(fmt::format("{}: holds a run already; continue it with --resume {}", folder.string(), folder.string()));
+  return run;
 }
 
 RunFolder RunFolder::reopen(const fs::path& folder) {

@@ -15,7 +15,7 @@ namespace attnbench {
 /// The file is locked: a second coordinator in the same folder is refused.
 class RunFolder {
  public:
-  /// Makes `folder`. Throws RunError if it cannot be written or holds a run already.
+  /// Makes `folder`. Throws RunError if it cannot be written or holds a run already: a file with a whole line.
   static RunFolder create(const std::filesystem::path& folder);
   /// Opens an existing run to append to it; a cut last line is taken off. Throws RunError.
   static RunFolder reopen(const std::filesystem::path& folder);

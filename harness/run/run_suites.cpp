@@ -73,12 +73,13 @@ std::vector<std::string> named_by_program(std::vector<std::string> arguments) {
   return arguments;
 }
 
-nlohmann::json environment_of(const Hello& hello, const std::vector<std::string>& gated) {
+nlohmann::json environment_of(const Hello& hello, const RunCommand& command) {
   nlohmann::json environment = hello.environment;
   environment["worker"] = hello.worker;
   environment["device"] = hello.device;
   environment["backends"] = hello.backends;
-  environment["gated"] = gated;
+  environment["gated"] = gated_backends(command.gate, hello.backends);
+  environment["not_on_device"] = not_on_device(command.selection, hello.backends, hello.device);
   return environment;
 }
 
@@ -110,7 +111,7 @@ std::optional<int> run_in(RunFolder& folder, const RunCommand& command, const st
     Coordinator coordinator({worker_command(command.worker), folder.worker_log(), command.worker.timeout_s});
     const Hello& hello = coordinator.hello();
     const std::vector<PlannedCase> plan = plan_run(command, suites, hello, earlier);
-    const nlohmann::json environment = environment_of(hello, gated_backends(command.gate, hello.backends));
+    const nlohmann::json environment = environment_of(hello, command);
     if (earlier) check_same_device(*earlier, environment);
     folder.append(to_line(RunHeader{run_id, named_by_program(arguments), utc_now(), environment}));
     Progress progress(stderr, count_runs(plan));

@@ -7,6 +7,7 @@
 #include <utility>
 
 #include "harness/run/data_files.hpp"
+#include "harness/run/errors.hpp"
 #include "harness/run/json_reader.hpp"
 #include "harness/run/names.hpp"
 #include "harness/run/version.hpp"
@@ -55,7 +56,7 @@ std::vector<SafetyRow> read_table() {
     for (const auto& row : table.array("rows")) rows.push_back(row_from(JsonReader(row, fmt::format("rows[{}]", rows.size()))));
     return rows;
   } catch (const std::exception& error) {
-    throw std::runtime_error(fmt::format("{}: the safety table cannot be read: {}", file.string(), error.what()));
+    throw UsageError(fmt::format("{}: the safety table cannot be read: {}", file.string(), error.what()));
   }
 }
 

@@ -111,7 +111,7 @@ TEST(Safety, OurKernelsAndThoseWithoutARow) {
     EXPECT_EQ(verdicts(backward(implementation, "", 256, true)), "ooooooo");
 }
 
-TEST(Safety, TheRulesOfTheSeedsAndTheMissionAreApart) {
+TEST(Safety, BelowSm8EveryPassIsFlaggedAndABackwardOfLargeHeadsByTwoRules) {
   for (int sm : kSms) {
     for (int64_t head_dim : {64, 65, 128}) {
       SafetyQuery query = backward("eager", "", head_dim);

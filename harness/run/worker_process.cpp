@@ -190,8 +190,8 @@ std::string WorkerProcess::close(Deadline deadline) {
   return fmt::format("exited with code {}", exit_code_);
 }
 
-std::string last_lines(const fs::path& log, std::uintmax_t begin) {
-  constexpr size_t kLines = 3, kShown = 300;
+std::string last_lines(const fs::path& log, std::uintmax_t begin, size_t count) {
+  constexpr size_t kShown = 300;
   std::ifstream in(log, std::ios::binary);
   in.seekg(static_cast<std::streamoff>(begin));
   std::vector<std::string> lines;
@@ -200,7 +200,7 @@ std::string last_lines(const fs::path& log, std::uintmax_t begin) {
     const bool is_frame = text != std::string::npos && (line.starts_with("frame #") || line[text] == '#');
     if (text != std::string::npos && !is_frame) lines.push_back(line.substr(text, kShown));
   }
-  if (lines.size() > kLines) lines.erase(lines.begin(), lines.end() - kLines);
+  if (lines.size() > count) lines.erase(lines.begin(), lines.end() - static_cast<std::ptrdiff_t>(count));
   return fmt::format("{}", fmt::join(lines, " | "));
 }
 

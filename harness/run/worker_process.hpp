@@ -68,7 +68,7 @@ class WorkerProcess {
   int exit_code_ = -1;
 };
 
-/// The last lines of a log from byte `begin` on, without the frames of stack traces; empty if there are none.
-std::string last_lines(const std::filesystem::path& log, std::uintmax_t begin);
+/// The last `count` lines of a log from byte `begin` on, without the frames of stack traces; empty if there are none.
+std::string last_lines(const std::filesystem::path& log, std::uintmax_t begin, size_t count = 3);
 
 }  // namespace attnbench

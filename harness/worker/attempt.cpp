@@ -94,7 +94,7 @@ Attempt::Attempt(const Backend& backend, Pass pass, const Device& device, CaseDa
   record_.expect = c.metadata.expect;
   record_.backend = declaration.name;
   record_.version = declaration.version;
-  record_.device = device.kind == "cpu" ? "cpu" : fmt::format("{}:{}", device.kind, device.index);
+  record_.device = device_text(device);
   record_.sm = device.sm;
   record_.pass = pass;
 }

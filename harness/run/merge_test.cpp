@@ -1,0 +1,58 @@
+// Shards, and their merge into the whole.
+#include <algorithm>
+#include <filesystem>
+
+#include <fmt/format.h>
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include "harness/run/attnbench_fixture.hpp"
+#include "harness/run/exit_code.hpp"
+
+namespace attnbench {
+namespace {
+
+namespace fs = std::filesystem;
+using testing::HasSubstr;
+
+TEST_F(Attnbench, ShardsMergeIntoTheWholeInAnyOrder) {
+  EXPECT_EQ(run(cases(7)).exit_code, kExitOk);
+  std::vector<std::string> parts;
+  for (int shard : {1, 2, 3}) {
+    const std::string name = fmt::format("part{}", shard);
+    EXPECT_EQ(run(joined(cases(7, name), {"--shard", fmt::format("{}/3", shard)})).exit_code, kExitOk);
+    parts.push_back(path(name));
+  }
+  std::string merged;
+  do {
+    std::vector<std::string> merge = joined({"merge"}, parts);
+    merge.push_back(parts[0]);  // named twice
+    fs::remove_all(folder_ / "merged");
+    const Answer answer = run(joined(merge, {"--out", path("merged")}), "none");
+    EXPECT_EQ(answer.exit_code, kExitOk) << answer.out;
+    EXPECT_EQ(outcomes(results("merged")), outcomes(results()));
+    const std::string text = read_text(folder_ / "merged" / kResultsFile);
+    EXPECT_TRUE(merged.empty() || text == merged);
+    merged = text;
+  } while (std::ranges::next_permutation(parts).found);
+}
+
+TEST_F(Attnbench, AMergeOfTwoShardsOfThreeIsNotTheWhole) {
+  EXPECT_EQ(run(cases(7)).exit_code, kExitOk);
+  for (int shard : {1, 3}) run(joined(cases(7, fmt::format("part{}", shard)), {"--shard", fmt::format("{}/3", shard)}));
+  EXPECT_EQ(run({"merge", path("part1"), path("part3"), "--out", path("merged")}, "none").exit_code, kExitOk);
+  EXPECT_NE(outcomes(results("merged")), outcomes(results()));
+}
+
+TEST_F(Attnbench, RunsThatOverlapAreNotMerged) {
+  EXPECT_EQ(run(cases(1, "good")).exit_code, kExitOk);
+  EXPECT_EQ(run(cases(2, "bad"), "--status failed").exit_code, kExitGate);
+  const Answer answer = run({"merge", path("bad"), path("good"), "--out", path("merged")}, "none");
+  EXPECT_EQ(answer.exit_code, kExitUsage);
+  EXPECT_THAT(answer.out, HasSubstr("good are no parts of one run"));
+  EXPECT_THAT(answer.out, HasSubstr("flash_varlen forward on cpu (failed and passed); attention d=64 lq=1"));
+  EXPECT_FALSE(fs::exists(folder_ / "merged"));
+}
+
+}  // namespace
+}  // namespace attnbench
