@@ -1,346 +1,462 @@
-// The same-precision emulator: attention in tiles of 64 x 64, fp32 arithmetic, rounding where the profile says.
+// The same-precision emulator in LibTorch operations, on the inputs' device: all query rows and heads of a batch of
+// sequences against one tile of 64 keys after the other, fp32 arithmetic, rounding where the profile says.
 //   P unnormalised or not rounded: online softmax, P relative to the running maximum.
 //   P normalised: one sweep for the row's maximum and sum, another for P V.
 //   D from P o dP: one sweep for D, another for the gradients.
 // It is a yardstick of ordinary error, not of right values: only its error energy is used.
+#include "harness/attention/emulator.hpp"
+
 #include <algorithm>
 #include <cmath>
 #include <limits>
+#include <map>
+#include <utility>
 #include <vector>
 
-#include <ATen/core/Tensor.h>
+#include <ATen/Context.h>
+#include <ATen/TensorOperators.h>
+#include <ATen/core/grad_mode.h>
+#include <ATen/ops/arange.h>
+#include <ATen/ops/bmm.h>
 #include <ATen/ops/full.h>
-#include <Eigen/Core>
+#include <ATen/ops/maximum.h>
+#include <ATen/ops/tensor.h>
+#include <ATen/ops/zeros.h>
 
 #include "harness/attention/error_model.hpp"
-#include "harness/attention/parallel.hpp"
-#include "harness/attention/reference.hpp"
-#include "harness/attention/tokens.hpp"
 
 namespace attnbench {
 namespace {
 
-using Tile = Eigen::Matrix<float, Eigen::Dynamic, Eigen::Dynamic, Eigen::RowMajor>;
-using Row = Eigen::ArrayXf;
+using at::Tensor;
 
 constexpr int64_t kTile = 64;
-constexpr float kInfinity = std::numeric_limits<float>::infinity();
+constexpr int64_t kBatchRows = 1 << 18;  ///< (sequence, head, token) rows: a tile of scores takes 64 MiB
+constexpr double kInfinity = std::numeric_limits<double>::infinity();
 
-template <Dtype dtype>
-void round_tile(Tile& x) {
-  float* data = x.data();
-  for (Eigen::Index i = 0; i < x.size(); ++i) data[i] = round_to(dtype, data[i]);
-}
+/// The keys [begin, end) of its sequence that a query reads. filled: it sees none, and reads all as if they were equal.
+struct Reads {
+  int64_t begin = 0, end = 0;
+  bool filled = false;
 
-void round_all(Dtype dtype, Tile& x) {
-  if (dtype == Dtype::bf16) round_tile<Dtype::bf16>(x);
-  if (dtype == Dtype::fp16) round_tile<Dtype::fp16>(x);
-}
-
-/// One query head of one sequence, in fp32 that holds the dtype's values.
-struct EmulatedHead {
-  const Problem* problem = nullptr;
-  Conventions::EmptyRow empty_row = Conventions::EmptyRow::zero;
-  Rounding rounding;
-  float scale = 0;
-  int64_t real_keys = 0;
-  Tile Q, K, V, G;     ///< K, V: real keys first, then the padding that uniform empty rows read
-  Tile O, dQ, dK, dV;  ///< O and dQ rounded, dK and dV not
-  Row L, m, l, D;
-  std::vector<char> sees_none;
-
-  bool sees(int64_t i, int64_t j) const;
-  void find_empty_rows();
-  bool reads(int64_t i, int64_t j) const { return sees_none[i] ? empty_row != Conventions::EmptyRow::zero : sees(i, j); }
-  bool tile_is_hidden(int64_t i0, int64_t rows, int64_t j0, int64_t columns) const;
-  Tile scores(int64_t i0, int64_t rows, int64_t j0, int64_t columns) const;
-  void forward();
-  void row_statistics(int64_t i0, int64_t rows);
-  void online_softmax(int64_t i0, int64_t rows, const Tile& S, Tile& P);
-  Tile dp(int64_t i0, int64_t rows, int64_t j0, int64_t columns) const;
-  Tile probabilities(int64_t i0, const Tile& S) const;
-  void row_sums();
-  void backward();
+  bool any_of(int64_t first, int64_t last) const { return begin < last && end > first; }
+  bool all_of(int64_t first, int64_t last) const { return begin <= first && end >= last && !filled; }
 };
 
-bool EmulatedHead::sees(int64_t i, int64_t j) const {
-  if (j >= real_keys) return false;
-  const int64_t past_diagonal = problem->align == Align::bottom_right ? j - i - real_keys + Q.rows() : j - i;
-  if (problem->mask == Mask::causal && past_diagonal > 0) return false;
-  if (!problem->window) return true;
-  const auto [left, right] = *problem->window;
-  return !(left >= 0 && past_diagonal < -left) && !(right >= 0 && past_diagonal > right);
+struct Sequence {
+  std::vector<int64_t> q_rows, k_rows;  ///< storage rows; k_rows: real keys, then the padding that uniform empty rows read
+  int64_t real_keys = 0;
+  std::vector<Reads> reads;  ///< by query
+
+  int64_t queries() const { return static_cast<int64_t>(q_rows.size()); }
+  int64_t keys() const { return static_cast<int64_t>(k_rows.size()); }
+  void find_reads(const Problem& problem, Conventions::EmptyRow empty_row);
+  /// Nobody reads the others, which may hold anything.
+  std::pair<int64_t, int64_t> keys_read() const;
+};
+
+void Sequence::find_reads(const Problem& problem, Conventions::EmptyRow empty_row) {
+  reads.resize(queries());
+  for (int64_t i = 0; i < queries(); ++i) {
+    const int64_t diagonal = problem.align == Align::bottom_right ? i + real_keys - queries() : i;
+    int64_t begin = 0, end = real_keys;
+    if (problem.mask == Mask::causal) end = std::min(end, diagonal + 1);
+    if (problem.window && problem.window->left >= 0) begin = std::max(begin, diagonal - problem.window->left);
+    if (problem.window && problem.window->right >= 0) end = std::min(end, diagonal + problem.window->right + 1);
+    if (begin < end)
+      reads[i] = {begin, end, false};
+    else if (empty_row != Conventions::EmptyRow::zero)
+      reads[i] = {0, keys(), true};
+  }
 }
 
-void EmulatedHead::find_empty_rows() {
-  sees_none.assign(Q.rows(), 1);
-  for (int64_t i = 0; i < Q.rows(); ++i)
-    for (int64_t j = 0; j < real_keys && sees_none[i]; ++j)
-      if (sees(i, j)) sees_none[i] = 0;
+std::pair<int64_t, int64_t> Sequence::keys_read() const {
+  int64_t begin = keys(), end = 0;
+  for (const Reads& r : reads) {
+    if (r.begin == r.end) continue;
+    begin = std::min(begin, r.begin);
+    end = std::max(end, r.end);
+  }
+  return {begin, std::max(begin, end)};
 }
 
-bool EmulatedHead::tile_is_hidden(int64_t i0, int64_t rows, int64_t j0, int64_t columns) const {
-  for (int64_t i = i0; i < i0 + rows; ++i)
-    for (int64_t j = j0; j < j0 + columns; ++j)
-      if (reads(i, j)) return false;
-  return true;
-}
+/// Storage rows of tokens, and their places in a batch [sequences x longest].
+struct Places {
+  std::vector<int64_t> rows, places;
 
-/// s S, hidden ones -inf; an empty row that is not zero reads equal scores.
-Tile EmulatedHead::scores(int64_t i0, int64_t rows, int64_t j0, int64_t columns) const {
-  Tile S = Q.middleRows(i0, rows) * K.middleRows(j0, columns).transpose();
-  if (rounding.scores) round_all(rounding.dtype, S);
-  S *= scale;
-  if (rounding.scores) round_all(rounding.dtype, S);
-  const float filler = empty_row == Conventions::EmptyRow::nan ? std::nanf("") : 0;
-  for (int64_t i = 0; i < rows; ++i) {
-    for (int64_t j = 0; j < columns; ++j) {
-      if (!reads(i0 + i, j0 + j))
-        S(i, j) = -kInfinity;
-      else if (sees_none[i0 + i])
-        S(i, j) = filler;
+  void add(int64_t row, int64_t place) {
+    rows.push_back(row);
+    places.push_back(place);
+  }
+};
+
+/// A tile of keys [first, first + keys) and the query rows [begin, end) around all that read some of it; rows outside
+/// [partial_begin, partial_end) read all of it.
+struct KeyTile {
+  int64_t first = 0, keys = 0, begin = 0, end = 0, partial_begin = 0, partial_end = 0;
+
+  int64_t rows() const { return end - begin; }
+  Tensor of_rows(const Tensor& t) const { return t.narrow(1, begin, rows()); }
+  Tensor of_keys(const Tensor& t) const { return t.narrow(1, first, keys); }
+};
+
+/// What the arithmetic of a case is like.
+struct Arithmetic {
+  Rounding rounding;
+  double scale = 0;
+  double filler = 0;  ///< score of the keys of a filled row: 0, or NaN
+  at::ScalarType dtype = at::kFloat;
+  at::ScalarType operand = at::kFloat;  ///< of rounded values in a product: the tensor cores' dtype; on a CPU fp32
+};
+
+/// Attention of [sequences x heads, queries, channels] in which each sequence is padded with zeros to the longest.
+class Batch {
+ public:
+  Batch(const Arithmetic& arithmetic, const std::vector<Sequence>& sequences, Tensor Q, Tensor K, Tensor V, Tensor G);
+  void forward();
+  void backward();
+  /// [sequences x heads, queries, 1]; -inf for a query that sees no key.
+  Tensor lse() const;
+
+  Tensor O;           ///< rounded
+  Tensor dQ, dK, dV;  ///< by query head; dQ rounded, dK and dV not
+
+ private:
+  void find_tiles(const std::vector<Sequence>& sequences);
+  Tensor round(const Tensor& x) const { return x.to(a_.dtype).to(at::kFloat); }
+  Tensor product(const Tensor& x, const Tensor& y) const;
+  void hide(Tensor& x, const KeyTile& tile, double value) const;
+  Tensor scores(const KeyTile& tile) const;
+  Tensor dp(const KeyTile& tile) const;
+  Tensor online_softmax(const KeyTile& tile, bool rescales_output);
+  void settle_rows();
+  Tensor probabilities(const KeyTile& tile) const;
+  Tensor row_sums() const;
+  void add_gradients(const KeyTile& tile, const Tensor& D);
+
+  const Arithmetic& a_;
+  Tensor Q_, K_, V_, G_;
+  Tensor m_, l_, L_;             ///< [sequences x heads, queries, 1]
+  Tensor begin_, end_, filled_;  ///< Reads, [sequences, 1, queries, 1]
+  Tensor keys_;                  ///< 0, 1, 2, …
+  bool any_filled_ = false;
+  std::vector<KeyTile> tiles_;
+};
+
+Batch::Batch(const Arithmetic& arithmetic, const std::vector<Sequence>& sequences, Tensor Q, Tensor K, Tensor V, Tensor G)
+    : a_(arithmetic), Q_(std::move(Q)), K_(std::move(K)), V_(std::move(V)), G_(std::move(G)) {
+  find_tiles(sequences);
+  const int64_t count = static_cast<int64_t>(sequences.size()), queries = Q_.size(1);
+  std::vector<int64_t> begin(count * queries), end(count * queries), filled(count * queries);
+  for (int64_t n = 0; n < count; ++n) {
+    for (int64_t i = 0; i < sequences[n].queries(); ++i) {
+      const Reads& r = sequences[n].reads[i];
+      begin[n * queries + i] = r.begin;
+      end[n * queries + i] = r.end;
+      filled[n * queries + i] = r.filled;
+      any_filled_ = any_filled_ || r.filled;
     }
   }
+  const auto on_device = [&](const std::vector<int64_t>& values) {
+    return at::tensor(values, at::kLong).view({count, 1, queries, 1}).to(Q_.device());
+  };
+  begin_ = on_device(begin);
+  end_ = on_device(end);
+  filled_ = on_device(filled).to(at::kBool);
+  keys_ = at::arange(K_.size(1), begin_.options());
+}
+
+/// Tiles that no row reads are left out.
+void Batch::find_tiles(const std::vector<Sequence>& sequences) {
+  const int64_t queries = Q_.size(1), keys = K_.size(1);
+  for (int64_t first = 0; first < keys; first += kTile) {
+    KeyTile tile{.first = first, .keys = std::min(kTile, keys - first), .begin = queries};
+    for (const Sequence& s : sequences) {
+      for (int64_t i = 0; i < s.queries(); ++i) {
+        if (!s.reads[i].any_of(first, first + tile.keys)) continue;
+        tile.begin = std::min(tile.begin, i);
+        tile.end = std::max(tile.end, i + 1);
+      }
+    }
+    if (tile.begin >= tile.end) continue;
+    tile.partial_begin = tile.end;
+    for (const Sequence& s : sequences) {
+      for (int64_t i = tile.begin; i < tile.end; ++i) {
+        if (i < s.queries() && s.reads[i].all_of(first, first + tile.keys)) continue;
+        tile.partial_begin = std::min(tile.partial_begin, i);
+        tile.partial_end = std::max(tile.partial_end, i + 1);
+      }
+    }
+    tiles_.push_back(tile);
+  }
+}
+
+/// Accumulated in fp32: by the tensor cores where both operands are of a low-precision dtype.
+Tensor Batch::product(const Tensor& x, const Tensor& y) const {
+  if (x.scalar_type() != at::kFloat && y.scalar_type() != at::kFloat) return at::bmm(x, y, at::kFloat);
+  return at::bmm(x.to(at::kFloat), y.to(at::kFloat));
+}
+
+/// Sets x [sequences x heads, rows, keys] to `value` where a row does not read the key.
+void Batch::hide(Tensor& x, const KeyTile& tile, double value) const {
+  const int64_t rows = tile.partial_end - tile.partial_begin;
+  if (rows <= 0) return;
+  const Tensor j = keys_.narrow(0, tile.first, tile.keys);
+  const auto of_rows = [&](const Tensor& t) { return t.narrow(2, tile.partial_begin, rows); };
+  const Tensor hidden = (j < of_rows(begin_)).logical_or_(j >= of_rows(end_));
+  x.view({begin_.size(0), -1, tile.rows(), tile.keys})
+      .narrow(2, tile.partial_begin - tile.begin, rows)
+      .masked_fill_(hidden, value);
+}
+
+/// s S, hidden ones -inf; a filled row reads equal scores.
+Tensor Batch::scores(const KeyTile& tile) const {
+  Tensor S = product(tile.of_rows(Q_), tile.of_keys(K_).transpose(1, 2));
+  if (a_.rounding.scores) S = round(S);
+  S.mul_(a_.scale);
+  if (a_.rounding.scores) S = round(S);
+  if (any_filled_)
+    S.view({begin_.size(0), -1, tile.rows(), tile.keys}).masked_fill_(filled_.narrow(2, tile.begin, tile.rows()), a_.filler);
+  hide(S, tile, -kInfinity);
   return S;
 }
 
-/// Rescales O and l to the new maximum and writes P relative to it.
-void EmulatedHead::online_softmax(int64_t i0, int64_t rows, const Tile& S, Tile& P) {
-  for (int64_t i = 0; i < rows; ++i) {
-    const float previous = m[i0 + i], here = S.row(i).maxCoeff<Eigen::PropagateNaN>();
-    const float largest = std::isnan(here) ? here : std::max(previous, here);
-    if (largest == -kInfinity) {
-      P.row(i).setZero();
-      continue;
-    }
-    const float shrink = std::exp(previous - largest);
-    P.row(i) = (S.row(i).array() - largest).exp();
-    for (int64_t j = 0; j < S.cols(); ++j)
-      if (S(i, j) == -kInfinity) P(i, j) = 0;
-    l[i0 + i] = l[i0 + i] * shrink + P.row(i).sum();
-    O.row(i0 + i) *= shrink;
-    m[i0 + i] = largest;
-  }
-}
-
-/// The maximum and the sum of exp of every row, before any P is formed.
-void EmulatedHead::row_statistics(int64_t i0, int64_t rows) {
-  Tile unused(rows, 0);
-  for (int64_t j0 = 0; j0 < K.rows(); j0 += kTile) {
-    const int64_t columns = std::min(kTile, K.rows() - j0);
-    if (tile_is_hidden(i0, rows, j0, columns)) continue;
-    unused.resize(rows, columns);
-    online_softmax(i0, rows, scores(i0, rows, j0, columns), unused);
-  }
-}
-
-void EmulatedHead::forward() {
-  const Rounding& r = rounding;
-  O.setZero(Q.rows(), V.cols());
-  m.setConstant(Q.rows(), -kInfinity);
-  l.setZero(Q.rows());
-  L.setConstant(Q.rows(), -kInfinity);
-  for (int64_t i0 = 0; i0 < Q.rows(); i0 += kTile) {
-    const int64_t rows = std::min(kTile, Q.rows() - i0);
-    if (r.p_normalised) row_statistics(i0, rows);
-    for (int64_t j0 = 0; j0 < K.rows(); j0 += kTile) {
-      const int64_t columns = std::min(kTile, K.rows() - j0);
-      if (tile_is_hidden(i0, rows, j0, columns)) continue;
-      const Tile S = scores(i0, rows, j0, columns);
-      Tile P(rows, columns);
-      if (r.p_normalised) {
-        P = probabilities(i0, S);
-      } else {
-        online_softmax(i0, rows, S, P);
-      }
-      if (r.p) round_all(r.dtype, P);
-      O.middleRows(i0, rows).noalias() += P * V.middleRows(j0, columns);
-    }
-    for (int64_t i = i0; i < i0 + rows; ++i) {
-      if (m[i] == -kInfinity && !std::isnan(l[i])) continue;
-      if (!r.p_normalised) O.row(i) /= l[i];
-      L[i] = m[i] + std::log(l[i]);
-    }
-  }
-  round_all(r.dtype, O);
-}
-
-/// The softmax itself, exp(S - m) / l, where it is what gets rounded or D is summed over it; else exp(S - L).
-Tile EmulatedHead::probabilities(int64_t i0, const Tile& S) const {
-  const bool normalises = rounding.p_normalised || !rounding.d_from_output;
-  Tile P(S.rows(), S.cols());
-  for (int64_t i = 0; i < S.rows(); ++i) {
-    const float shift = normalises ? m[i0 + i] : L[i0 + i];
-    P.row(i) = (S.row(i).array() - shift).exp();
-    if (normalises) P.row(i) /= l[i0 + i];
-    for (int64_t j = 0; j < S.cols(); ++j)
-      if (S(i, j) == -kInfinity) P(i, j) = 0;
-  }
+/// P relative to the new maximum, to which l, and O if asked for, are rescaled.
+Tensor Batch::online_softmax(const KeyTile& tile, bool rescales_output) {
+  Tensor S = scores(tile), m = tile.of_rows(m_), l = tile.of_rows(l_);
+  const Tensor largest = at::maximum(m, S.amax(-1, true));
+  const Tensor shift = largest.masked_fill(largest == -kInfinity, 0);
+  Tensor P = S.sub_(shift).exp_();
+  hide(P, tile, 0);  // in a row of NaN too
+  const Tensor shrink = (m - shift).exp_();
+  l.mul_(shrink).add_(P.sum(-1, true));
+  m.copy_(largest);
+  if (rescales_output) tile.of_rows(O).mul_(shrink);
   return P;
 }
 
-Tile EmulatedHead::dp(int64_t i0, int64_t rows, int64_t j0, int64_t columns) const {
-  Tile dP = G.middleRows(i0, rows) * V.middleRows(j0, columns).transpose();
-  if (rounding.scores) round_all(rounding.dtype, dP);
-  return dP;
+/// The softmax itself, exp(S - m) / l, where it is what gets rounded or D is summed over it; else exp(S - L).
+Tensor Batch::probabilities(const KeyTile& tile) const {
+  const bool normalises = a_.rounding.p_normalised || !a_.rounding.d_from_output;
+  Tensor P = scores(tile).sub_(tile.of_rows(normalises ? m_ : L_)).exp_();
+  if (normalises) P.div_(tile.of_rows(l_));
+  hide(P, tile, 0);
+  return P;
+}
+
+void Batch::forward() {
+  const Rounding& r = a_.rounding;
+  const auto rows = [&](int64_t channels, double value) {
+    return at::full({Q_.size(0), Q_.size(1), channels}, value, Q_.options().dtype(at::kFloat));
+  };
+  O = rows(V_.size(2), 0);
+  m_ = rows(1, -kInfinity);
+  l_ = rows(1, 0);
+  if (r.p_normalised)
+    for (const KeyTile& tile : tiles_) online_softmax(tile, false);
+  if (r.p_normalised) settle_rows();
+  for (const KeyTile& tile : tiles_) {
+    Tensor P = r.p_normalised ? probabilities(tile) : online_softmax(tile, true);
+    if (r.p) P = round(P).to(a_.operand);
+    tile.of_rows(O).add_(product(P, tile.of_keys(V_)));
+  }
+  if (!r.p_normalised) settle_rows();
+  if (!r.p_normalised) O.div_(l_);
+  O = round(O);
+}
+
+/// After the last tile: L, and finite m and l in rows that read nothing.
+void Batch::settle_rows() {
+  const Tensor nothing = m_ == -kInfinity;
+  m_.masked_fill_(nothing, 0);
+  l_.masked_fill_(nothing, 1);
+  L_ = m_ + l_.log();
+}
+
+Tensor Batch::lse() const {
+  const Tensor empty = filled_.logical_or(begin_ == end_);
+  return L_.view({begin_.size(0), -1, L_.size(1), 1}).masked_fill(empty, -kInfinity).view(L_.sizes());
+}
+
+Tensor Batch::dp(const KeyTile& tile) const {
+  const Tensor dP = product(tile.of_rows(G_), tile.of_keys(V_).transpose(1, 2));
+  return a_.rounding.scores ? round(dP) : dP;
 }
 
 /// D, from the rounded O or from P o dP.
-void EmulatedHead::row_sums() {
-  D = (G.array() * O.array()).rowwise().sum();
-  if (rounding.d_from_output) return;
-  D.setZero();
-  for (int64_t i0 = 0; i0 < Q.rows(); i0 += kTile) {
-    const int64_t rows = std::min(kTile, Q.rows() - i0);
-    for (int64_t j0 = 0; j0 < K.rows(); j0 += kTile) {
-      const int64_t columns = std::min(kTile, K.rows() - j0);
-      if (tile_is_hidden(i0, rows, j0, columns)) continue;
-      const Tile P = probabilities(i0, scores(i0, rows, j0, columns));
-      D.segment(i0, rows) += (P.array() * dp(i0, rows, j0, columns).array()).rowwise().sum();
-    }
+Tensor Batch::row_sums() const {
+  if (a_.rounding.d_from_output) return (O * G_).sum(-1, true);
+  const Tensor D = at::zeros(L_.sizes(), L_.options());
+  for (const KeyTile& tile : tiles_) tile.of_rows(D).add_(probabilities(tile).mul_(dp(tile)).sum(-1, true));
+  return D;
+}
+
+void Batch::backward() {
+  const auto like = [](const Tensor& t) { return at::zeros(t.sizes(), t.options().dtype(at::kFloat)); };
+  dQ = like(Q_), dK = like(K_), dV = like(V_);
+  const Tensor D = row_sums();
+  for (const KeyTile& tile : tiles_) add_gradients(tile, D);
+  if (!a_.rounding.scores) dQ.mul_(a_.scale), dK.mul_(a_.scale);
+  dQ = round(dQ);
+}
+
+void Batch::add_gradients(const KeyTile& tile, const Tensor& D) {
+  const Rounding& r = a_.rounding;
+  Tensor P = probabilities(tile), dS = dp(tile).sub_(tile.of_rows(D)).mul_(P);
+  if (r.ds || r.scores) {
+    dS = round(dS);
+    if (r.scores) dS = round(dS.mul_(a_.scale));
+    P = round(P).to(a_.operand);
+    dS = dS.to(a_.operand);
   }
+  tile.of_rows(dQ).add_(product(dS, tile.of_keys(K_)));
+  tile.of_keys(dK).copy_(product(dS.transpose(1, 2), tile.of_rows(Q_)));
+  tile.of_keys(dV).copy_(product(P.transpose(1, 2), tile.of_rows(G_)));
 }
 
-void EmulatedHead::backward() {
-  const Rounding& r = rounding;
-  dQ.setZero(Q.rows(), Q.cols());
-  dK.setZero(K.rows(), K.cols());
-  dV.setZero(V.rows(), V.cols());
-  row_sums();
-  for (int64_t i0 = 0; i0 < Q.rows(); i0 += kTile) {
-    const int64_t rows = std::min(kTile, Q.rows() - i0);
-    for (int64_t j0 = 0; j0 < K.rows(); j0 += kTile) {
-      const int64_t columns = std::min(kTile, K.rows() - j0);
-      if (tile_is_hidden(i0, rows, j0, columns)) continue;
-      Tile P = probabilities(i0, scores(i0, rows, j0, columns));
-      Tile dS = P.array() * (dp(i0, rows, j0, columns).array().colwise() - D.segment(i0, rows));
-      if (r.ds || r.scores) round_all(r.dtype, P);
-      if (r.ds || r.scores) round_all(r.dtype, dS);
-      if (r.scores) dS *= scale;
-      if (r.scores) round_all(r.dtype, dS);
-      dQ.middleRows(i0, rows).noalias() += dS * K.middleRows(j0, columns);
-      dK.middleRows(j0, columns).noalias() += dS.transpose() * Q.middleRows(i0, rows);
-      dV.middleRows(j0, columns).noalias() += P.transpose() * G.middleRows(i0, rows);
-    }
-  }
-  if (!r.scores) dQ *= scale;
-  if (!r.scores) dK *= scale;
-  round_all(r.dtype, dQ);
-  if (r.gqa_partials) round_all(r.dtype, dK);
-  if (r.gqa_partials) round_all(r.dtype, dV);
-}
-
-using RowMap = Eigen::Map<Eigen::Array<float, 1, Eigen::Dynamic>>;
-
-/// A contiguous fp32 tensor [… rows …, heads, channels].
-struct Storage {
-  at::Tensor tensor;
-  int64_t heads = 0, channels = 0;
-
-  RowMap row(int64_t storage_row, int64_t head) const {
-    return {tensor.data_ptr<float>() + (storage_row * heads + head) * channels, channels};
-  }
-};
-
-Storage read_storage(const at::Tensor& t, int64_t heads, int64_t channels) {
-  return {t.detach().to(at::kCPU).to(at::kFloat).contiguous(), heads, channels};
-}
-
-/// In the layout of `like`, filled with `value`.
-Storage new_storage(const at::Tensor& like, int64_t heads, int64_t channels, float value) {
-  std::vector<int64_t> sizes = like.sizes().vec();
-  sizes[sizes.size() - 2] = heads;
-  sizes.back() = channels;
-  return {at::full(sizes, value, at::kFloat), heads, channels};
-}
-
+/// One case: sequences of as many tiles are computed together.
 class Emulation {
  public:
   Emulation(const Case& c, const Inputs& inputs, const Profile& profile, const Conventions& conventions);
   Outputs outputs();
 
  private:
-  void emulate_group(int64_t sequence, int64_t key_head);
-  std::vector<int64_t> key_rows(int64_t sequence) const;
+  Sequence sequence(int64_t n, int64_t first_query, int64_t first_key) const;
+  std::vector<std::vector<Sequence>> batches() const;
+  void emulate(const std::vector<Sequence>& sequences);
+  Tensor gather(const Tensor& tensor, int64_t heads, const Places& from, int64_t sequences, int64_t longest) const;
+  void scatter(Tensor& storage, const Tensor& batch, const Places& to) const;
+  Tensor sum_over_group(Tensor gradient) const;
+  Tensor index(const std::vector<int64_t>& values) const { return at::tensor(values, at::kLong).to(inputs_.q.device()); }
 
   const Problem& problem_;
   const Inputs& inputs_;
-  Conventions conventions_;
-  Rounding rounding_;
-  Storage q_, k_, v_, dout_, o_, lse_, dq_, dk_, dv_;
-  std::vector<int64_t> q_first_, k_first_;
+  const Conventions conventions_;
+  Arithmetic arithmetic_;
+  Tensor o_, lse_, dq_, dk_, dv_;  ///< [storage rows, heads, channels]
 };
 
 Emulation::Emulation(const Case& c, const Inputs& inputs, const Profile& profile, const Conventions& conventions)
-    : problem_(c.problem), inputs_(inputs), conventions_(conventions), rounding_(rounding_of(profile, c.problem, inputs.scale)) {
+    : problem_(c.problem), inputs_(inputs), conventions_(conventions) {
   const Problem& p = problem_;
-  q_ = read_storage(inputs.q, p.hq, p.d);
-  dout_ = read_storage(inputs.dout, p.hq, p.dv);
-  k_ = read_storage(inputs.k, p.hkv, p.d);
-  v_ = read_storage(inputs.v, p.hkv, p.dv);
-  o_ = new_storage(inputs.q, p.hq, p.dv, 0);
-  lse_ = new_storage(inputs.q, p.hq, 1, -kInfinity);
-  dq_ = new_storage(inputs.q, p.hq, p.d, 0);
-  dk_ = new_storage(inputs.k, p.hkv, p.d, 0);
-  dv_ = new_storage(inputs.k, p.hkv, p.dv, 0);
-  q_first_ = offsets_of(inputs.lengths.q);
-  k_first_ = offsets_of(inputs.lengths.k);
+  arithmetic_.rounding = rounding_of(profile, p, inputs.scale);
+  arithmetic_.scale = inputs.scale;
+  arithmetic_.filler = conventions.empty_row == Conventions::EmptyRow::nan ? std::nan("") : 0;
+  arithmetic_.dtype = p.dtype == Dtype::bf16 ? at::kBFloat16 : p.dtype == Dtype::fp16 ? at::kHalf : at::kFloat;
+  arithmetic_.operand = inputs.q.is_cuda() ? arithmetic_.dtype : at::kFloat;
+  const auto storage = [&](int64_t rows, int64_t heads, int64_t channels) {
+    return at::zeros({rows, heads, channels}, inputs.q.options());
+  };
+  o_ = storage(inputs.q_storage_rows(), p.hq, p.dv);
+  dq_ = storage(inputs.q_storage_rows(), p.hq, p.d);
+  dk_ = storage(inputs.k_storage_rows(), p.hkv, p.d);
+  dv_ = storage(inputs.k_storage_rows(), p.hkv, p.dv);
+  lse_ = at::full({inputs.q_storage_rows(), p.hq, 1}, -kInfinity, inputs.q.options().dtype(at::kFloat));
 }
 
-/// Storage rows of a sequence's real keys, then of its padding where empty rows read that too.
-std::vector<int64_t> Emulation::key_rows(int64_t sequence) const {
-  const auto begin = inputs_.k_rows.begin() + k_first_[sequence], end = inputs_.k_rows.begin() + k_first_[sequence + 1];
-  std::vector<int64_t> rows(begin, end);
-  const int64_t pitch = inputs_.lengths.k_pitch;
-  if (problem_.layout == Layout::packed || conventions_.empty_row != Conventions::EmptyRow::uniform) return rows;
-  for (int64_t row = sequence * pitch; row < (sequence + 1) * pitch; ++row)
-    if (std::find(begin, end, row) == end) rows.push_back(row);
-  return rows;
-}
-
-void Emulation::emulate_group(int64_t sequence, int64_t key_head) {
-  const Problem& p = problem_;
-  const int64_t queries = inputs_.lengths.q[sequence];
-  const int64_t* q_rows = inputs_.q_rows.data() + q_first_[sequence];
-  const std::vector<int64_t> k_rows = key_rows(sequence);
-  const int64_t stored = static_cast<int64_t>(k_rows.size());
-  EmulatedHead h;
-  h.problem = &p;
-  h.empty_row = conventions_.empty_row;
-  h.rounding = rounding_;
-  h.scale = static_cast<float>(inputs_.scale);
-  h.real_keys = inputs_.lengths.k[sequence];
-  h.Q.resize(queries, p.d), h.G.resize(queries, p.dv), h.K.resize(stored, p.d), h.V.resize(stored, p.dv);
-  for (int64_t j = 0; j < stored; ++j) h.K.row(j) = k_.row(k_rows[j], key_head), h.V.row(j) = v_.row(k_rows[j], key_head);
-  Tile dK = Tile::Zero(stored, p.d), dV = Tile::Zero(stored, p.dv);
-  for (int64_t head = key_head * p.group(); head < (key_head + 1) * p.group(); ++head) {
-    for (int64_t i = 0; i < queries; ++i) h.Q.row(i) = q_.row(q_rows[i], head), h.G.row(i) = dout_.row(q_rows[i], head);
-    h.find_empty_rows();
-    h.forward();
-    h.backward();
-    for (int64_t i = 0; i < queries; ++i) {
-      o_.row(q_rows[i], head) = h.O.row(i);
-      dq_.row(q_rows[i], head) = h.dQ.row(i);
-      lse_.row(q_rows[i], head).setConstant(h.sees_none[i] ? -kInfinity : h.L[i]);
-    }
-    dK += h.dK;
-    dV += h.dV;
+Sequence Emulation::sequence(int64_t n, int64_t first_query, int64_t first_key) const {
+  Sequence s;
+  s.real_keys = inputs_.lengths.k[n];
+  const auto q_begin = inputs_.q_rows.begin() + first_query, k_begin = inputs_.k_rows.begin() + first_key;
+  const auto k_end = k_begin + s.real_keys;
+  s.q_rows.assign(q_begin, q_begin + inputs_.lengths.q[n]);
+  s.k_rows.assign(k_begin, k_end);
+  if (problem_.layout == Layout::padded && conventions_.empty_row == Conventions::EmptyRow::uniform) {
+    const int64_t pitch = inputs_.lengths.k_pitch;
+    for (int64_t row = n * pitch; row < (n + 1) * pitch; ++row)
+      if (!std::binary_search(k_begin, k_end, row)) s.k_rows.push_back(row);
   }
-  round_all(rounding_.dtype, dK);
-  round_all(rounding_.dtype, dV);
-  for (int64_t j = 0; j < h.real_keys; ++j) dk_.row(k_rows[j], key_head) = dK.row(j), dv_.row(k_rows[j], key_head) = dV.row(j);
+  s.find_reads(problem_, conventions_.empty_row);
+  return s;
+}
+
+std::vector<std::vector<Sequence>> Emulation::batches() const {
+  std::map<std::pair<int64_t, int64_t>, std::vector<Sequence>> open;  // by tiles of queries and of keys
+  std::vector<std::vector<Sequence>> all;
+  int64_t first_query = 0, first_key = 0;
+  for (size_t n = 0; n < inputs_.lengths.q.size(); ++n) {
+    Sequence s = sequence(static_cast<int64_t>(n), first_query, first_key);
+    first_query += inputs_.lengths.q[n];
+    first_key += inputs_.lengths.k[n];
+    if (s.queries() == 0 || s.keys() == 0) continue;
+    const std::pair tiles{(s.queries() + kTile - 1) / kTile, (s.keys() + kTile - 1) / kTile};
+    std::vector<Sequence>& batch = open[tiles];
+    batch.push_back(std::move(s));
+    const int64_t rows = static_cast<int64_t>(batch.size() + 1) * problem_.hq * std::max(tiles.first, tiles.second) * kTile;
+    if (rows > kBatchRows) all.push_back(std::exchange(batch, {}));
+  }
+  for (auto& [tiles, batch] : open)
+    if (!batch.empty()) all.push_back(std::move(batch));
+  return all;
+}
+
+/// [sequences x heads, longest, channels], 0 where a batch has no token; a key head repeated for each of its query heads.
+Tensor Emulation::gather(const Tensor& tensor, int64_t heads, const Places& from, int64_t sequences, int64_t longest) const {
+  const int64_t channels = tensor.size(-1), rows = tensor.numel() / (heads * channels);
+  const Tensor tokens =
+      tensor.detach().reshape({rows, heads, channels}).index_select(0, index(from.rows)).to(arithmetic_.operand);
+  Tensor batch = at::zeros({sequences * longest, heads, channels}, tokens.options());
+  batch = batch.index_copy_(0, index(from.places), tokens).view({sequences, longest, heads, channels}).transpose(1, 2);
+  if (heads != problem_.hq) batch = batch.repeat_interleave(problem_.group(), 1);
+  return batch.reshape({sequences * problem_.hq, longest, channels});
+}
+
+/// The reverse, of [sequences, heads, longest, channels].
+void Emulation::scatter(Tensor& storage, const Tensor& batch, const Places& to) const {
+  const Tensor tokens = batch.transpose(1, 2).flatten(0, 1).index_select(0, index(to.places));
+  storage.index_copy_(0, index(to.rows), tokens.to(storage.scalar_type()));
+}
+
+/// The rounded gradients of the key heads.
+Tensor Emulation::sum_over_group(Tensor gradient) const {
+  const at::ScalarType dtype = arithmetic_.dtype;
+  if (arithmetic_.rounding.gqa_partials) gradient = gradient.to(dtype).to(at::kFloat);
+  return gradient.view({-1, problem_.hkv, problem_.group(), gradient.size(1), gradient.size(2)}).sum(2).to(dtype);
+}
+
+void Emulation::emulate(const std::vector<Sequence>& sequences) {
+  const Problem& p = problem_;
+  const auto count = static_cast<int64_t>(sequences.size());
+  int64_t queries = 0, keys = 0;
+  for (const Sequence& s : sequences) queries = std::max(queries, s.queries()), keys = std::max(keys, s.keys());
+  Places all_queries, keys_read, real_keys;
+  for (int64_t n = 0; n < count; ++n) {
+    const Sequence& s = sequences[n];
+    const auto [begin, end] = s.keys_read();
+    for (int64_t i = 0; i < s.queries(); ++i) all_queries.add(s.q_rows[i], n * queries + i);
+    for (int64_t j = begin; j < end; ++j) keys_read.add(s.k_rows[j], n * keys + j);
+    for (int64_t j = 0; j < s.real_keys; ++j) real_keys.add(s.k_rows[j], n * keys + j);
+  }
+  Batch batch(arithmetic_, sequences, gather(inputs_.q, p.hq, all_queries, count, queries),
+              gather(inputs_.k, p.hkv, keys_read, count, keys), gather(inputs_.v, p.hkv, keys_read, count, keys),
+              gather(inputs_.dout, p.hq, all_queries, count, queries));
+  batch.forward();
+  batch.backward();
+  const auto by_head = [&](const Tensor& t) { return t.view({count, p.hq, queries, t.size(2)}); };
+  scatter(o_, by_head(batch.O), all_queries);
+  scatter(lse_, by_head(batch.lse()), all_queries);
+  scatter(dq_, by_head(batch.dQ), all_queries);
+  scatter(dk_, sum_over_group(batch.dK), real_keys);
+  scatter(dv_, sum_over_group(batch.dV), real_keys);
 }
 
 Outputs Emulation::outputs() {
-  const int64_t sequences = static_cast<int64_t>(inputs_.lengths.q.size());
-  for_each_in_parallel(sequences * problem_.hkv, [&](int64_t i) { emulate_group(i / problem_.hkv, i % problem_.hkv); });
-  const auto dtype = inputs_.q.scalar_type();
-  return {o_.tensor.to(dtype), lse_.tensor.squeeze(-1), dq_.tensor.to(dtype), dk_.tensor.to(dtype), dv_.tensor.to(dtype)};
+  for (const std::vector<Sequence>& sequences : batches()) emulate(sequences);
+  const auto laid_out = [](const Tensor& rows, const Tensor& like) {
+    std::vector<int64_t> sizes = like.sizes().vec();
+    sizes[sizes.size() - 2] = rows.size(1);
+    sizes.back() = rows.size(2);
+    return rows.view(sizes);
+  };
+  return {laid_out(o_, inputs_.q), laid_out(lse_, inputs_.q).squeeze(-1), laid_out(dq_, inputs_.q), laid_out(dk_, inputs_.k),
+          laid_out(dv_, inputs_.k)};
 }
 
 }  // namespace
 
 Outputs emulate(const Case& c, const Inputs& inputs, const Profile& profile, const Conventions& conventions) {
+  const at::NoGradGuard no_grad;
+  const at::NoTF32Guard no_tf32;
   return Emulation(c, inputs, profile, conventions).outputs();
 }
 

@@ -5,6 +5,7 @@
 
 #include <gtest/gtest.h>
 
+#include "harness/attention/emulator.hpp"
 #include "harness/attention/reference_test_support.hpp"
 
 namespace attnbench {

@@ -44,8 +44,4 @@ Reference make_reference(OracleKind kind, const Case& c, const Inputs& inputs, c
 ConditionalGradients given_output(OracleKind kind, const Case& c, const Inputs& inputs, const Profile& profile,
                                   const Conventions& conventions, const Reference& reference, const at::Tensor& o);
 
-/// The same-precision emulator: a correct tiled implementation with the profile's rounding points, in fp32 arithmetic.
-/// Its error energy sets the scale of the RMS gate; it is never what is judged. Returns outputs in the case's layout.
-Outputs emulate(const Case& c, const Inputs& inputs, const Profile& profile, const Conventions& conventions);
-
 }  // namespace attnbench

@@ -4,7 +4,7 @@
 
 #include <ATen/ops/tensor.h>
 
-#include "harness/attention/reference.hpp"
+#include "harness/attention/emulator.hpp"
 
 namespace attnbench {
 

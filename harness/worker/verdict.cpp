@@ -10,6 +10,7 @@
 #include <fmt/format.h>
 #include <fmt/ranges.h>
 
+#include "harness/attention/emulator.hpp"
 #include "harness/attention/error_model.hpp"
 #include "harness/attention/tokens.hpp"
 #include "harness/worker/verdict_gates.hpp"

@@ -12,6 +12,7 @@
 #include <ATen/ops/zeros_like.h>
 #include <gtest/gtest.h>
 
+#include "harness/attention/emulator.hpp"
 #include "harness/attention/error_model.hpp"
 #include "harness/attention/reference_test_support.hpp"
 

@@ -1,0 +1,13 @@
+// The same-precision emulator: a correct tiled implementation with the profile's rounding points, in fp32 arithmetic.
+#pragma once
+
+#include "harness/attention/inputs.hpp"
+#include "harness/run/declaration.hpp"
+
+namespace attnbench {
+
+/// Its error energy sets the scale of the RMS gate; it is never what is judged. Outputs in the case's layout, contiguous, on
+/// the device of the inputs; padded rows are 0, and so is everything that no query reads, whatever is stored there.
+Outputs emulate(const Case& c, const Inputs& inputs, const Profile& profile, const Conventions& conventions);
+
+}  // namespace attnbench
