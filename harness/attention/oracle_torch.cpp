@@ -43,6 +43,7 @@ class TorchHead {
   };
 
   Tensor sees(int64_t first, int64_t rows) const;
+  void clear_unread_keys();
   Block block(int64_t first, int64_t rows) const;
   Tensor upload(const double* data, int64_t rows, int64_t channels) const;
   Tensor largest_error2(const Block& b, const Tensor& x, const Tensor& smallest) const;
@@ -78,6 +79,7 @@ TorchHead::TorchHead(const HeadProblem& h, c10::Device device)
   K_ = upload(h.k, h.stored_keys, h.d);
   V_ = upload(h.v, h.stored_keys, h.dv);
   G_ = upload(h.dout, h.queries, h.dv);
+  if (h.queries > 0) clear_unread_keys();
   f_ = at::zeros({1, 1}, options_) + r_.f;
   const auto rows = [&](int64_t n, int64_t channels) { return at::zeros({n, channels}, options_); };
   o_ = rows(h.queries, h.dv), o_var_ = o_.clone();
@@ -103,6 +105,22 @@ Tensor TorchHead::sees(int64_t first, int64_t rows) const {
     if (window->right >= 0) seen = seen & (distance <= window->right);
   }
   return seen;
+}
+
+/// Keys that no query sees may hold NaN, which a probability of 0 does not cancel. The first query sees the lowest keys, the
+/// last one the highest. Uniform empty rows read every key.
+void TorchHead::clear_unread_keys() {
+  if (h_.empty_row == Conventions::EmptyRow::uniform) return;
+  const int64_t shift = h_.problem->align == Align::top_left ? 0 : h_.keys - h_.queries, highest = h_.queries - 1 + shift;
+  const Tensor j = at::arange(h_.stored_keys, options_.dtype(at::kLong)).unsqueeze(1);
+  Tensor seen = j < h_.keys;
+  if (h_.problem->mask == Mask::causal) seen = seen & (j <= highest);
+  if (const auto& window = h_.problem->window) {
+    if (window->left >= 0) seen = seen & (j >= shift - window->left);
+    if (window->right >= 0) seen = seen & (j <= highest + window->right);
+  }
+  K_ = at::where(seen, K_, 0.0);
+  V_ = at::where(seen, V_, 0.0);
 }
 
 TorchHead::Block TorchHead::block(int64_t first, int64_t rows) const {
