@@ -6,7 +6,7 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
-#include "harness/run/attnbench_fixture.hpp"
+#include "harness/run/test_attnbench.hpp"
 #include "harness/run/exit_code.hpp"
 
 namespace attnbench {

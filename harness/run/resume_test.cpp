@@ -15,7 +15,7 @@
 #include <gtest/gtest.h>
 #include <unistd.h>
 
-#include "harness/run/attnbench_fixture.hpp"
+#include "harness/run/test_attnbench.hpp"
 #include "harness/run/exit_code.hpp"
 
 namespace attnbench {

@@ -1,4 +1,4 @@
-#include "harness/run/attnbench_fixture.hpp"
+#include "harness/run/test_attnbench.hpp"
 
 #include <algorithm>
 #include <chrono>
