@@ -1,7 +1,9 @@
 // sdpa_auto: scaled_dot_product_attention as users call it. LibTorch's dispatcher picks the kernel; what it picked is
 // recorded, and the run is judged by that kernel's profile. The backward is autograd's.
 #include <limits>
+#include <set>
 #include <stdexcept>
+#include <string>
 
 #include <ATen/SDPBackend.h>
 #include <ATen/ops/_fused_sdp_choice.h>
@@ -36,19 +38,23 @@ std::string kernel_of(const DenseCall& call, double scale, Pass pass) {
   }
 }
 
-/// One kernel for all calls that are not empty; calls of one case differ in lengths only.
-std::string kernel_of_all(const std::vector<DenseCall>& calls, double scale, Pass pass) {
-  std::string kernel;
-  for (const DenseCall& call : calls) {
-    if (call.is_empty()) continue;
-    const std::string picked = kernel_of(call, scale, pass);
-    if (!kernel.empty() && kernel != picked) {
-      throw std::runtime_error("sdpa_auto: LibTorch's dispatcher picked " + kernel + " and " + picked +
-                               " for sequences of one case");
-    }
-    kernel = picked;
-  }
-  return kernel;
+/// Those of all calls that are not empty. Calls of one case differ in lengths only, and may be answered differently.
+std::set<std::string> kernels_of(const std::vector<DenseCall>& calls, double scale, Pass pass) {
+  std::set<std::string> kernels;
+  for (const DenseCall& call : calls)
+    if (!call.is_empty()) kernels.insert(kernel_of(call, scale, pass));
+  if (kernels.size() > 1 && kernels.contains("sdpa_math"))
+    throw std::runtime_error(
+        "sdpa_auto: LibTorch's dispatcher picked math for some sequences of the case and a fused kernel for "
+        "others, which round at different points: no one profile judges both");
+  return kernels;
+}
+
+/// "sdpa_cudnn", "sdpa_cudnn+sdpa_flash".
+std::string joined(const std::set<std::string>& names) {
+  std::string text;
+  for (const std::string& name : names) text += text.empty() ? name : "+" + name;
+  return text;
 }
 
 class SdpaAuto : public Backend {
@@ -71,7 +77,7 @@ class SdpaAuto : public Backend {
   Run prepare(const Case& c, const Inputs& inputs, Pass pass) const override {
     std::vector<DenseCall> calls = dense_calls(c, inputs, Triangle::top_left_flag, -std::numeric_limits<double>::infinity());
     Run run;
-    run.kernel = kernel_of_all(calls, inputs.scale, pass);
+    run.kernel = joined(kernels_of(calls, inputs.scale, pass));
     const bool math = run.kernel == "sdpa_math";
     run.profile = math ? sdpa_math_profile() : sdpa_flash_profile();
     const auto fused_bytes = [&] {

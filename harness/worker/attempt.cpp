@@ -161,7 +161,7 @@ void Attempt::prepare_and_judge() {
   outputs_ = std::move(watched.outputs);
   record_.memory = watched.memory;
   if (record_.expect == Expect::must_throw) return;
-  const OracleKind oracle = oracle_for(backend_.declaration(), device_);
+  const OracleKind oracle = oracle_for(backend_.declaration(), data_.test_case(), device_);
   record_.oracle = oracle == OracleKind::eigen ? "eigen" : "torch";
   settle(record_, judge_for().judge(outputs_, record_.pass));
   if (!watched.misconduct.empty()) end(Status::failed, watched.misconduct);
@@ -169,7 +169,7 @@ void Attempt::prepare_and_judge() {
 
 const Judge& Attempt::judge_for() const {
   const Declaration& declaration = backend_.declaration();
-  return data_.judge(run_->profile, declaration.conventions, oracle_for(declaration, device_));
+  return data_.judge(run_->profile, declaration.conventions, oracle_for(declaration, data_.test_case(), device_));
 }
 
 bool Attempt::measurable() const {

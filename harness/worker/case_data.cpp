@@ -2,8 +2,22 @@
 
 namespace attnbench {
 
-OracleKind oracle_for(const Declaration& declaration, const Device& device) {
-  return declaration.implementation == "eigen" || device.kind != "cpu" ? OracleKind::torch : OracleKind::eigen;
+namespace {
+
+constexpr double kManyScores = 1 << 22;
+
+double scores_of(const Case& c) {
+  const SequenceLengths lengths = sequence_lengths(c.problem, c.seed);
+  double scores = 0;
+  for (size_t n = 0; n < lengths.q.size(); ++n) scores += double(lengths.q[n]) * double(lengths.k[n]);
+  return scores * double(c.problem.hq);
+}
+
+}  // namespace
+
+OracleKind oracle_for(const Declaration& declaration, const Case& c, const Device& device) {
+  const bool on_gpu = device.kind != "cpu" && scores_of(c) > kManyScores;
+  return declaration.implementation == "eigen" || on_gpu ? OracleKind::torch : OracleKind::eigen;
 }
 
 SealedInputs& CaseData::inputs(Conventions::Poison poison) {

@@ -10,9 +10,9 @@
 
 namespace attnbench {
 
-/// On a CPU the one written in Eigen, which was the faster one at every size tried, but never for the backend `eigen`; on a GPU
-/// the one that runs there.
-OracleKind oracle_for(const Declaration& declaration, const Device& device);
+/// The one written in Eigen, which was the faster one on a CPU at every size tried, but never for the backend `eigen`; on a GPU
+/// the LibTorch one, which runs there, once a case is too large for the cores beside it.
+OracleKind oracle_for(const Declaration& declaration, const Case& c, const Device& device);
 
 class CaseData {
  public:
