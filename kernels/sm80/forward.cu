@@ -1,12 +1,18 @@
 // Chooses the tiles of the forward and launches it.
 #include "kernels/sm80/forward.cuh"
 
+#include <algorithm>
+#include <limits>
+
 #include "kernels/sm80/launch.cuh"
 
 namespace attnbench::flash_varlen {
 namespace {
 
 using namespace sm80;
+
+/// Hidden scores are -inf, which a scale of 0 would turn into NaN; with this one all exp(S - max) of visible keys are 1 too.
+constexpr float kSmallestScale = std::numeric_limits<float>::min();
 
 template <class T, class S>
 void launch_tiles(const Forward& f, const CudaLaunch& launch) {
@@ -26,7 +32,7 @@ void launch_tiles(const Forward& f, const CudaLaunch& launch) {
       .o_head = f.o.head_stride,
       .hq = static_cast<int>(f.shape.hq),
       .group = static_cast<int>(f.shape.hq / f.shape.hkv),
-      .scale = f.shape.scale,
+      .scale = std::max(f.shape.scale, kSmallestScale),
       .mask = mask_of(f.shape),
   };
   const dim3 grid((launch.max_q + S::kQueries - 1) / S::kQueries, f.shape.hq, f.shape.sequences);

@@ -56,7 +56,7 @@ inline void check_shape(const Shape& shape, const CudaLaunch& launch) {
   if (shape.type == Type::fp32) refuse("takes bf16 and fp16, got fp32");
   if (shape.hkv < 1 || shape.hq % shape.hkv != 0)
     refuse("needs hkv to divide hq, got hq=" + std::to_string(shape.hq) + " hkv=" + std::to_string(shape.hkv));
-  if (!(shape.scale > 0)) refuse("needs a scale above 0, got " + std::to_string(shape.scale));
+  if (!(shape.scale >= 0)) refuse("needs a scale of at least 0, got " + std::to_string(shape.scale));
   if (shape.sequences > 65535 || shape.hq > 65535) refuse("takes at most 65535 sequences and heads");
   const int64_t limit = std::numeric_limits<int32_t>::max() / 2;
   if (launch.max_q > limit || launch.max_k > limit || shape.window_left > limit || shape.window_right > limit)
