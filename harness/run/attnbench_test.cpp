@@ -7,8 +7,8 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
-#include "harness/run/test_attnbench.hpp"
 #include "harness/run/exit_code.hpp"
+#include "harness/run/test_attnbench.hpp"
 
 namespace attnbench {
 namespace {

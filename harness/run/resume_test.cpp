@@ -15,8 +15,8 @@
 #include <gtest/gtest.h>
 #include <unistd.h>
 
-#include "harness/run/test_attnbench.hpp"
 #include "harness/run/exit_code.hpp"
+#include "harness/run/test_attnbench.hpp"
 
 namespace attnbench {
 namespace {

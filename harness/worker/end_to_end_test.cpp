@@ -15,10 +15,10 @@
 #include <sys/resource.h>
 #include <sys/wait.h>
 
-#include "harness/run/test_attnbench.hpp"
 #include "harness/run/exit_code.hpp"
 #include "harness/run/plan.hpp"
 #include "harness/run/protocol.hpp"
+#include "harness/run/test_attnbench.hpp"
 
 namespace attnbench {
 namespace {
