@@ -7,13 +7,29 @@
 #include <thread>
 #include <vector>
 
+#include <ATen/Parallel.h>
+
 namespace attnbench {
+namespace {
+
+/// While it lives, LibTorch runs every operation of the threads that called enter() on that thread alone.
+class OneThreadPerPiece {
+ public:
+  OneThreadPerPiece() : threads_(at::get_num_threads()) {}
+  ~OneThreadPerPiece() { at::set_num_threads(threads_); }
+  void enter() const { at::set_num_threads(1); }
+
+ private:
+  int threads_;
+};
 
 void for_each_in_parallel(int64_t count, const std::function<void(int64_t)>& body) {
   std::atomic<int64_t> next{0};
   std::mutex mutex;
   std::exception_ptr failure;
+  const OneThreadPerPiece one_thread;
   const auto work = [&] {
+    one_thread.enter();
     for (int64_t i = next++; i < count; i = next++) {
       try {
         body(i);
@@ -29,6 +45,13 @@ void for_each_in_parallel(int64_t count, const std::function<void(int64_t)>& bod
   work();
   helpers.clear();
   if (failure) std::rethrow_exception(failure);
+}
+
+}  // namespace
+
+void for_each_piece(c10::Device device, int64_t count, const std::function<void(int64_t)>& body) {
+  if (device.is_cpu()) return for_each_in_parallel(count, body);
+  for (int64_t i = 0; i < count; ++i) body(i);
 }
 
 }  // namespace attnbench

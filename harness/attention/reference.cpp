@@ -6,8 +6,15 @@
 #include <functional>
 #include <limits>
 #include <stdexcept>
+#include <vector>
 
-#include <ATen/Parallel.h>
+#include <ATen/TensorOperators.h>
+#include <ATen/ops/cat.h>
+#include <ATen/ops/full.h>
+#include <ATen/ops/ones.h>
+#include <ATen/ops/where.h>
+#include <ATen/ops/zeros.h>
+#include <ATen/ops/zeros_like.h>
 
 #include "harness/attention/oracle.hpp"
 #include "harness/attention/parallel.hpp"
@@ -16,8 +23,17 @@
 namespace attnbench {
 namespace {
 
-constexpr size_t kScoreSamples = 8192;
+using at::Tensor;
+
 constexpr double kInfinity = std::numeric_limits<double>::infinity();
+
+/// Elements of one operand of a call to an oracle on a GPU: short heads go there together, long ones one by one.
+constexpr int64_t kGpuCallElements = 1 << 22;
+
+/// Query heads [head, head + count) of one sequence, which an oracle is asked about at once.
+struct Group {
+  int64_t sequence = 0, head = 0, count = 0;
+};
 
 /// Storage rows of a sequence's padding, read by uniform empty rows only.
 std::vector<int64_t> padding_rows(const std::vector<int64_t>& real, int64_t begin, int64_t end, int64_t first, int64_t pitch) {
@@ -27,33 +43,39 @@ std::vector<int64_t> padding_rows(const std::vector<int64_t>& real, int64_t begi
   return rows;
 }
 
-/// All heads of a case as float64 tokens.
+/// All heads of a case as tokens, where the oracle computes.
 class Heads {
  public:
-  Heads(const Case& c, const Inputs& inputs, const Profile& profile, const Conventions& conventions);
+  Heads(OracleKind kind, const Case& c, const Inputs& inputs, const Profile& profile, const Conventions& conventions);
 
-  int64_t count() const { return static_cast<int64_t>(inputs_.lengths.q.size()) * problem_.hq; }
-  int64_t sequence(int64_t i) const { return i / problem_.hq; }
-  int64_t head(int64_t i) const { return i % problem_.hq; }
-  int64_t key_head(int64_t i) const { return head(i) / problem_.group(); }
-  int64_t first_query(int64_t i) const { return q_offsets_[sequence(i)]; }
-  int64_t first_key(int64_t i) const { return k_offsets_[sequence(i)]; }
+  const std::vector<Group>& groups() const { return groups_; }
+  c10::Device device() const { return device_; }
   const Problem& problem() const { return problem_; }
   const Rounding& rounding() const { return rounding_; }
   int64_t queries() const { return q_offsets_.back(); }
   int64_t keys() const { return k_offsets_.back(); }
+  int64_t key_head(int64_t head) const { return head / problem_.group(); }
 
-  /// Calls body with head i; its pointers live until body returns.
-  void with_head(int64_t i, const std::function<void(const HeadProblem&)>& body) const;
+  HeadProblem head_problem(const Group& group) const;
+  /// The group's place in a tensor over queries [tokens, hq, …]: [count, queries, …].
+  Tensor of_queries(const Tensor& tokens, const Group& group) const;
+  /// The place of the sequence's real keys in a tensor over keys [tokens, …].
+  Tensor of_keys(const Tensor& tokens, const Group& group) const;
+  /// Queries x group heads that a row of dk or dv sums over: float64 [tokens, 1, 1].
+  Tensor terms_of_keys() const;
 
  private:
+  Tensor keys_of(const Tensor& real, const std::vector<Tensor>& padding, const Group& group) const;
+
   const Problem& problem_;
   const Inputs& inputs_;
   Conventions conventions_;
+  c10::Device device_;
   Rounding rounding_;
+  std::vector<Group> groups_;
   std::vector<int64_t> q_offsets_, k_offsets_;
-  std::vector<double> q_, k_, v_, dout_;
-  std::vector<std::vector<double>> k_padding_, v_padding_;  ///< by sequence; empty unless empty rows are uniform
+  Tensor q_, k_, v_, dout_;                    ///< in the case's dtype
+  std::vector<Tensor> k_padding_, v_padding_;  ///< by sequence; empty unless empty rows are uniform
 };
 
 void refuse_unknown(const Problem& p, const Case& c) {
@@ -61,238 +83,231 @@ void refuse_unknown(const Problem& p, const Case& c) {
     throw std::invalid_argument("the float64 oracles know no softcap, alibi, sink or dropout: " + format_case(c));
 }
 
-Heads::Heads(const Case& c, const Inputs& inputs, const Profile& profile, const Conventions& conventions)
-    : problem_(c.problem), inputs_(inputs), conventions_(conventions) {
+Heads::Heads(OracleKind kind, const Case& c, const Inputs& inputs, const Profile& profile, const Conventions& conventions)
+    : problem_(c.problem),
+      inputs_(inputs),
+      conventions_(conventions),
+      device_(kind == OracleKind::eigen ? at::kCPU : inputs.q.device()) {
   refuse_unknown(problem_, c);
   const Problem& p = problem_;
   rounding_ = rounding_of(profile, p, inputs.scale);
   q_offsets_ = offsets_of(inputs.lengths.q);
   k_offsets_ = offsets_of(inputs.lengths.k);
-  q_ = tokens_of(inputs.q, inputs.q_rows, p.hq, p.d);
-  dout_ = tokens_of(inputs.dout, inputs.q_rows, p.hq, p.dv);
-  k_ = tokens_of(inputs.k, inputs.k_rows, p.hkv, p.d);
-  v_ = tokens_of(inputs.v, inputs.k_rows, p.hkv, p.dv);
-  const size_t sequences = inputs.lengths.q.size();
-  k_padding_.resize(sequences);
-  v_padding_.resize(sequences);
-  if (p.layout != Layout::padded || conventions.empty_row != Conventions::EmptyRow::uniform) return;
-  for (size_t n = 0; n < sequences; ++n) {
-    const int64_t pitch = inputs.lengths.k_pitch;
-    const auto rows = padding_rows(inputs.k_rows, k_offsets_[n], k_offsets_[n + 1], static_cast<int64_t>(n) * pitch, pitch);
-    k_padding_[n] = tokens_of(inputs.k, rows, p.hkv, p.d);
-    v_padding_[n] = tokens_of(inputs.v, rows, p.hkv, p.dv);
+  q_ = rows_of(inputs.q, inputs.q_rows, p.hq, p.d).to(device_);
+  dout_ = rows_of(inputs.dout, inputs.q_rows, p.hq, p.dv).to(device_);
+  k_ = rows_of(inputs.k, inputs.k_rows, p.hkv, p.d).to(device_);
+  v_ = rows_of(inputs.v, inputs.k_rows, p.hkv, p.dv).to(device_);
+  const int64_t sequences = static_cast<int64_t>(inputs.lengths.q.size()), pitch = inputs.lengths.k_pitch;
+  const bool reads_padding = p.layout == Layout::padded && conventions.empty_row == Conventions::EmptyRow::uniform;
+  for (int64_t n = 0; n < sequences; ++n) {
+    const int64_t elements = (inputs.lengths.q[n] + std::max(inputs.lengths.k[n], pitch)) * std::max(p.d, p.dv);
+    const int64_t most = device().is_cpu() ? 1 : std::clamp<int64_t>(kGpuCallElements / std::max<int64_t>(elements, 1), 1, p.hq);
+    for (int64_t head = 0; head < p.hq; head += most) groups_.push_back({n, head, std::min(most, p.hq - head)});
+    if (!reads_padding) continue;
+    const auto rows = padding_rows(inputs.k_rows, k_offsets_[n], k_offsets_[n + 1], n * pitch, pitch);
+    k_padding_.push_back(rows_of(inputs.k, rows, p.hkv, p.d).to(device_));
+    v_padding_.push_back(rows_of(inputs.v, rows, p.hkv, p.dv).to(device_));
   }
 }
 
-void Heads::with_head(int64_t i, const std::function<void(const HeadProblem&)>& body) const {
-  const Problem& p = problem_;
-  const int64_t n = sequence(i), hk = key_head(i);
+Tensor Heads::of_queries(const Tensor& tokens, const Group& group) const {
+  const int64_t first = q_offsets_[group.sequence];
+  return tokens.narrow(0, first, inputs_.lengths.q[group.sequence]).narrow(1, group.head, group.count).transpose(0, 1);
+}
+
+Tensor Heads::of_keys(const Tensor& tokens, const Group& group) const {
+  return tokens.narrow(0, k_offsets_[group.sequence], inputs_.lengths.k[group.sequence]);
+}
+
+/// Float64 [count, stored keys, channels]: for each query head of the group its key head, real keys first.
+Tensor Heads::keys_of(const Tensor& real, const std::vector<Tensor>& padding, const Group& group) const {
+  Tensor rows = of_keys(real, group);
+  if (!padding.empty()) rows = at::cat({rows, padding[group.sequence]}, 0);
+  std::vector<int64_t> heads;
+  for (int64_t head = group.head; head < group.head + group.count; ++head) heads.push_back(key_head(head));
+  return rows.index_select(1, to_tensor(heads, device())).transpose(0, 1).to(at::kDouble).contiguous();
+}
+
+HeadProblem Heads::head_problem(const Group& group) const {
   HeadProblem h;
-  h.queries = inputs_.lengths.q[n];
-  h.keys = inputs_.lengths.k[n];
-  h.d = p.d;
-  h.dv = p.dv;
-  const auto keys = [&](const std::vector<double>& real, const std::vector<double>& padding, int64_t channels) {
-    std::vector<double> rows = head_of(real, k_offsets_[n], h.keys, p.hkv, hk, channels);
-    const int64_t padded = static_cast<int64_t>(padding.size()) / (p.hkv * channels);
-    const std::vector<double> rest = head_of(padding, 0, padded, p.hkv, hk, channels);
-    rows.insert(rows.end(), rest.begin(), rest.end());
-    return rows;
-  };
-  const std::vector<double> q = head_of(q_, q_offsets_[n], h.queries, p.hq, head(i), p.d);
-  const std::vector<double> dout = head_of(dout_, q_offsets_[n], h.queries, p.hq, head(i), p.dv);
-  const std::vector<double> k = keys(k_, k_padding_[n], p.d), v = keys(v_, v_padding_[n], p.dv);
-  h.q = q.data();
-  h.k = k.data();
-  h.v = v.data();
-  h.dout = dout.data();
-  h.stored_keys = static_cast<int64_t>(k.size()) / p.d;
-  h.problem = &p;
+  h.q = of_queries(q_, group).to(at::kDouble).contiguous();
+  h.dout = of_queries(dout_, group).to(at::kDouble).contiguous();
+  h.k = keys_of(k_, k_padding_, group);
+  h.v = keys_of(v_, v_padding_, group);
+  h.heads = group.count;
+  h.queries = h.q.size(1);
+  h.keys = inputs_.lengths.k[group.sequence];
+  h.stored_keys = h.k.size(1);
+  h.d = problem_.d;
+  h.dv = problem_.dv;
+  h.problem = &problem_;
   h.scale = inputs_.scale;
   h.empty_row = conventions_.empty_row;
   h.rounding = rounding_;
-  body(h);
+  return h;
 }
 
-/// While it lives, LibTorch runs every operation of the threads that called enter() on that thread alone.
-class OneThreadPerHead {
- public:
-  OneThreadPerHead() : threads_(at::get_num_threads()) {}
-  ~OneThreadPerHead() { at::set_num_threads(threads_); }
-  void enter() const { at::set_num_threads(1); }
+Tensor Heads::terms_of_keys() const {
+  std::vector<int64_t> terms;
+  for (size_t n = 0; n < inputs_.lengths.k.size(); ++n)
+    terms.insert(terms.end(), inputs_.lengths.k[n], inputs_.lengths.q[n] * problem_.group());
+  return to_tensor(terms, device()).to(at::kDouble).view({-1, 1, 1});
+}
 
- private:
-  int threads_;
-};
-
-/// Heads are spread over the cores, not the operations within them: a head's result does not depend on the number of
-/// threads, and small operations do not wait for each other.
-void for_each_head(c10::Device device, int64_t count, const std::function<void(int64_t)>& body) {
-  if (!device.is_cpu()) {
-    for (int64_t i = 0; i < count; ++i) body(i);
-    return;
+/// Hands the answer about every group to `take`, in their order. On the CPU all are computed first, spread over the cores; on
+/// another device each is taken before the next is computed, so that memory holds one.
+template <typename Answer>
+void for_each_answer(const Heads& heads, const std::function<Answer(const Group&)>& compute,
+                     const std::function<void(const Group&, const Answer&)>& take) {
+  const std::vector<Group>& groups = heads.groups();
+  const size_t together = heads.device().is_cpu() ? groups.size() : 1;
+  for (size_t first = 0; first < groups.size(); first += together) {
+    std::vector<Answer> answers(together);
+    for_each_piece(heads.device(), static_cast<int64_t>(together), [&](int64_t i) { answers[i] = compute(groups[first + i]); });
+    for (size_t i = 0; i < together; ++i) take(groups[first + i], answers[i]);
   }
-  const OneThreadPerHead one_thread;
-  for_each_in_parallel(count, [&](int64_t i) {
-    one_thread.enter();
-    body(i);
-  });
 }
 
-/// Places one head's rows [count][channels] into [token][heads][channels].
-void place(const std::vector<double>& rows, int64_t first, int64_t heads, int64_t head, int64_t channels,
-           std::vector<double>& to) {
-  const int64_t count = static_cast<int64_t>(rows.size()) / channels;
-  for (int64_t t = 0; t < count; ++t)
-    std::copy_n(rows.data() + t * channels, channels, to.data() + ((first + t) * heads + head) * channels);
+/// ulp(x)^2/12, of a float64 x: the bits of the exponent alone are the power of two at or below |x|.
+Tensor rounding_variance(const Rounding& r, const Tensor& x) {
+  const double smallest = ulp(r.dtype, 0), ulp_of_one = ulp(r.dtype, 1);
+  const Tensor power = x.view(at::kLong).bitwise_and(int64_t(0x7ff) << 52).view(at::kDouble);
+  return power.mul(ulp_of_one).clamp_min_(smallest).square_().div_(12);
 }
 
-/// Adds the first `count` rows of a head to its key head's place.
-void add(const std::vector<double>& rows, int64_t count, int64_t first, int64_t heads, int64_t head, int64_t channels,
-         std::vector<double>& to) {
-  for (int64_t t = 0; t < count; ++t)
-    for (int64_t x = 0; x < channels; ++x) to[((first + t) * heads + head) * channels + x] += rows[t * channels + x];
+/// Adds each head's share of dk or dv to its key head, with the rounding of the partial sum where the profile rounds it.
+void add_share(const Heads& heads, const Group& group, const Tensor& value, const Tensor& variance, Expected& to) {
+  const Tensor values = heads.of_keys(to.value, group), variances = heads.of_keys(to.variance, group);
+  for (int64_t i = 0; i < group.count; ++i) {
+    const int64_t head = heads.key_head(group.head + i), keys = values.size(0);
+    const Tensor share = value.select(0, i).narrow(0, 0, keys);
+    values.select(1, head) += share;
+    variances.select(1, head) += variance.select(0, i).narrow(0, 0, keys);
+    if (heads.rounding().gqa_partials) variances.select(1, head) += rounding_variance(heads.rounding(), share);
+  }
 }
 
-/// Adds one head's share of dk or dv, with the rounding of the partial sum where the profile rounds it.
-void add_share(const std::vector<double>& value, const std::vector<double>& variance, int64_t count, int64_t first, int64_t heads,
-               int64_t head, int64_t channels, const Rounding& r, Expected& to) {
-  add(value, count, first, heads, head, channels, to.value);
-  add(variance, count, first, heads, head, channels, to.variance);
-  if (!r.gqa_partials) return;
-  for (int64_t t = 0; t < count; ++t)
-    for (int64_t x = 0; x < channels; ++x)
-      to.variance[((first + t) * heads + head) * channels + x] += rounding_variance(r.dtype, value[t * channels + x]);
+/// The same for sums without a variance.
+void add_sums(const Heads& heads, const Group& group, const Tensor& sums, const Tensor& to) {
+  const Tensor place = heads.of_keys(to, group);
+  for (int64_t i = 0; i < group.count; ++i)
+    place.select(1, heads.key_head(group.head + i)) += sums.select(0, i).narrow(0, 0, place.size(0));
 }
 
 /// What depends on the sum over the group: its rounding, its systematic part, in fp32 its accumulation. A key that no
 /// query reads has a gradient of exactly 0: variance 0.
-void finish_sum(const std::vector<char>& seen, int64_t channels, const Rounding& r, const std::function<double(size_t)>& terms,
-                Expected& sum) {
-  for (size_t row = 0; row < seen.size(); ++row) {
-    for (size_t at = row * channels; at < (row + 1) * channels; ++at) {
-      const double x = sum.value[at], b = sum.allowance.empty() ? 0 : sum.allowance[at];
-      sum.variance[at] += rounding_variance(r.dtype, x) + b * b + r.accumulation * terms(row) * x * x;
-      if (!seen[row]) sum.variance[at] = 0;
-    }
-  }
+void finish_sum(const Heads& heads, const Tensor& seen, Expected& sum) {
+  const Rounding& r = heads.rounding();
+  sum.variance += rounding_variance(r, sum.value);
+  if (sum.allowance.defined()) sum.variance += sum.allowance.square();
+  if (r.accumulation > 0) sum.variance += sum.value.square().mul_(heads.terms_of_keys() * r.accumulation);
+  sum.variance.masked_fill_(seen.logical_not(), 0);
 }
 
 void add_allowance(Expected& x) {
-  for (size_t at = 0; at < x.variance.size(); ++at)
-    if (x.variance[at] != 0) x.variance[at] += x.allowance[at] * x.allowance[at];
+  x.variance += at::where(x.variance != 0, x.allowance.square(), 0.0);
 }
 
 /// Distinct values among the samples, where fewer than half of them are (integer data: equal scores round alike).
-double distinct_scores(std::vector<double> samples) {
-  if (samples.size() <= 64) return kInfinity;
+double distinct_scores(const Tensor& all) {
+  if (all.numel() <= 64) return kInfinity;
+  const Tensor host = all.to(at::kCPU).contiguous();
+  std::vector<double> samples(host.const_data_ptr<double>(), host.const_data_ptr<double>() + host.numel());
   std::sort(samples.begin(), samples.end());
   size_t distinct = 1;
   for (size_t i = 1; i < samples.size(); ++i) distinct += samples[i] - samples[i - 1] > 1e-6 * (1 + std::abs(samples[i]));
   return 2 * distinct < samples.size() ? static_cast<double>(distinct) : kInfinity;
 }
 
-Expected expected(int64_t rows, int64_t channels, bool allowance) {
+Expected expected(const Heads& heads, int64_t tokens, int64_t head_count, int64_t channels, bool allowance) {
+  const auto options = at::TensorOptions().dtype(at::kDouble).device(heads.device());
   Expected x;
-  x.value.assign(rows * channels, 0);
-  x.variance = x.value;
-  if (allowance) x.allowance = x.value;
-  x.freedom.assign(rows, 1);
+  x.value = at::zeros({tokens, head_count, channels}, options);
+  x.variance = at::zeros_like(x.value);
+  if (allowance) x.allowance = at::zeros_like(x.value);
+  x.freedom = at::ones({tokens, head_count}, options);
   return x;
+}
+
+void move(Expected& x, c10::Device device) {
+  for (Tensor* t : {&x.value, &x.variance, &x.allowance, &x.freedom})
+    if (t->defined()) *t = t->to(device);
 }
 
 /// Collects the heads' answers, in the order of the heads.
 class Collector {
  public:
-  Collector(const Heads& heads, const Inputs& inputs, const Conventions& conventions)
-      : heads_(heads), inputs_(inputs), conventions_(conventions) {
+  Collector(const Heads& heads, const Conventions& conventions) : heads_(heads), conventions_(conventions) {
     const Problem& p = heads.problem();
-    const int64_t q_rows = heads.queries() * p.hq, k_rows = heads.keys() * p.hkv;
-    out_.o = expected(q_rows, p.dv, false);
-    out_.lse = expected(q_rows, 1, false);
-    out_.dq = expected(q_rows, p.d, true);
-    out_.dk = expected(k_rows, p.d, true);
-    out_.dv = expected(k_rows, p.dv, false);
-    p2_.assign(k_rows, 0);
-    p4_ = ds2_ = ds4_ = p2_;
-    seen_.assign(k_rows, 0);
+    out_.o = expected(heads, heads.queries(), p.hq, p.dv, false);
+    out_.lse = expected(heads, heads.queries(), p.hq, 1, false);
+    out_.dq = expected(heads, heads.queries(), p.hq, p.d, true);
+    out_.dk = expected(heads, heads.keys(), p.hkv, p.d, true);
+    out_.dv = expected(heads, heads.keys(), p.hkv, p.dv, false);
+    p2_ = at::zeros_like(out_.dk.freedom), p4_ = p2_.clone(), ds2_ = p2_.clone(), ds4_ = p2_.clone();
+    seen_ = at::zeros({heads.keys(), 1, 1}, p2_.options().dtype(at::kBool));
+    has_power_ = at::full({}, true, seen_.options());
   }
 
-  void add_head(int64_t i, const HeadAnswer& a);
+  void add(const Group& group, const HeadAnswer& a);
   Reference finish();
 
  private:
-  void add_keys(int64_t i, const HeadAnswer& a);
+  void add_keys(const Group& group, const HeadAnswer& a);
 
   const Heads& heads_;
-  const Inputs& inputs_;
   Conventions conventions_;
   Reference out_;
-  std::vector<double> p2_, p4_, ds2_, ds4_, samples_;
-  std::vector<char> seen_;
+  Tensor p2_, p4_, ds2_, ds4_, seen_, has_power_;
+  std::vector<Tensor> samples_;  ///< until there are enough
+  int64_t sampled_ = 0;
 };
 
-void Collector::add_head(int64_t i, const HeadAnswer& a) {
-  const Problem& p = heads_.problem();
-  const int64_t first = heads_.first_query(i), head = heads_.head(i);
-  place(a.o, first, p.hq, head, p.dv, out_.o.value);
-  place(a.o_variance, first, p.hq, head, p.dv, out_.o.variance);
-  place(a.o_freedom, first, p.hq, head, 1, out_.o.freedom);
-  place(a.dq, first, p.hq, head, p.d, out_.dq.value);
-  place(a.dq_variance, first, p.hq, head, p.d, out_.dq.variance);
-  place(a.dq_allowance, first, p.hq, head, p.d, out_.dq.allowance);
-  place(a.dq_freedom, first, p.hq, head, 1, out_.dq.freedom);
-  for (size_t t = 0; t < a.lse.size(); ++t) {
-    const size_t at = (first + t) * p.hq + head;
-    const bool empty = a.lse[t] == -kInfinity;
-    out_.lse.value[at] = empty ? lse_of_empty_row(conventions_.lse_empty) : a.lse[t];
-    out_.lse.variance[at] = a.lse_sigma[t] * a.lse_sigma[t];
+void Collector::add(const Group& group, const HeadAnswer& a) {
+  const auto place = [&](const Tensor& rows, const Tensor& to) { heads_.of_queries(to, group).copy_(rows); };
+  place(a.o, out_.o.value);
+  place(a.o_variance, out_.o.variance);
+  place(a.o_freedom, out_.o.freedom);
+  place(a.dq, out_.dq.value);
+  place(a.dq_variance, out_.dq.variance);
+  place(a.dq_allowance, out_.dq.allowance);
+  place(a.dq_freedom, out_.dq.freedom);
+  place(at::where(a.lse == -kInfinity, lse_of_empty_row(conventions_.lse_empty), a.lse).unsqueeze(-1), out_.lse.value);
+  place(a.lse_sigma.square().unsqueeze(-1), out_.lse.variance);
+  has_power_.logical_and_(a.has_power);
+  if (sampled_ < kScoreSamples) {
+    samples_.push_back(a.score_samples.flatten());
+    sampled_ += samples_.back().numel();
   }
-  if (!a.has_power) out_.has_power = false;
-  const size_t room = kScoreSamples - std::min(kScoreSamples, samples_.size());
-  samples_.insert(samples_.end(), a.score_samples.begin(),
-                  a.score_samples.begin() + static_cast<int64_t>(std::min(room, a.score_samples.size())));
-  add_keys(i, a);
+  add_keys(group, a);
 }
 
-void Collector::add_keys(int64_t i, const HeadAnswer& a) {
-  const Problem& p = heads_.problem();
-  const int64_t first = heads_.first_key(i), head = heads_.key_head(i), count = inputs_.lengths.k[heads_.sequence(i)];
-  const Rounding& r = heads_.rounding();
-  add_share(a.dk, a.dk_variance, count, first, p.hkv, head, p.d, r, out_.dk);
-  add_share(a.dv, a.dv_variance, count, first, p.hkv, head, p.dv, r, out_.dv);
-  add(a.dk_allowance, count, first, p.hkv, head, p.d, out_.dk.allowance);
-  add(a.p2, count, first, p.hkv, head, 1, p2_);
-  add(a.p4, count, first, p.hkv, head, 1, p4_);
-  add(a.ds2, count, first, p.hkv, head, 1, ds2_);
-  add(a.ds4, count, first, p.hkv, head, 1, ds4_);
-  for (int64_t t = 0; t < count; ++t) seen_[(first + t) * p.hkv + head] |= a.key_seen[t];
-}
-
-/// Queries x group heads that a row of dk or dv sums over.
-std::function<double(size_t)> terms_per_key_row(const Heads& heads, const Inputs& inputs) {
-  const Problem& p = heads.problem();
-  std::vector<double> terms;
-  for (size_t n = 0; n < inputs.lengths.k.size(); ++n)
-    terms.insert(terms.end(), inputs.lengths.k[n] * p.hkv, static_cast<double>(inputs.lengths.q[n] * p.group()));
-  return [terms = std::move(terms)](size_t row) { return terms[row]; };
+void Collector::add_keys(const Group& group, const HeadAnswer& a) {
+  add_share(heads_, group, a.dk, a.dk_variance, out_.dk);
+  add_share(heads_, group, a.dv, a.dv_variance, out_.dv);
+  add_sums(heads_, group, a.dk_allowance, out_.dk.allowance);
+  add_sums(heads_, group, a.p2, p2_);
+  add_sums(heads_, group, a.p4, p4_);
+  add_sums(heads_, group, a.ds2, ds2_);
+  add_sums(heads_, group, a.ds4, ds4_);
+  const Tensor seen = heads_.of_keys(seen_, group);
+  seen.logical_or_(a.key_seen.narrow(0, 0, seen.size(0)).view({-1, 1, 1}));
 }
 
 Reference Collector::finish() {
   const Problem& p = heads_.problem();
-  const Rounding& r = heads_.rounding();
-  const auto terms = terms_per_key_row(heads_, inputs_);
-  finish_sum(seen_, p.d, r, terms, out_.dk);
-  finish_sum(seen_, p.dv, r, terms, out_.dv);
+  finish_sum(heads_, seen_, out_.dk);
+  finish_sum(heads_, seen_, out_.dv);
   add_allowance(out_.dq);
-  const auto sources = [](double sum2, double sum4, int64_t channels) {
-    return sum4 > 0 ? std::clamp(sum2 * sum2 / sum4, 1.0, static_cast<double>(channels)) : 1;
+  const auto sources = [](const Tensor& sum2, const Tensor& sum4, int64_t channels) {
+    return at::where(sum4 > 0, (sum2.square() / sum4).clamp(1, static_cast<double>(channels)), 1.0);
   };
-  for (size_t row = 0; row < seen_.size(); ++row) {
-    out_.dk.freedom[row] = sources(ds2_[row], ds4_[row], p.d);
-    out_.dv.freedom[row] = sources(p2_[row], p4_[row], p.dv);
-  }
-  out_.distinct_scores = r.p ? distinct_scores(std::move(samples_)) : kInfinity;
+  out_.dk.freedom = sources(ds2_, ds4_, p.d);
+  out_.dv.freedom = sources(p2_, p4_, p.dv);
+  out_.has_power = has_power_.item<bool>();
+  out_.distinct_scores = kInfinity;
+  if (heads_.rounding().p && sampled_ > 0)
+    out_.distinct_scores = distinct_scores(at::cat(samples_).narrow(0, 0, std::min(sampled_, kScoreSamples)));
   return std::move(out_);
 }
 
@@ -300,51 +315,48 @@ Reference Collector::finish() {
 
 Reference make_reference(OracleKind kind, const Case& c, const Inputs& inputs, const Profile& profile,
                          const Conventions& conventions) {
-  const Heads heads(c, inputs, profile, conventions);
-  std::vector<HeadAnswer> answers(heads.count());
-  for_each_head(inputs.q.device(), heads.count(), [&](int64_t i) {
-    heads.with_head(i, [&](const HeadProblem& h) {
-      answers[i] = kind == OracleKind::eigen ? eigen_head(h) : torch_head(h, inputs.q.device());
-    });
-  });
-  Collector collector(heads, inputs, conventions);
-  for (int64_t i = 0; i < heads.count(); ++i) collector.add_head(i, answers[i]);
+  const Heads heads(kind, c, inputs, profile, conventions);
+  Collector collector(heads, conventions);
+  for_each_answer<HeadAnswer>(
+      heads,
+      [&](const Group& group) {
+        const HeadProblem h = heads.head_problem(group);
+        return kind == OracleKind::eigen ? eigen_head(h) : torch_heads(h);
+      },
+      [&](const Group& group, const HeadAnswer& answer) { collector.add(group, answer); });
   Reference reference = collector.finish();
+  for (Expected* x : {&reference.o, &reference.lse, &reference.dq, &reference.dk, &reference.dv}) move(*x, inputs.q.device());
   reference.oracle = kind == OracleKind::eigen ? "eigen" : "torch";
   return reference;
 }
 
 ConditionalGradients given_output(OracleKind kind, const Case& c, const Inputs& inputs, const Profile& profile,
                                   const Conventions& conventions, const Reference& reference, const at::Tensor& o) {
-  const Heads heads(c, inputs, profile, conventions);
+  const Heads heads(kind, c, inputs, profile, conventions);
   const Problem& p = heads.problem();
-  std::vector<double> given = tokens_of(o, inputs.q_rows, p.hq, p.dv);
-  for (size_t at = 0; at < given.size(); ++at)  // what is not finite fails as O; it must not excuse the gradients
-    if (!std::isfinite(given[at])) given[at] = reference.o.value[at];
-  std::vector<HeadGradients> answers(heads.count());
-  for_each_head(inputs.q.device(), heads.count(), [&](int64_t i) {
-    heads.with_head(i, [&](const HeadProblem& h) {
-      const auto o_head = head_of(given, heads.first_query(i), h.queries, p.hq, heads.head(i), p.dv);
-      answers[i] = kind == OracleKind::eigen ? eigen_head_given_output(h, o_head.data())
-                                             : torch_head_given_output(h, o_head.data(), inputs.q.device());
-    });
-  });
-  ConditionalGradients out{expected(heads.queries() * p.hq, p.d, false), expected(heads.keys() * p.hkv, p.d, false)};
-  out.dq.allowance = reference.dq.allowance;
+  const Tensor kernels = tokens_of(o, inputs.q_rows, p.hq, p.dv);
+  // What is not finite fails as O; it must not excuse the gradients.
+  const Tensor given = at::where(kernels.abs() < kInfinity, kernels, reference.o.value).to(heads.device());
+  ConditionalGradients out{expected(heads, heads.queries(), p.hq, p.d, false), expected(heads, heads.keys(), p.hkv, p.d, false)};
+  out.dq.allowance = reference.dq.allowance.to(heads.device());
   out.dq.freedom = reference.dq.freedom;
-  out.dk.allowance = reference.dk.allowance;
+  out.dk.allowance = reference.dk.allowance.to(heads.device());
   out.dk.freedom = reference.dk.freedom;
-  for (int64_t i = 0; i < heads.count(); ++i) {
-    const HeadGradients& a = answers[i];
-    place(a.dq, heads.first_query(i), p.hq, heads.head(i), p.d, out.dq.value);
-    place(a.dq_variance, heads.first_query(i), p.hq, heads.head(i), p.d, out.dq.variance);
-    add_share(a.dk, a.dk_variance, inputs.lengths.k[heads.sequence(i)], heads.first_key(i), p.hkv, heads.key_head(i), p.d,
-              heads.rounding(), out.dk);
-  }
-  std::vector<char> seen(out.dk.freedom.size());
-  for (size_t row = 0; row < seen.size(); ++row) seen[row] = reference.dk.variance[row * p.d] != 0;
-  finish_sum(seen, p.d, heads.rounding(), terms_per_key_row(heads, inputs), out.dk);
+  for_each_answer<HeadGradients>(
+      heads,
+      [&](const Group& group) {
+        const HeadProblem h = heads.head_problem(group);
+        const Tensor o_of_group = heads.of_queries(given, group).contiguous();
+        return kind == OracleKind::eigen ? eigen_head_given_output(h, o_of_group) : torch_heads_given_output(h, o_of_group);
+      },
+      [&](const Group& group, const HeadGradients& a) {
+        heads.of_queries(out.dq.value, group).copy_(a.dq);
+        heads.of_queries(out.dq.variance, group).copy_(a.dq_variance);
+        add_share(heads, group, a.dk, a.dk_variance, out.dk);
+      });
+  finish_sum(heads, reference.dk.variance.narrow(-1, 0, 1).to(heads.device()) != 0, out.dk);
   add_allowance(out.dq);
+  for (Expected* x : {&out.dq, &out.dk}) move(*x, inputs.q.device());
   return out;
 }
 

@@ -2,26 +2,24 @@
 // Formulas: harness/attention/error_model.hpp. The oracles share no code with anything judged.
 #pragma once
 
-#include <map>
-#include <memory>
 #include <string>
-#include <vector>
+
+#include <ATen/core/Tensor.h>
 
 #include "harness/attention/inputs.hpp"
-#include "harness/run/record.hpp"
 
 namespace attnbench {
 
-/// Values and standard deviations over the real tokens of a case, ranks as in Inputs: [token][head][channel], float64.
+/// Values and variances over the real tokens of a case, ranks as in Inputs: contiguous float64 tensors on the device of the
+/// inputs.
 struct Expected {
-  std::vector<double> value;
-  std::vector<double> variance;
-  std::vector<double> allowance;  ///< systematic fp32 part b of sigma (dq, dk); empty: none
-  std::vector<double> freedom;    ///< nu of each (token, head) row: independent error sources
+  at::Tensor value, variance;  ///< [tokens, heads, channels]
+  at::Tensor allowance;        ///< the same: systematic fp32 part b of sigma (dq, dk); undefined: none
+  at::Tensor freedom;          ///< [tokens, heads]: nu of each row, independent error sources
 };
 
 /// One oracle's answer for one case under one profile. dq, dk are end to end (reported; gated where the profile's D comes
-/// from P o dP); dq_given_o, dk_given_o depend on a kernel's own O and are computed by Reference::given_output.
+/// from P o dP); those that depend on a kernel's own O are computed by given_output. lse has one channel.
 struct Reference {
   Expected o, lse, dq, dk, dv;
   double distinct_scores = 0;  ///< n_T of the tie rule; infinity: no ties
@@ -33,14 +31,16 @@ struct ConditionalGradients {
   Expected dq, dk;
 };
 
+/// eigen computes on the CPU, torch on the device of the inputs; the answers lie there in both cases.
 enum class OracleKind { eigen, torch };
 
-/// Float64 oracle and error model. Works head by head and in blocks of query rows: memory is bounded by
-/// block x lk doubles, never lq x lk.
+/// Float64 oracle and error model. Works head by head and in blocks of query rows: memory is
+/// bounded by block x lk doubles, never lq x lk. Throws std::invalid_argument for maths that the oracles do not know.
 Reference make_reference(OracleKind kind, const Case& c, const Inputs& inputs, const Profile& profile,
                          const Conventions& conventions);
 
-/// dQ and dK with D = rowsum(dO o O_kernel) taken from the kernel's own O (in the case's layout), and their variances.
+/// dQ and dK with D = rowsum(dO o O_kernel) taken from the kernel's own O (in the case's layout, on the device of the inputs),
+/// and their variances.
 ConditionalGradients given_output(OracleKind kind, const Case& c, const Inputs& inputs, const Profile& profile,
                                   const Conventions& conventions, const Reference& reference, const at::Tensor& o);
 

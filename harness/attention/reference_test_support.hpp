@@ -4,9 +4,18 @@
 #include <string>
 #include <vector>
 
+#include <ATen/core/Tensor.h>
+
 #include "harness/attention/reference.hpp"
 
 namespace attnbench::judge_test {
+
+/// All numbers of a float64 tensor, in order.
+inline std::vector<double> numbers(const at::Tensor& tensor) {
+  if (!tensor.defined()) return {};
+  const at::Tensor host = tensor.to(at::kCPU).contiguous();
+  return {host.const_data_ptr<double>(), host.const_data_ptr<double>() + host.numel()};
+}
 
 inline Profile flash() {
   return {"flash", Profile::Probabilities::unnormalised, true, false, Profile::RowSum::from_output, false, true};

@@ -1,4 +1,4 @@
-// From a case's layout to its real tokens, and head by head.
+// From a case's layout to its real tokens.
 #pragma once
 
 #include <cstdint>
@@ -8,13 +8,16 @@
 
 namespace attnbench {
 
-/// Float64 copy on the CPU of the rows of `tensor` [… rows …, heads, channels] in any strides: [row][head][channel].
-/// `rows` counts storage rows, all leading dimensions flattened.
-std::vector<double> tokens_of(const at::Tensor& tensor, const std::vector<int64_t>& rows, int64_t heads, int64_t channels);
+/// The rows of `tensor` [… rows …, heads, channels] as [row, heads, channels], contiguous, of the same dtype and on the same
+/// device; any strides. `rows` counts storage rows, all leading dimensions flattened. Throws std::invalid_argument for a dtype
+/// other than bf16, fp16, fp32 or fp64.
+at::Tensor rows_of(const at::Tensor& tensor, const std::vector<int64_t>& rows, int64_t heads, int64_t channels);
 
-/// Rows of one head out of [row][heads][channels].
-std::vector<double> head_of(const std::vector<double>& tokens, int64_t first, int64_t count, int64_t heads, int64_t head,
-                            int64_t channels);
+/// The same in float64.
+at::Tensor tokens_of(const at::Tensor& tensor, const std::vector<int64_t>& rows, int64_t heads, int64_t channels);
+
+/// int64 [numbers.size()] on the device.
+at::Tensor to_tensor(const std::vector<int64_t>& numbers, c10::Device device);
 
 /// Prefix sums, lengths.size() + 1 of them.
 std::vector<int64_t> offsets_of(const std::vector<int64_t>& lengths);

@@ -2,131 +2,198 @@
 
 #include <algorithm>
 #include <cmath>
+#include <functional>
 #include <limits>
 
-#include "harness/attention/error_model.hpp"
+#include <ATen/TensorOperators.h>
+#include <ATen/ops/arange.h>
+#include <ATen/ops/dot.h>
+#include <ATen/ops/empty_like.h>
+#include <ATen/ops/stack.h>
+#include <ATen/ops/where.h>
+#include <ATen/ops/zeros.h>
+
+#include "harness/attention/parallel.hpp"
 
 namespace attnbench {
 namespace {
 
-/// Sums over all elements, from which the statistics follow.
-struct Sums {
-  double error2 = 0, got2 = 0, expected2 = 0, product = 0;
-  double z2 = 0, gain = 0, signal2 = 0, gained_signal2 = 0, coherent2 = 0, allowance2 = 0;
+using at::Tensor;
+
+constexpr double kInfinity = std::numeric_limits<double>::infinity();
+
+/// Elements that are worked on at once: on a CPU a dozen such arrays stay in a core's cache, on a GPU in little memory.
+constexpr int64_t kCpuElements = 1 << 14, kGpuElements = 1 << 23;
+
+/// Neighbouring rows of a tensor.
+struct Stretch {
+  int64_t first = 0, rows = 0;
+  Tensor of(const Tensor& all) const { return all.narrow(0, first, rows); }
 };
 
-enum class Kind { measured, same_nonfinite, mismatch };
+/// What `measure` (float64 [n]) says about each stretch of the rows of `like` [rows, channels]: [stretches, n] on the CPU.
+Tensor by_stretches(const Tensor& like, const std::function<Tensor(const Stretch&)>& measure) {
+  const int64_t elements = like.is_cpu() ? kCpuElements : kGpuElements;
+  const int64_t rows = like.size(0), step = std::max<int64_t>(1, elements / like.size(1));
+  std::vector<Tensor> parts((rows + step - 1) / step);
+  for_each_piece(like.device(), static_cast<int64_t>(parts.size()), [&](int64_t i) {
+    parts[i] = measure({i * step, std::min(step, rows - i * step)});
+  });
+  return parts.empty() ? at::zeros({0, 0}, at::kDouble) : at::stack(parts).to(at::kCPU);
+}
+
+/// [tokens, heads, channels] as [rows, channels].
+Tensor as_rows(const Tensor& tokens) {
+  return tokens.flatten(0, 1);
+}
 
 /// A value so large that the dtype holds infinity instead.
-bool overflows(Dtype dtype, double expected, double sigma) {
-  return dtype == Dtype::fp16 && std::abs(expected) + 6.5 * sigma >= 65520;
+Tensor overflows(Dtype dtype, const Tensor& expected, const Tensor& variance) {
+  return dtype == Dtype::fp16 ? expected.abs() + variance.sqrt() * 6.5 >= 65520 : expected != expected;
 }
 
-Kind kind_of(double got, double expected, double variance, Dtype dtype) {
-  if (std::isfinite(got) && std::isfinite(expected)) return Kind::measured;
-  if (std::isnan(got) || std::isnan(expected))
-    return std::isnan(got) && std::isnan(expected) ? Kind::same_nonfinite : Kind::mismatch;
-  if (got == expected) return Kind::same_nonfinite;
-  const bool rounded_up = std::isinf(got) && std::isfinite(expected) && std::signbit(got) == std::signbit(expected);
-  return rounded_up && overflows(dtype, expected, std::sqrt(variance)) ? Kind::same_nonfinite : Kind::mismatch;
+/// Where one is not finite and the other is not the same, or would not be in this dtype.
+Tensor nonfinite_mismatch(const Tensor& got, const Tensor& expected, const Tensor& variance, Dtype dtype) {
+  const Tensor same = (got == expected) | (got.isnan() & expected.isnan());
+  const Tensor rounded_up = (got.abs() == kInfinity) & (expected.abs() < kInfinity) & ((got > 0) == (expected > 0));
+  const Tensor finite = (got - expected).abs() < kInfinity;
+  return (finite | same | (rounded_up & overflows(dtype, expected, variance))).logical_not();
 }
+
+/// |a - b|: 0 where they are the same, NaN included, else infinity where one is not finite.
+Tensor absolute_difference(const Tensor& a, const Tensor& b) {
+  const Tensor difference = (a - b).abs();
+  const Tensor same = (a == b) | (a.isnan() & b.isnan());
+  return at::where(difference < kInfinity, difference, at::where(same, 0.0, kInfinity));
+}
+
+/// What is measured of a stretch of rows: sums, then the largest |error|, the largest |z| and the element that has it.
+enum Column {
+  kElements,
+  kExact,
+  kViolations,
+  kFinite,
+  kWithin,
+  kError2,  ///< (got - x)^2
+  kCross,   ///< (got - x) x
+  kExpected2,
+  kZ2,
+  kSignal2,
+  kGain,
+  kGainedSignal2,
+  kCoherent2,
+  kAllowance2,
+  kMaxAbs,
+  kMaxZ,
+  kAtMaxZ,
+  kColumns
+};
 
 class Measurement {
  public:
-  Measurement(const std::vector<double>& got, const Expected& expected, const TokenShape& shape, Dtype dtype, double z_limit)
-      : got_(got), expected_(expected), shape_(shape), dtype_(dtype), z_limit_(z_limit) {}
+  Measurement(const Tensor& got, const Expected& expected, Dtype dtype, double z_limit)
+      : got_(as_rows(got)),
+        value_(as_rows(expected.value)),
+        variance_(as_rows(expected.variance)),
+        freedom_(expected.freedom.flatten()),
+        dtype_(dtype),
+        z_limit_(z_limit) {
+    if (expected.allowance.defined()) allowance_ = as_rows(expected.allowance);
+    s_.row_energy = at::empty_like(expected.freedom);
+    energy_ = s_.row_energy.flatten();
+  }
   ErrorStatistics run();
 
  private:
-  void row(int64_t row);
-  bool count_exact(int64_t at);
-  void mark_bad(int64_t at);
+  Tensor measure_rows(const Stretch& stretch) const;
+  Tensor find_in_rows(const Stretch& stretch) const;
+  void take_sums(const Tensor& parts);
+  void find_bad_elements();
 
-  const std::vector<double>& got_;
-  const Expected& expected_;
-  const TokenShape& shape_;
+  Tensor got_, value_, variance_, allowance_;  ///< [rows, channels]
+  Tensor freedom_, energy_;                    ///< [rows]
   const Dtype dtype_;
   const double z_limit_;
-  Sums sums_;
   ErrorStatistics s_;
-  bool worst_is_final_ = false;  ///< a mismatch outranks every z
 };
 
-void Measurement::mark_bad(int64_t at) {
-  if (!s_.first_bad) s_.first_bad = at;
+/// The columns; an element without a z counts as one without an error.
+Tensor Measurement::measure_rows(const Stretch& stretch) const {
+  const Tensor got = stretch.of(got_), value = stretch.of(value_), variance = stretch.of(variance_);
+  const Tensor difference = got - value, finite = difference.abs() < kInfinity, exact = variance == 0;
+  const Tensor measured = finite.logical_and(exact.logical_not());
+  const Tensor error = at::where(measured, difference, 0.0), x = at::where(measured, value, 0.0);
+  const Tensor sigma = at::where(measured, variance, kInfinity).sqrt_();
+  const Tensor z = error / sigma, signal = x / sigma;
+  const Tensor energy = z.square().sum(1), signal2 = signal.square().sum(1);
+  const Tensor has_gain = stretch.of(freedom_) != 0;
+  const auto gained = [&](const Tensor& rows) { return at::where(has_gain, rows, 0.0).sum(); };
+  const auto count = [](const Tensor& which) { return which.sum().to(at::kDouble); };
+  const auto product = [](const Tensor& a, const Tensor& b) { return at::dot(a.flatten(), b.flatten()); };
+  const Tensor size = z.abs(), none = at::zeros({}, got.options());
+  const auto [max_z, at_max_z] = size.flatten().max(0);
+  stretch.of(energy_).copy_(energy);
+  return at::stack({count(measured), count(exact), count(exact & (got != value)), count(finite), count(size <= z_limit_),
+                    product(error, error), product(error, x), product(x, x), energy.sum(), signal2.sum(),
+                    gained((z * signal).sum(1)), gained(signal2), gained(signal.abs().sum(1).square()),
+                    allowance_.defined() ? (stretch.of(allowance_) / sigma).square().sum() : none,
+                    at::where(finite, difference.abs(), 0.0).amax(), max_z,
+                    at_max_z.to(at::kDouble) + static_cast<double>(stretch.first * got.size(1))});
 }
 
-/// True where the element is no matter of z: not finite, or 0 by the mask.
-bool Measurement::count_exact(int64_t at) {
-  const double got = got_[at], expected = expected_.value[at], variance = expected_.variance[at];
-  const Kind kind = kind_of(got, expected, variance, dtype_);
-  const bool exact = variance == 0;
-  if (exact) ++s_.exact_elements;
-  const bool violated = exact && !(got == expected);
-  if (violated) ++s_.exact_violations;
-  if (kind == Kind::mismatch) ++s_.nonfinite_mismatches;
-  if (violated || kind == Kind::mismatch) {
-    mark_bad(at);
-    if (!worst_is_final_) s_.worst = at;
-    worst_is_final_ = true;
-    s_.max_abs =
-        std::max(s_.max_abs, kind == Kind::mismatch ? std::numeric_limits<double>::infinity() : std::abs(got - expected));
-  }
-  return exact || kind != Kind::measured;
+/// Of the elements that fail: mismatches, the first mismatch or violation, the first of all; infinity: none.
+Tensor Measurement::find_in_rows(const Stretch& stretch) const {
+  const Tensor got = stretch.of(got_), value = stretch.of(value_), variance = stretch.of(variance_);
+  const Tensor mismatch = nonfinite_mismatch(got, value, variance, dtype_);
+  const Tensor difference = (got - value).abs(), exact = variance == 0;
+  const Tensor outright = mismatch | (exact & (got != value));
+  const Tensor measured = (difference < kInfinity) & exact.logical_not();
+  const Tensor beyond = measured & (difference / variance.sqrt() <= z_limit_).logical_not();
+  const int64_t begin = stretch.first * got.size(1);
+  const Tensor place = at::arange(begin, begin + got.numel(), got.options()).view(got.sizes());
+  const auto first = [&](const Tensor& which) { return at::where(which, place, kInfinity).amin(); };
+  return at::stack({mismatch.sum().to(at::kDouble), first(outright), first(outright | beyond)});
 }
 
-void Measurement::row(int64_t row) {
-  const bool has_gain = expected_.freedom.empty() || expected_.freedom[row] != 0;
-  double coherent = 0, energy = 0;
-  for (int64_t at = row * shape_.channels; at < (row + 1) * shape_.channels; ++at) {
-    if (count_exact(at)) continue;
-    const double x = expected_.value[at], error = got_[at] - x, inverse = 1 / expected_.variance[at];
-    const double z2 = error * error * inverse;
-    ++s_.elements;
-    sums_.error2 += error * error;
-    sums_.got2 += got_[at] * got_[at];
-    sums_.expected2 += x * x;
-    sums_.product += got_[at] * x;
-    energy += z2;
-    sums_.signal2 += x * x * inverse;
-    if (has_gain) {
-      sums_.gain += error * x * inverse;
-      sums_.gained_signal2 += x * x * inverse;
-      coherent += std::abs(x) * std::sqrt(inverse);
-    }
-    if (!expected_.allowance.empty()) sums_.allowance2 += expected_.allowance[at] * expected_.allowance[at] * inverse;
-    s_.max_abs = std::max(s_.max_abs, std::abs(error));
-    const double z = std::sqrt(z2);
-    if (!(z <= z_limit_)) {
-      ++s_.beyond_limit;
-      mark_bad(at);
-    }
-    if (z > s_.max_z || s_.elements == 1) {
-      s_.max_z = z;
-      if (!worst_is_final_) s_.worst = at;
-    }
+void Measurement::find_bad_elements() {
+  const Tensor parts = by_stretches(got_, [this](const Stretch& stretch) { return find_in_rows(stretch); });
+  s_.nonfinite_mismatches = static_cast<int64_t>(parts.select(1, 0).sum().item<double>());
+  const double outright = parts.select(1, 1).amin().item<double>(), any = parts.select(1, 2).amin().item<double>();
+  if (any < kInfinity) s_.first_bad = static_cast<int64_t>(any);
+  if (outright < kInfinity) s_.worst = static_cast<int64_t>(outright);  // outranks every z
+  if (s_.nonfinite_mismatches > 0) s_.max_abs = kInfinity;
+}
+
+void Measurement::take_sums(const Tensor& parts) {
+  const Tensor totals = parts.sum(0);
+  const double* sum = totals.const_data_ptr<double>();
+  s_.elements = static_cast<int64_t>(sum[kElements]);
+  s_.exact_elements = static_cast<int64_t>(sum[kExact]);
+  s_.exact_violations = static_cast<int64_t>(sum[kViolations]);
+  s_.beyond_limit = got_.numel() - static_cast<int64_t>(sum[kWithin]);
+  s_.max_abs = parts.select(1, kMaxAbs).amax().item<double>();
+  if (s_.elements == 0) return;
+  const auto [max_z, stretch] = parts.select(1, kMaxZ).max(0);
+  s_.max_z = max_z.item<double>();
+  s_.worst = static_cast<int64_t>(parts.select(1, kAtMaxZ)[stretch.item<int64_t>()].item<double>());
+  const double n = sum[kElements], got2 = sum[kExpected2] + 2 * sum[kCross] + sum[kError2];
+  s_.rms_z = std::sqrt(sum[kZ2] / n);
+  s_.signal = std::sqrt(sum[kSignal2] / n);
+  s_.allowance = std::sqrt(sum[kAllowance2] / n);
+  if (sum[kExpected2] > 0) s_.rel_l2 = std::sqrt(sum[kError2] / sum[kExpected2]);
+  if (sum[kExpected2] > 0) s_.cosine = got2 > 0 ? (sum[kExpected2] + sum[kCross]) / std::sqrt(sum[kExpected2] * got2) : 0;
+  if (sum[kGainedSignal2] > 0) {
+    s_.gain = sum[kGain] / sum[kGainedSignal2];
+    s_.gain_error = std::sqrt(sum[kCoherent2]) / sum[kGainedSignal2];
   }
-  s_.row_energy[row] = energy;
-  sums_.z2 += energy;
-  sums_.coherent2 += coherent * coherent;
 }
 
 ErrorStatistics Measurement::run() {
-  const int64_t rows = shape_.offsets.back() * shape_.heads;
-  s_.row_energy.assign(rows, 0);
-  for (int64_t r = 0; r < rows; ++r) row(r);
-  if (s_.elements == 0) return s_;
-  const double n = static_cast<double>(s_.elements);
-  s_.rms_z = std::sqrt(sums_.z2 / n);
-  s_.signal = std::sqrt(sums_.signal2 / n);
-  s_.allowance = std::sqrt(sums_.allowance2 / n);
-  if (sums_.expected2 > 0) s_.rel_l2 = std::sqrt(sums_.error2 / sums_.expected2);
-  if (sums_.expected2 > 0 && sums_.got2 > 0) s_.cosine = sums_.product / std::sqrt(sums_.expected2 * sums_.got2);
-  if (sums_.expected2 > 0 && sums_.got2 == 0) s_.cosine = 0;
-  if (sums_.gained_signal2 > 0) {
-    s_.gain = sums_.gain / sums_.gained_signal2;
-    s_.gain_error = std::sqrt(sums_.coherent2) / sums_.gained_signal2;
-  }
+  const Tensor parts = by_stretches(got_, [this](const Stretch& stretch) { return measure_rows(stretch); });
+  if (parts.size(0) == 0) return s_;
+  take_sums(parts);
+  const bool all_finite = parts.select(1, kFinite).sum().item<double>() == static_cast<double>(got_.numel());
+  if (!all_finite || s_.exact_violations > 0 || s_.beyond_limit > 0) find_bad_elements();
   return s_;
 }
 
@@ -138,30 +205,40 @@ Element TokenShape::element(int64_t index) const {
   return {sequence, index / channels % heads, token - offsets[sequence], index % channels};
 }
 
-ErrorStatistics measure_errors(const std::vector<double>& got, const Expected& expected, const TokenShape& shape, Dtype dtype,
-                               double z_limit) {
-  return Measurement(got, expected, shape, dtype, z_limit).run();
+ErrorStatistics measure_errors(const at::Tensor& got, const Expected& expected, Dtype dtype, double z_limit) {
+  return Measurement(got, expected, dtype, z_limit).run();
 }
 
-double effective_samples(const std::vector<double>& row_energy, const std::vector<double>& freedom) {
-  double sum = 0, weighted = 0;
-  for (size_t row = 0; row < row_energy.size(); ++row) {
-    if (freedom[row] == 0) continue;
-    sum += row_energy[row];
-    weighted += row_energy[row] * row_energy[row] / freedom[row];
-  }
-  return weighted > 0 ? sum * sum / weighted : 0;
+double effective_samples(const at::Tensor& row_energy, const at::Tensor& freedom) {
+  const Tensor counted = freedom != 0;
+  const Tensor sum = at::where(counted, row_energy, 0.0).sum();
+  const Tensor weighted = at::where(counted, row_energy.square() / freedom, 0.0).sum();
+  return at::where(weighted > 0, sum.square() / weighted, 0.0).item<double>();
 }
 
-double field_error(const std::vector<double>& got, const Expected& expected, Dtype dtype) {
-  double largest = 0;
-  for (size_t at = 0; at < got.size(); ++at) {
-    const double x = round_to(dtype, static_cast<float>(expected.value[at]));
-    if (got[at] == x || (std::isnan(got[at]) && std::isnan(x))) continue;
-    const double error = std::abs(got[at] - x);
-    largest = std::isfinite(error) ? std::max(largest, error) : std::numeric_limits<double>::infinity();
-  }
-  return largest;
+double field_error(const at::Tensor& got, const Expected& expected, Dtype dtype) {
+  const at::ScalarType rounded = dtype == Dtype::bf16 ? at::kBFloat16 : dtype == Dtype::fp16 ? at::kHalf : at::kFloat;
+  const Tensor actual = as_rows(got), value = as_rows(expected.value);
+  const Tensor parts = by_stretches(actual, [&](const Stretch& stretch) {
+    const Tensor x = stretch.of(value).to(at::kFloat).to(rounded).to(at::kDouble);
+    return absolute_difference(stretch.of(actual), x).amax().unsqueeze(0);
+  });
+  return parts.size(0) == 0 ? 0 : parts.amax().item<double>();
+}
+
+Difference difference_of(const at::Tensor& a, const at::Tensor& b) {
+  const Tensor x = as_rows(a), y = as_rows(b);
+  const Tensor parts = by_stretches(x, [&](const Stretch& stretch) {
+    const Tensor left = stretch.of(x), error = absolute_difference(left, stretch.of(y));
+    const Tensor size = at::where(left.abs() < kInfinity, left, 0.0);
+    return at::stack({error.amax(), error.square().sum(), size.square().sum()});
+  });
+  Difference difference;
+  if (parts.size(0) == 0) return difference;
+  difference.max_abs = parts.select(1, 0).amax().item<double>();
+  const double error2 = parts.select(1, 1).sum().item<double>(), size2 = parts.select(1, 2).sum().item<double>();
+  difference.rel_l2 = error2 > 0 ? std::sqrt(error2 / size2) : 0;
+  return difference;
 }
 
 }  // namespace attnbench

@@ -1,4 +1,5 @@
-// Errors of one tensor against its expected values, in units of the error model's sigma.
+// Errors of one tensor against its expected values, in units of the error model's sigma. Everything per element happens where
+// the tensors are; only sums come to the host.
 #pragma once
 
 #include <cstdint>
@@ -6,6 +7,7 @@
 #include <vector>
 
 #include "harness/attention/reference.hpp"
+#include "harness/run/record.hpp"
 
 namespace attnbench {
 
@@ -28,23 +30,26 @@ struct ErrorStatistics {
   int64_t beyond_limit = 0;  ///< |z| > z_limit
   double max_abs = 0, rel_l2 = 0, cosine = 1;
   double max_z = 0, rms_z = 0;
-  double signal = 0;               ///< RMS(x64 / sigma)
-  double allowance = 0;            ///< RMS(b / sigma)
-  double gain = 0;                 ///< sum(err x64 / sigma^2) / sum(x64^2 / sigma^2)
-  double gain_error = 0;           ///< its standard deviation if each row's errors are fully coherent
-  std::vector<double> row_energy;  ///< sum of z^2 of each (token, head)
+  double signal = 0;      ///< RMS(x64 / sigma)
+  double allowance = 0;   ///< RMS(b / sigma)
+  double gain = 0;        ///< sum(err x64 / sigma^2) / sum(x64^2 / sigma^2)
+  double gain_error = 0;  ///< its standard deviation if each row's errors are fully coherent
+  at::Tensor row_energy;  ///< float64 [tokens, heads]: sum of z^2 of each row
   std::optional<int64_t> first_bad, worst;
 };
 
-/// Rows with freedom 0 share one rounding: they have a z, but no part in the gain.
-ErrorStatistics measure_errors(const std::vector<double>& got, const Expected& expected, const TokenShape& shape, Dtype dtype,
-                               double z_limit);
+/// `got`: float64 tokens on the device of `expected`, of the same shape. Rows with freedom 0 share one rounding: they have a z,
+/// but no part in the gain.
+ErrorStatistics measure_errors(const at::Tensor& got, const Expected& expected, Dtype dtype, double z_limit);
 
 /// n of the RMS gate: rows weighted by the emulator's energy, `freedom` error sources each.
-double effective_samples(const std::vector<double>& row_energy, const std::vector<double>& freedom);
+double effective_samples(const at::Tensor& row_energy, const at::Tensor& freedom);
 
 /// Largest |got - round(expected)|, the reference rounded to the dtype as the field does; infinity where one is not finite
 /// and the other differs.
-double field_error(const std::vector<double>& got, const Expected& expected, Dtype dtype);
+double field_error(const at::Tensor& got, const Expected& expected, Dtype dtype);
+
+/// max abs and rel-L2 difference of float64 tokens, relative to `a`; infinity where one is not finite and the other differs.
+Difference difference_of(const at::Tensor& a, const at::Tensor& b);
 
 }  // namespace attnbench

@@ -1,0 +1,99 @@
+#include "harness/attention/oracle_eigen_block.hpp"
+
+#include <cmath>
+
+namespace attnbench::eigen_oracle {
+namespace {
+
+constexpr int64_t kBlockElements = 32768;  ///< a 256 KiB matrix of doubles: a few of them fit a core's cache
+
+int64_t block_rows(int64_t keys) {
+  return std::clamp<int64_t>(kBlockElements / std::max<int64_t>(keys, 1), 16, 128);
+}
+
+/// The keys that query i sees: always one stretch.
+Range visible_keys(const HeadProblem& h, int64_t i) {
+  const int64_t diagonal = h.problem->align == Align::bottom_right ? i + h.keys - h.queries : i;
+  Range r{0, h.keys};
+  if (h.problem->mask == Mask::causal) r.end = std::min(r.end, diagonal + 1);
+  if (h.problem->window && h.problem->window->left >= 0) r.begin = std::max(r.begin, diagonal - h.problem->window->left);
+  if (h.problem->window && h.problem->window->right >= 0) r.end = std::min(r.end, diagonal + h.problem->window->right + 1);
+  r.end = std::max(r.end, r.begin);
+  return r;
+}
+
+/// An empty row reads nothing (zero), or every stored key with equal scores (uniform) or with NaN ones (nan).
+Range keys_read(const HeadProblem& h, int64_t i) {
+  const Range r = visible_keys(h, i);
+  return r.size() > 0 || h.empty_row == Conventions::EmptyRow::zero ? r : Range{0, h.stored_keys};
+}
+
+void softmax_row(const HeadProblem& h, Block& b, int64_t i) {
+  const Range r = b.read[i];
+  auto S = b.S.row(i).segment(r.begin, r.size());
+  auto P = b.P.row(i).segment(r.begin, r.size());
+  if (b.uniform[i]) {
+    S.setConstant(h.empty_row == Conventions::EmptyRow::nan ? std::nan("") : 0);
+    b.eS2.row(i).setConstant(16 * h.rounding.e * h.rounding.e);
+  }
+  const double m = b.uniform[i] ? 0 : S.maxCoeff();
+  P = (S - m).exp();
+  b.l[i] = P.sum();
+  P /= b.l[i];
+  b.L[i] = m + std::log(b.l[i]);
+}
+
+/// eS holds A until the P-weighted sum of it is known.
+void scores(const HeadProblem& h, const Operands& x, Block& b) {
+  const Rounding& r = h.rounding;
+  b.S = h.scale * (b.rows_of(x.Q) * b.keys_of(x.K).transpose());
+  Array A = std::abs(h.scale) * (b.rows_of(x.Qa) * b.keys_of(x.Ka).transpose());
+  b.eS2 = (r.e * (4 + r.k_scores * A)).square();
+  b.P.setZero(b.rows, b.keys.size());
+  for (int64_t i = 0; i < b.rows; ++i) {
+    if (b.read[i].size() > 0) softmax_row(h, b, i);
+    if (b.uniform[i]) A.row(i).setZero();
+  }
+  b.sL = r.e * (4 + b.L.abs() + r.k_scores * (b.P * A).rowwise().sum() + b.n.sqrt());
+  b.eL2 = r.accumulation > 0 ? Column(b.sL.square()) : Column((r.e * (2 + 2 * b.L.abs())).square());
+}
+
+}  // namespace
+
+Block make_block(const HeadProblem& h, const Operands& x, int64_t first) {
+  const int64_t rows = std::min(block_rows(h.stored_keys), h.queries - first);
+  Block b;
+  b.first = first;
+  b.rows = rows;
+  b.keys = {h.stored_keys, 0};
+  b.L.setZero(rows);
+  b.l.setOnes(rows);
+  b.n.setZero(rows);
+  for (int64_t i = 0; i < rows; ++i) {
+    const Range r = keys_read(h, first + i);
+    b.read.push_back(r);
+    b.uniform.push_back(r.size() > 0 && visible_keys(h, first + i).size() == 0);
+    b.n[i] = static_cast<double>(r.size());
+    if (r.size() == 0) continue;
+    b.keys.begin = std::min(b.keys.begin, r.begin);
+    b.keys.end = std::max(b.keys.end, r.end);
+  }
+  if (b.keys.size() <= 0) b.keys = {0, 0};
+  for (Range& r : b.read) r = r.size() > 0 ? Range{r.begin - b.keys.begin, r.end - b.keys.begin} : Range{0, 0};
+  scores(h, x, b);
+  return b;
+}
+
+Array stored_p_error2(const Rounding& r, const Block& b) {
+  if (!r.p) return Array::Zero(b.rows, b.keys.size());
+  if (r.p_normalised || r.f == 0) return largest_error2(r, b, b.P);
+  const Column unnormalised = (r.f / b.l).square();
+  return (b.P != 0).select((r.u * b.P).square().max(unnormalised.replicate(1, b.keys.size())),
+                           Array::Zero(b.rows, b.keys.size()));
+}
+
+Array score_error2(const Rounding& r, const Block& b) {
+  return (r.scale_is_exact ? 1 : 2) * (b.P != 0).select((r.u * b.S).square(), Array::Zero(b.rows, b.keys.size()));
+}
+
+}  // namespace attnbench::eigen_oracle

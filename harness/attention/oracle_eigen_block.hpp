@@ -1,0 +1,72 @@
+// The Eigen oracle's view of one head: operands, blocks of query rows against the keys that they read, and the largest rounding
+// errors of what a block stores. Letters and formulas: error_model.hpp.
+#pragma once
+
+#include <algorithm>
+#include <cstdint>
+#include <vector>
+
+#include <Eigen/Core>
+
+#include "harness/attention/oracle.hpp"
+
+namespace attnbench::eigen_oracle {
+
+using Matrix = Eigen::Matrix<double, Eigen::Dynamic, Eigen::Dynamic, Eigen::RowMajor>;
+using Array = Eigen::Array<double, Eigen::Dynamic, Eigen::Dynamic, Eigen::RowMajor>;
+using Column = Eigen::ArrayXd;
+using ConstMap = Eigen::Map<const Matrix>;
+
+struct Range {
+  int64_t begin = 0, end = 0;
+  int64_t size() const { return end - begin; }
+};
+
+/// Operands of a head and the powers of them that variances need.
+struct Operands {
+  explicit Operands(const HeadProblem& h)
+      : Q(ConstMap(h.q.const_data_ptr<double>(), h.queries, h.d)),
+        K(ConstMap(h.k.const_data_ptr<double>(), h.stored_keys, h.d)),
+        V(ConstMap(h.v.const_data_ptr<double>(), h.stored_keys, h.dv)),
+        G(ConstMap(h.dout.const_data_ptr<double>(), h.queries, h.dv)),
+        Qa(Q.cwiseAbs()),
+        Ka(K.cwiseAbs()),
+        Q2(Q.cwiseAbs2()),
+        K2(K.cwiseAbs2()),
+        V2(V.cwiseAbs2()),
+        G2(G.cwiseAbs2()) {}
+  ConstMap Q, K, V, G;
+  Matrix Qa, Ka, Q2, K2, V2, G2;
+};
+
+/// Some rows of a head against the keys that any of them reads; P is 0 where a row does not read.
+struct Block {
+  int64_t first = 0, rows = 0;
+  Range keys;
+  Array P, S, eS2;
+  Column L, l, n;  ///< LSE, sum of exp relative to the row's largest score, keys read
+  Column eL2;
+  Column sL;
+  std::vector<Range> read;  ///< relative to keys.begin
+  std::vector<char> uniform;
+
+  auto rows_of(const auto& m) const { return m.middleRows(first, rows); }
+  auto keys_of(const auto& m) const { return m.middleRows(keys.begin, keys.size()); }
+};
+
+/// The block of query rows from `first` on: as many as keep a few matrices of a block in a core's cache.
+Block make_block(const HeadProblem& h, const Operands& x, int64_t first);
+
+/// max(u |x|, f)^2 where a key is read, else 0: the square of the largest rounding error.
+template <typename X>
+Array largest_error2(const Rounding& r, const Block& b, const X& x) {
+  return (b.P != 0).select((r.u * x.abs()).max(r.f).square(), Array::Zero(b.rows, b.keys.size()));
+}
+
+/// hP^2.
+Array stored_p_error2(const Rounding& r, const Block& b);
+
+/// hS^2 of the eager profile: S is rounded, and s S once more unless s is a power of two.
+Array score_error2(const Rounding& r, const Block& b);
+
+}  // namespace attnbench::eigen_oracle

@@ -1,0 +1,99 @@
+#include "harness/worker/verdict_report.hpp"
+
+#include <algorithm>
+#include <utility>
+
+#include <ATen/TensorOperators.h>
+#include <fmt/format.h>
+#include <fmt/ranges.h>
+
+#include "harness/attention/tokens.hpp"
+
+namespace attnbench {
+namespace {
+
+std::string describe(const Element& e) {
+  return fmt::format("sequence {} head {} token {} channel {}", e[0], e[1], e[2], e[3]);
+}
+
+}  // namespace
+
+std::optional<std::string> malformed(const std::string& name, const at::Tensor& got, const OutputForm& form) {
+  if (!got.defined()) return fmt::format("{} is missing from the outputs", name);
+  if (got.sizes() != at::IntArrayRef(form.sizes))
+    return fmt::format("{} has the shape [{}], expected [{}]", name, fmt::join(got.sizes().vec(), ", "),
+                       fmt::join(form.sizes, ", "));
+  if (got.scalar_type() != form.dtype)
+    return fmt::format("{} has the dtype {}, expected {}", name, c10::toString(got.scalar_type()), c10::toString(form.dtype));
+  if (got.device() != form.device)
+    return fmt::format("{} is on {}, expected on {} as the inputs", name, got.device().str(), form.device.str());
+  return std::nullopt;
+}
+
+void fail(Verdict& verdict, std::string sentence) {
+  if (verdict.status != Status::failed) verdict.reason = std::move(sentence);
+  verdict.status = Status::failed;
+}
+
+void fail_malformed(Verdict& verdict, std::string sentence) {
+  fail(verdict, std::move(sentence));
+  verdict.malformed = true;
+}
+
+TensorErrors report(const at::Tensor& got, const at::Tensor& expected, const TokenShape& shape, const ErrorStatistics& s) {
+  TensorErrors e;
+  e.max_abs = s.max_abs;
+  e.rel_l2 = s.rel_l2;
+  e.cosine = s.cosine;
+  e.max_z = s.max_z;
+  e.elements = got.numel();
+  e.bad = s.beyond_limit + s.nonfinite_mismatches + s.exact_violations;
+  if (s.first_bad) e.first_bad = shape.element(*s.first_bad);
+  if (s.worst) {
+    e.worst = shape.element(*s.worst);
+    e.worst_got = got.flatten()[*s.worst].item<double>();
+    e.worst_expected = expected.flatten()[*s.worst].item<double>();
+  }
+  return e;
+}
+
+void apply_gates(const std::string& name, const TensorErrors& errors, bool needs_power, Verdict& verdict) {
+  for (const auto& [gate_name, gate] : errors.gates) {
+    if (gate.verdict != Gate::Verdict::fail) continue;
+    const std::string where = errors.worst ? fmt::format("; worst at {}: got {:.9g}, expected {:.9g}", describe(*errors.worst),
+                                                         errors.worst_got, errors.worst_expected)
+                                           : "";
+    fail(verdict, fmt::format("{}: gate {} is {:.4g}, its limit {:.4g}, over {} values{}", name, gate_name, gate.value,
+                              gate.limit, gate.n, where));
+  }
+  if (!needs_power || verdict.status != Status::passed) return;
+  const bool power = std::any_of(errors.gates.begin(), errors.gates.end(), [](const auto& named) {
+    const bool measures = named.first != "nonfinite" && named.first != "exact_zero";
+    return measures && named.second.verdict != Gate::Verdict::no_power;
+  });
+  if (power) return;
+  verdict.status = Status::mistrusted;
+  verdict.reason =
+      fmt::format("{}: no gate has the power to judge it (rounding the scores is no small, independent error here)", name);
+}
+
+void judge_padding(const std::string& name, const at::Tensor& tensor, const std::vector<int64_t>& padding, int64_t pitch,
+                   const TokenShape& shape, TensorErrors& errors, Verdict& verdict) {
+  const at::Tensor got = tokens_of(tensor, padding, shape.heads, shape.channels).flatten();
+  const at::Tensor wrong = got != 0;
+  const int64_t violations = wrong.sum().item<int64_t>();
+  Gate& gate = errors.gates["exact_zero"];
+  gate.n += got.numel();
+  if (violations == 0) return;
+  const int64_t at = wrong.to(at::kByte).argmax().item<int64_t>(), row_size = shape.heads * shape.channels;
+  const int64_t row = padding[at / row_size], within = at % row_size;
+  if (gate.value == 0)
+    fail(verdict,
+         fmt::format("{}: a padded row must be 0 and holds {:.9g} at sequence {} head {} padded position {} channel {}", name,
+                     got[at].item<double>(), row / pitch, within / shape.channels, row % pitch, within % shape.channels));
+  gate.value += static_cast<double>(violations);
+  gate.verdict = Gate::Verdict::fail;
+  errors.bad += violations;
+}
+
+}  // namespace attnbench
