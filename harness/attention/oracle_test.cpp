@@ -6,47 +6,13 @@
 #include <gtest/gtest.h>
 
 #include "harness/attention/emulator.hpp"
+#include "harness/attention/oracle.hpp"
 #include "harness/attention/reference_test_support.hpp"
 
 namespace attnbench {
 namespace {
 
 using namespace judge_test;
-
-/// Largest difference relative to the value, or to a billionth of the tensor's largest value where that is more.
-double largest_relative_difference(const at::Tensor& one, const at::Tensor& other) {
-  const std::vector<double> a = numbers(one), b = numbers(other);
-  if (a.size() != b.size()) return INFINITY;
-  double largest = 0, worst = 0;
-  for (const double x : a)
-    if (std::isfinite(x)) largest = std::max(largest, std::abs(x));
-  for (size_t i = 0; i < a.size(); ++i) {
-    if (a[i] == b[i] || (std::isnan(a[i]) && std::isnan(b[i]))) continue;
-    const double difference = std::abs(a[i] - b[i]) / std::max(std::abs(a[i]), 1e-9 * largest);
-    worst = std::isnan(difference) ? INFINITY : std::max(worst, difference);
-  }
-  return worst;
-}
-
-/// Values that cancel to about 0 have no relative accuracy: they are compared with what a kernel may be off.
-double largest_difference_in_sigmas(const Expected& one, const Expected& other) {
-  const std::vector<double> a = numbers(one.value), b = numbers(other.value), variance = numbers(one.variance);
-  if (a.size() != b.size()) return INFINITY;
-  double worst = 0;
-  for (size_t i = 0; i < a.size(); ++i) {
-    if (a[i] == b[i]) continue;
-    const double difference = std::abs(a[i] - b[i]) / std::sqrt(variance[i]);
-    worst = std::isnan(difference) ? INFINITY : std::max(worst, difference);
-  }
-  return worst;
-}
-
-void expect_same(const Expected& a, const Expected& b, const std::string& what) {
-  EXPECT_LE(largest_difference_in_sigmas(a, b), 1e-4) << what;
-  EXPECT_LE(largest_relative_difference(a.variance, b.variance), 1e-9) << what << " variance";
-  EXPECT_LE(largest_relative_difference(a.allowance, b.allowance), 1e-9) << what << " allowance";
-  EXPECT_LE(largest_relative_difference(a.freedom, b.freedom), 1e-9) << what << " freedom";
-}
 
 class TwoOracles : public testing::TestWithParam<std::string> {};
 
@@ -60,13 +26,7 @@ TEST_P(TwoOracles, AgreeOnValuesAndSigmas) {
       const Reference a = make_reference(OracleKind::eigen, c, inputs, profile, conventions);
       const Reference b = make_reference(OracleKind::torch, c, inputs, profile, conventions);
       const std::string what = line + " " + profile.name + " ";
-      expect_same(a.o, b.o, what + "o");
-      expect_same(a.dq, b.dq, what + "dq");
-      expect_same(a.dk, b.dk, what + "dk");
-      expect_same(a.dv, b.dv, what + "dv");
-      EXPECT_LE(largest_relative_difference(a.lse.value, b.lse.value), 1e-12) << what << "lse";
-      EXPECT_EQ(a.distinct_scores, b.distinct_scores) << what;
-      EXPECT_EQ(a.has_power, b.has_power) << what;
+      expect_same(a, b, what);
       const Outputs emulated = emulate(c, inputs, profile, conventions);
       const auto x = given_output(OracleKind::eigen, c, inputs, profile, conventions, a, emulated.o);
       const auto y = given_output(OracleKind::torch, c, inputs, profile, conventions, b, emulated.o);
@@ -84,6 +44,38 @@ TEST(TwoOraclesOnTies, CountTheSameDistinctScores) {
   const double eigen = make_reference(OracleKind::eigen, c, inputs, flash(), {}).distinct_scores;
   EXPECT_EQ(eigen, make_reference(OracleKind::torch, c, inputs, flash(), {}).distinct_scores);
   EXPECT_LT(eigen, 200);
+}
+
+TEST(LibTorchOracle, AnswersAboutHeadsTogetherAsOneByOne) {
+  const Case c = parse_case("attention hq=3 hkv=3 lq=70 lk=50 d=32 mask=causal dtype=fp16");
+  const Inputs inputs = make_inputs(c, Conventions::Poison::finite);
+  const auto heads_of = [](const at::Tensor& t) { return t.to(at::kDouble).transpose(0, 1).contiguous(); };
+  for (const Profile& profile : profiles()) {
+    HeadProblem together;
+    together.q = heads_of(inputs.q), together.k = heads_of(inputs.k);
+    together.v = heads_of(inputs.v), together.dout = heads_of(inputs.dout);
+    together.heads = 3;
+    together.queries = 70;
+    together.keys = together.stored_keys = 50;
+    together.d = together.dv = 32;
+    together.problem = &c.problem;
+    together.scale = inputs.scale;
+    together.empty_row = Conventions::EmptyRow::uniform;
+    together.rounding = rounding_of(profile, c.problem, inputs.scale);
+    const HeadAnswer all = torch_heads(together);
+    for (int64_t head = 0; head < 3; ++head) {
+      HeadProblem alone = together;
+      alone.heads = 1;
+      for (at::Tensor* t : {&alone.q, &alone.k, &alone.v, &alone.dout}) *t = t->narrow(0, head, 1);
+      const HeadAnswer one = torch_heads(alone);
+      for (const at::Tensor HeadAnswer::*t :
+           {&HeadAnswer::o, &HeadAnswer::o_variance, &HeadAnswer::lse, &HeadAnswer::lse_sigma, &HeadAnswer::dq,
+            &HeadAnswer::dq_variance, &HeadAnswer::dq_allowance, &HeadAnswer::o_freedom, &HeadAnswer::dq_freedom, &HeadAnswer::dk,
+            &HeadAnswer::dk_variance, &HeadAnswer::dk_allowance, &HeadAnswer::dv, &HeadAnswer::dv_variance, &HeadAnswer::p2,
+            &HeadAnswer::p4, &HeadAnswer::ds2, &HeadAnswer::ds4, &HeadAnswer::score_samples})
+        EXPECT_LE(largest_relative_difference((all.*t).narrow(0, head, 1), one.*t), 1e-9) << profile.name << " head " << head;
+    }
+  }
 }
 
 TEST(TwoOraclesOnNanRows, PropagateNanAlike) {

@@ -1,10 +1,13 @@
-// Profiles and conventions that the tests of the judge share.
+// Profiles, conventions and comparisons that the tests of the judge share.
 #pragma once
 
+#include <algorithm>
+#include <cmath>
 #include <string>
 #include <vector>
 
 #include <ATen/core/Tensor.h>
+#include <gtest/gtest.h>
 
 #include "harness/attention/reference.hpp"
 
@@ -59,6 +62,51 @@ inline std::vector<std::string> shapes() {
       "attention hq=2 hkv=1 lens=33+5 klens=20+41 d=128 mask=causal layout=padded",
       "attention hq=2 hkv=1 lq=150 d=32 window=20:3",
   };
+}
+
+/// Largest difference relative to the value, or to a billionth of the tensor's largest value where that is more.
+inline double largest_relative_difference(const at::Tensor& one, const at::Tensor& other) {
+  const std::vector<double> a = numbers(one), b = numbers(other);
+  if (a.size() != b.size()) return INFINITY;
+  double largest = 0, worst = 0;
+  for (const double x : a)
+    if (std::isfinite(x)) largest = std::max(largest, std::abs(x));
+  for (size_t i = 0; i < a.size(); ++i) {
+    if (a[i] == b[i] || (std::isnan(a[i]) && std::isnan(b[i]))) continue;
+    const double difference = std::abs(a[i] - b[i]) / std::max(std::abs(a[i]), 1e-9 * largest);
+    worst = std::isnan(difference) ? INFINITY : std::max(worst, difference);
+  }
+  return worst;
+}
+
+/// Values that cancel to about 0 have no relative accuracy: they are compared with what a kernel may be off.
+inline double largest_difference_in_sigmas(const Expected& one, const Expected& other) {
+  const std::vector<double> a = numbers(one.value), b = numbers(other.value), variance = numbers(one.variance);
+  if (a.size() != b.size()) return INFINITY;
+  double worst = 0;
+  for (size_t i = 0; i < a.size(); ++i) {
+    if (a[i] == b[i]) continue;
+    const double difference = std::abs(a[i] - b[i]) / std::sqrt(variance[i]);
+    worst = std::isnan(difference) ? INFINITY : std::max(worst, difference);
+  }
+  return worst;
+}
+
+inline void expect_same(const Expected& a, const Expected& b, const std::string& what) {
+  EXPECT_LE(largest_difference_in_sigmas(a, b), 1e-4) << what;
+  EXPECT_LE(largest_relative_difference(a.variance, b.variance), 1e-9) << what << " variance";
+  EXPECT_LE(largest_relative_difference(a.allowance, b.allowance), 1e-9) << what << " allowance";
+  EXPECT_LE(largest_relative_difference(a.freedom, b.freedom), 1e-9) << what << " freedom";
+}
+
+inline void expect_same(const Reference& a, const Reference& b, const std::string& what) {
+  expect_same(a.o, b.o, what + "o");
+  expect_same(a.dq, b.dq, what + "dq");
+  expect_same(a.dk, b.dk, what + "dk");
+  expect_same(a.dv, b.dv, what + "dv");
+  EXPECT_LE(largest_relative_difference(a.lse.value, b.lse.value), 1e-12) << what << "lse";
+  EXPECT_EQ(a.distinct_scores, b.distinct_scores) << what;
+  EXPECT_EQ(a.has_power, b.has_power) << what;
 }
 
 }  // namespace attnbench::judge_test

@@ -1,0 +1,187 @@
+// Judging on a GPU: the same reference and the same verdicts as on the CPU, in bounded memory and little time.
+#include "harness/worker/verdict.hpp"
+
+#include <chrono>
+#include <cmath>
+#include <cstdio>
+#include <functional>
+#include <memory>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include <ATen/TensorOperators.h>
+#include <c10/cuda/CUDACachingAllocator.h>
+#include <cuda_runtime_api.h>
+#include <gtest/gtest.h>
+
+#include "harness/attention/emulator.hpp"
+#include "harness/attention/reference_test_support.hpp"
+#include "harness/worker/cuda_device.hpp"
+
+namespace attnbench {
+namespace {
+
+using namespace judge_test;
+
+const Device& gpu() {
+  static const Device device = find_cuda_device(0);
+  return device;
+}
+
+Outputs copy_to(const Outputs& outputs, const at::Device& device) {
+  Outputs copy;
+  for (at::Tensor Outputs::*t : {&Outputs::o, &Outputs::lse, &Outputs::dq, &Outputs::dk, &Outputs::dv})
+    copy.*t = (outputs.*t).to(device, /*non_blocking=*/false, /*copy=*/true);
+  return copy;
+}
+
+class OnGpu : public testing::TestWithParam<std::string> {};
+
+TEST_P(OnGpu, TheReferenceIsThatOfTheCpu) {
+  for (const Profile& profile : profiles()) {
+    for (const char* dtype : {"bf16", "fp16", "fp32"}) {
+      const Case c = parse_case(GetParam() + " dtype=" + dtype + " seed=5");
+      const Conventions conventions = conventions_of(profile);
+      const Inputs here = make_inputs(c, conventions.poison), there = to_device(here, gpu());
+      const at::Tensor o = emulate(c, here, profile, conventions).o;
+      for (const OracleKind kind : {OracleKind::torch, OracleKind::eigen}) {
+        const Reference a = make_reference(kind, c, here, profile, conventions);
+        const Reference b = make_reference(kind, c, there, profile, conventions);
+        const std::string what = GetParam() + " " + dtype + " " + profile.name + " " + a.oracle + " ";
+        for (const Expected* x : {&b.o, &b.lse, &b.dq, &b.dk, &b.dv}) ASSERT_TRUE(x->value.is_cuda() && x->variance.is_cuda());
+        expect_same(a, b, what);
+        const auto x = given_output(kind, c, here, profile, conventions, a, o);
+        const auto y = given_output(kind, c, there, profile, conventions, b, o.to(there.q.device()));
+        expect_same(x.dq, y.dq, what + "dq given o");
+        expect_same(x.dk, y.dk, what + "dk given o");
+      }
+    }
+  }
+}
+
+/// Values that depend on the outputs alone are the same; limits follow from the emulator, whose fp32 sums the GPU adds in
+/// another order.
+void expect_same_verdict(const Verdict& here, const Verdict& there, const std::string& what) {
+  EXPECT_EQ(here.status, there.status) << what << ": " << here.reason << " | " << there.reason;
+  ASSERT_EQ(here.errors.size(), there.errors.size()) << what;
+  for (const auto& [name, a] : here.errors) {
+    const TensorErrors& b = there.errors.at(name);
+    EXPECT_EQ(a.elements, b.elements) << what << name;
+    EXPECT_EQ(a.bad, b.bad) << what << name;
+    EXPECT_EQ(a.first_bad, b.first_bad) << what << name;
+    EXPECT_NEAR(a.max_abs, b.max_abs, 1e-9 * (1 + a.max_abs)) << what << name;
+    ASSERT_EQ(a.gates.size(), b.gates.size()) << what << name;
+    for (const auto& [gate_name, gate] : a.gates) {
+      const Gate& other = b.gates.at(gate_name);
+      EXPECT_EQ(gate.verdict, other.verdict) << what << name << " " << gate_name;
+      EXPECT_NEAR(gate.value, other.value, 1e-4 * (gate.limit + std::abs(gate.value))) << what << name << " " << gate_name;
+      EXPECT_NEAR(gate.limit, other.limit, 0.1 * gate.limit) << what << name << " " << gate_name;
+    }
+  }
+}
+
+TEST_P(OnGpu, VerdictsAreThoseOfTheCpu) {
+  for (const Profile& profile : profiles()) {
+    const Case c = parse_case(GetParam() + " dtype=bf16 seed=21");
+    const Conventions conventions = conventions_of(profile);
+    const Inputs here = make_inputs(c, conventions.poison), there = to_device(here, gpu());
+    const Judge cpu(c, here, profile, conventions, OracleKind::torch), cuda(c, there, profile, conventions, OracleKind::torch);
+    const Outputs right = emulate(c, here, profile, conventions);
+    const auto spoiled = [&](at::Tensor Outputs::*tensor, double by) {
+      Outputs x = copy_to(right, at::kCPU);
+      (x.*tensor).flatten()[0] += by;
+      return x;
+    };
+    const std::pair<const char*, Outputs> all[] = {{"right", right},
+                                                   {"o off by 1", spoiled(&Outputs::o, 1)},
+                                                   {"dk off by 1", spoiled(&Outputs::dk, 1)},
+                                                   {"lse off by 1", spoiled(&Outputs::lse, 1)},
+                                                   {"NaN in dq", spoiled(&Outputs::dq, NAN)}};
+    for (const auto& [name, outputs] : all)
+      for (const Pass pass : {Pass::forward, Pass::backward})
+        expect_same_verdict(cpu.judge(outputs, pass), cuda.judge(copy_to(outputs, there.q.device()), pass),
+                            GetParam() + " " + profile.name + " " + name + " ");
+  }
+}
+
+INSTANTIATE_TEST_SUITE_P(Shapes, OnGpu, testing::ValuesIn(shapes()));
+
+TEST(JudgeOnGpu, AWrongElementFailsTheSameGate) {
+  const Case c = parse_case("attention hq=6 hkv=2 lq=129 d=64 dtype=bf16 mask=causal seed=11");
+  const Inputs there = to_device(make_inputs(c, Conventions::Poison::nan), gpu());
+  const Judge judge(c, there, flash(), {}, OracleKind::torch);
+  Outputs x = emulate(c, there, flash(), {});
+  EXPECT_EQ(judge.judge(x, Pass::forward).status, Status::passed) << judge.judge(x, Pass::forward).reason;
+  x.o[40][3][7] += 1;
+  const Verdict v = judge.judge(x, Pass::forward);
+  EXPECT_EQ(v.status, Status::failed);
+  EXPECT_EQ(v.errors.at("o").gates.at("z").verdict, Gate::Verdict::fail);
+  EXPECT_EQ(v.errors.at("o").first_bad, (Element{0, 3, 40, 7}));
+}
+
+TEST(JudgeOnGpu, OutputsElsewhereAreMalformed) {
+  const Case c = parse_case("attention hq=1 lq=16 d=32");
+  const Inputs there = to_device(make_inputs(c, Conventions::Poison::nan), gpu());
+  const Judge judge(c, there, flash(), {}, OracleKind::torch);
+  const Verdict v = judge.judge(copy_to(emulate(c, there, flash(), {}), at::kCPU), Pass::forward);
+  EXPECT_TRUE(v.malformed);
+  EXPECT_NE(v.reason.find("o is on cpu, expected on cuda:0"), std::string::npos) << v.reason;
+}
+
+double seconds(const std::function<void()>& work) {
+  cudaDeviceSynchronize();
+  const auto start = std::chrono::steady_clock::now();
+  work();
+  cudaDeviceSynchronize();
+  return std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+}
+
+constexpr double kGiB = 1 << 30;
+
+/// Most bytes that tensors took at once while `work` ran, beyond those that were there before.
+double peak_gib(const std::function<void()>& work) {
+  namespace caching = c10::cuda::CUDACachingAllocator;
+  constexpr auto kAll = static_cast<size_t>(c10::CachingAllocator::StatType::AGGREGATE);
+  const auto index = static_cast<c10::DeviceIndex>(gpu().index);
+  caching::resetPeakStats(index);
+  const int64_t before = caching::getDeviceStats(index).allocated_bytes[kAll].current;
+  work();
+  return static_cast<double>(caching::getDeviceStats(index).allocated_bytes[kAll].peak - before) / kGiB;
+}
+
+TEST(JudgeOnGpu, ALongCaseIsJudgedInBoundedMemory) {
+  const Case c = parse_case("attention hq=16 lq=16384 d=128 dtype=bf16 mask=causal");
+  const Inputs there = to_device(make_inputs(c, Conventions::Poison::nan), gpu());
+  make_reference(OracleKind::torch, parse_case("attention hq=1 lq=64 d=128 mask=causal"),
+                 to_device(make_inputs(parse_case("attention hq=1 lq=64 d=128 mask=causal"), Conventions::Poison::nan), gpu()),
+                 flash(), {});  // loads libraries
+  double time_s = 0;
+  const double gib = peak_gib([&] { time_s = seconds([&] { make_reference(OracleKind::torch, c, there, flash(), {}); }); });
+  printf("reference of 16 causal heads of 16384 tokens: %.2f s, %.2f GiB beyond the inputs\n", time_s, gib);
+  EXPECT_GT(gib, 2);  // values and variances alone
+  EXPECT_LT(gib, 8);
+}
+
+TEST(JudgeOnGpu, TimesAreShown) {
+  for (const char* line :
+       {"attention hq=16 b=32 lq=512 d=128 dtype=bf16 mask=causal", "attention hq=16 lq=16384 d=128 mask=causal",
+        "attention hq=16 lens=17+512+64+129+257+384+100+512+17+31 d=64 mask=causal"}) {
+    const Case c = parse_case(line);
+    const Inputs there = to_device(make_inputs(c, Conventions::Poison::nan), gpu());
+    const double reference_s = seconds([&] { make_reference(OracleKind::torch, c, there, flash(), {}); });
+    std::unique_ptr<Judge> judge;
+    const double judge_s = seconds([&] { judge = std::make_unique<Judge>(c, there, flash(), Conventions{}, OracleKind::torch); });
+    const Outputs outputs = emulate(c, there, flash(), {});
+    Verdict forward, backward;
+    const double forward_s = seconds([&] { forward = judge->judge(outputs, Pass::forward); });
+    const double backward_s = seconds([&] { backward = judge->judge(outputs, Pass::backward); });
+    printf("%s: reference %.2f s, judge made in %.2f s; forward judged in %.3f s, backward in %.3f s\n", line, reference_s,
+           judge_s, forward_s, backward_s);
+    EXPECT_EQ(forward.status, Status::passed) << forward.reason;
+    EXPECT_EQ(backward.status, Status::passed) << backward.reason;
+  }
+}
+
+}  // namespace
+}  // namespace attnbench
