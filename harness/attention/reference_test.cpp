@@ -11,7 +11,7 @@
 #include <ATen/ops/zeros_like.h>
 #include <gtest/gtest.h>
 
-#include "harness/attention/reference_test_support.hpp"
+#include "harness/attention/test_reference.hpp"
 #include "harness/attention/tokens.hpp"
 
 namespace attnbench {

@@ -16,7 +16,7 @@
 #include <gtest/gtest.h>
 
 #include "harness/attention/emulator.hpp"
-#include "harness/attention/reference_test_support.hpp"
+#include "harness/attention/test_reference.hpp"
 #include "harness/worker/cuda_device.hpp"
 
 namespace attnbench {

@@ -14,7 +14,7 @@
 
 #include "harness/attention/emulator.hpp"
 #include "harness/attention/error_model.hpp"
-#include "harness/attention/reference_test_support.hpp"
+#include "harness/attention/test_reference.hpp"
 
 namespace attnbench {
 namespace {
