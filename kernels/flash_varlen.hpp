@@ -17,7 +17,8 @@ namespace attnbench::flash_varlen {
 
 enum class Type { bf16, fp16, fp32 };
 
-/// Runs body(worker) once for every worker in [0, workers), at the same time, and returns when all have ended.
+/// Runs body(worker) once for every worker in [0, workers) and returns when all have ended; on as many threads as it likes, for
+/// no body waits for another.
 using ParallelFor = std::function<void(int workers, const std::function<void(int worker)>& body)>;
 
 struct Shape {

@@ -52,7 +52,7 @@ void add_reason(std::vector<std::string>& lines, const std::string& reason) {
 std::vector<Finding> findings_of(const RunData& run) {
   std::vector<Finding> findings;
   for (const Record& record : run.records) {
-    if (is_red(record, run.backends)) findings.push_back({&record, is_gated(run, record)});
+    if (is_red(record, run)) findings.push_back({&record, is_gated(run, record)});
   }
   std::stable_partition(findings.begin(), findings.end(), [](const Finding& f) { return f.gated; });
   return findings;

@@ -53,14 +53,14 @@ bool has_failed_gate(const TensorErrors& errors) {
 }
 
 Outcome outcome_of(const RunData& run, const Record& record, bool gated) {
-  if (!is_red(record, run.backends)) return record.status == Status::passed ? Outcome::passed : Outcome::skipped;
+  if (!is_red(record, run)) return record.status == Status::passed ? Outcome::passed : Outcome::skipped;
   if (!gated) return Outcome::skipped;
   return record.status == Status::error ? Outcome::error : Outcome::failure;
 }
 
 std::vector<Testcase> testcases_of(const RunData& run, const Record& record, bool gated) {
   const Outcome outcome = outcome_of(run, record, gated);
-  const bool finding = !gated && is_red(record, run.backends);
+  const bool finding = !gated && is_red(record, run);
   const std::string message = finding ? "finding (not gated): " + record.reason : record.reason;
   std::vector<Testcase> cases;
   bool explained = false;

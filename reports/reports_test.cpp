@@ -74,7 +74,7 @@ TEST(Findings, AMistrustedRecordShowsTheGatesWithoutPower) {
 
 TEST(Findings, UnsupportedInsideTheDeclarationIsRed) {
   RunData run = test_run();
-  run.backends[0].capabilities.softcap = true;
+  run.backends["cpu"][0].capabilities.softcap = true;
   EXPECT_EQ(findings_of(run).size(), 3u);
 }
 

@@ -24,7 +24,8 @@ void flatten(const nlohmann::json& value, const std::string& path, std::vector<s
 
 std::vector<std::string> backend_names(const RunData& run) {
   std::vector<std::string> names;
-  for (const Declaration& backend : run.backends) add_once(names, backend.name);
+  for (const auto& [device, declared] : run.backends)
+    for (const Declaration& backend : declared) add_once(names, backend.name);
   for (const Record& record : run.records) add_once(names, record.backend);
   for (const Comparison& comparison : run.comparisons) {
     for (const Difference& difference : comparison.differences) {

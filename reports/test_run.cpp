@@ -107,7 +107,7 @@ RunData test_run() {
                   {{"cpu", {{"model", "A \"fast\" CPU"}, {"threads", 2}}},
                    {"device", {{"kind", "cpu"}, {"index", 0}, {"sm", nullptr}, {"name", "Test CPU"}}},
                    {"backends", {{"not", "shown"}}}}}};
-  run.backends = {declared("flash_varlen", true), declared("eager", false)};
+  run.backends["cpu"] = {declared("flash_varlen", true), declared("eager", false)};
   run.gated = {"flash_varlen"};
   run.records.push_back(timed(kPadded, "flash_varlen", Pass::forward, 100, true));
   run.records.back().time->windows["op+layout"] = window(200, true);

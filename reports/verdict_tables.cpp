@@ -73,7 +73,9 @@ std::vector<std::string> safety_flags(const RunData& run) {
   for (const Record& r : run.records) {
     const Safety& s = r.safety;
     if (!s.seed_rule && !s.mission_rule && s.verdict == "ok") continue;
-    const std::string sm = r.sm ? fmt::format(" on SM {}.{}", *r.sm / 10, *r.sm % 10) : "";
+    const std::optional<int> judged = s.assumed_sm ? s.assumed_sm : r.sm;
+    const std::string sm =
+        judged ? fmt::format(" on {}SM {}.{}", s.assumed_sm ? "an assumed " : "", *judged / 10, *judged % 10) : "";
     std::string sentence = fmt::format("{} {}{}: ", r.backend, name_of(r.pass), sm);
     if (s.mission_rule) sentence += "head_dim > 64 backward on SM < 8 (mission_rule); ";
     if (s.seed_rule) sentence += "SM < 8 (seed_rule); ";

@@ -1,5 +1,6 @@
 // eager: attention as Hugging Face's LLaMA writes it out in LibTorch operations, every intermediate in the case's dtype
 // but the softmax, which is float32: repeat_kv, matmul, times scale, plus a mask of finfo(dtype).min, softmax, cast, matmul.
+#include <algorithm>
 #include <limits>
 
 #include <ATen/ops/matmul.h>
@@ -39,16 +40,18 @@ at::Tensor attention(const DenseCall& call, double scale) {
   return at::matmul(weights, v);
 }
 
-/// Forward: scores, their float32 copy and the softmax at a time, and k and v repeated. Backward: the graph keeps P twice
-/// (float32 and rounded); dP passes through the same three copies, and gradients are transposed.
+/// Forward: scores, their float32 copy and the softmax at a time, q, k and v laid out for a product (k and v repeated), its
+/// result, and some numbers for each row. Backward: the graph keeps P twice (float32 and rounded); dP passes through the same
+/// three copies, and gradients are transposed.
 int64_t predicted_bytes(const std::vector<DenseCall>& calls, const Inputs& inputs, Pass pass) {
   const ScoreElements scores = score_elements(calls);
   const int64_t size = inputs.q.element_size(), group = inputs.q.size(-2) / inputs.k.size(-2);
   const bool is_half = size != 4;
-  const int64_t repeated = group == 1 ? 0 : (inputs.k.numel() + inputs.v.numel()) * group * size;
-  const int64_t forward = repeated + scores.largest * (is_half ? size + 8 : 8);
+  const int64_t laid_out = (2 * inputs.q.numel() + (inputs.k.numel() + inputs.v.numel()) * group) * size;
+  const int64_t rows = 16 * inputs.q.numel() / std::max<int64_t>(inputs.q.size(-1), 1);
+  const int64_t forward = rows + laid_out + scores.largest * (is_half ? size + 8 : 8);
   if (pass == Pass::forward) return output_bytes(inputs, pass, false) + forward;
-  const int64_t kept = scores.all * (is_half ? size + 4 : 4) + repeated;
+  const int64_t kept = scores.all * (is_half ? size + 4 : 4) + laid_out;
   const int64_t transposed = (inputs.q.numel() + inputs.k.numel() + inputs.v.numel()) * size;
   return output_bytes(inputs, pass, false) + forward + kept + transposed;
 }

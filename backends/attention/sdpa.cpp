@@ -15,11 +15,13 @@ int64_t query_block(int64_t lq) {
 }
 
 /// Of one thread: scores in float32, in the backward those of P and of dP, each rounded as well if the dtype is a half; the
-/// forward also accumulates O.
+/// forward also accumulates O, the backward of a half repacks Q, dO, K, V and dS. Some numbers for each row.
 int64_t flash_block_bytes(const DenseCall& call, Pass pass) {
-  const int64_t size = call.q.element_size();
-  const int64_t scores = std::min(kKeyBlock, call.k.size(2)) * (4 + (size == 4 ? 0 : size));
-  return query_block(call.q.size(2)) * (pass == Pass::backward ? 2 * scores : scores + 4 * call.v.size(3));
+  const int64_t size = call.q.element_size(), half = size == 4 ? 0 : size, channels = call.q.size(3) + call.v.size(3);
+  const int64_t queries = query_block(call.q.size(2)), keys = std::min(kKeyBlock, call.k.size(2)), row = 48;
+  const int64_t scores = queries * keys * (4 + half);
+  if (pass == Pass::forward) return scores + queries * (4 * call.v.size(3) + row);
+  return 2 * scores + half * ((queries + keys) * channels + queries * keys) + queries * row;
 }
 
 }  // namespace
@@ -43,12 +45,12 @@ Conventions sdpa_conventions() {
           .padded_rows_zero = true};
 }
 
-/// Float32 copies of the inputs (scaled, and repeated for GQA), two score matrices at a time, and the triangle of is_causal
-/// as a bool and a float32 mask; the graph keeps P.
+/// Float32 copies of the inputs (converted, scaled, laid out for a product, repeated for GQA) and of O, two score matrices at a
+/// time, and the triangle of is_causal as a bool and a float32 mask; the graph keeps P.
 int64_t sdpa_math_bytes(const std::vector<DenseCall>& calls, const Inputs& inputs, Pass pass) {
   const ScoreElements scores = score_elements(calls);
   const int64_t group = inputs.q.size(-2) / inputs.k.size(-2);
-  const int64_t copies = 4 * (2 * inputs.q.numel() + 2 * group * (inputs.k.numel() + inputs.v.numel()));
+  const int64_t copies = 4 * 4 * (inputs.q.numel() + group * (inputs.k.numel() + inputs.v.numel()));
   const int64_t kept = pass == Pass::backward ? 4 * scores.all : 0;
   int64_t triangle = 0;
   for (const DenseCall& call : calls) triangle = std::max(triangle, call.is_causal ? 5 * call.q.size(2) * call.k.size(2) : 0);

@@ -14,9 +14,10 @@
 // Flash and fp32-inside:
 //   var o  = ulp(o)^2/12 + sum_j hP^2/3 V^2 + sum_j P^2 eS^2 (V - O)^2
 //   var dv = ulp(dv)^2/12 + sum_i (hB^2/3 + P^2 (eS^2 + eL^2)) dO^2
-//   var dq = ulp(dq)^2/12 + s^2 sum_j (hS^2/3 + dS^2 eS^2) K^2 + eL^2 dq^2 + bQ^2 + [s^2 sD^2 (sum_j P K)^2],  bQ = s sum_j eT
-//   |K| var dk = ulp(dk)^2/12 + s^2 sum_i (hS^2/3 + dS^2 (eS^2 + eL^2)) Q^2 + bK^2 + [s^2 sum_i P^2 sD^2 Q^2],     bK = s sum_i
-//   eT |Q|
+//   var dq = ulp(dq)^2/12 + s^2 sum_j (hS^2/3 + dS^2 eS^2) K^2 + eL^2 dq^2 + bQ^2
+//            + [s^2 sD^2 (sum_j P K)^2]                  with bQ = s sum_j eT |K|
+//   var dk = ulp(dk)^2/12 + s^2 sum_i (hS^2/3 + dS^2 (eS^2 + eL^2)) Q^2 + bK^2
+//            + [s^2 sum_i P^2 sD^2 Q^2]                  with bK = s sum_i eT |Q|
 // In brackets: end to end only, with u^2 P^2 sD^2 added to hS^2; gradients given a kernel's own O have no such terms.
 // Eager (S, s S, P, dP, dS, s dS rounded) propagates each rounding through the softmax to first order; see the oracles.
 // GQA: + ulp(partial)^2/12 for each head's dk and dv where the profile rounds partials.

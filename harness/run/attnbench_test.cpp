@@ -23,7 +23,7 @@ TEST_F(Attnbench, WritesARunAndItsReports) {
   EXPECT_EQ(run.records.size(), 12u);
   EXPECT_EQ(run.comparisons.size(), 3u);
   EXPECT_EQ(run.headers.size(), 1u);
-  EXPECT_EQ(run.backends.size(), 2u);
+  EXPECT_EQ(run.backends.at("cpu").size(), 2u);
   EXPECT_THAT(run.gated, testing::ElementsAre("flash_varlen"));
   const Record& first = run.records.front();
   EXPECT_EQ(first.run, run.headers.front().run);
@@ -142,8 +142,13 @@ TEST_F(Attnbench, AFolderThatHoldsARunIsNotOverwritten) {
 }
 
 TEST_F(Attnbench, AnAssumedSmFlagsTheBackwardOfLargeHeads) {
-  EXPECT_EQ(run({"--case", "attention lq=1 d=128", "--assume-sm", "7.5", "--out", path("out")}).exit_code, kExitOk);
+  const Answer answer = run({"--case", "attention lq=1 d=128", "--assume-sm", "7.5", "--out", path("out")});
+  EXPECT_EQ(answer.exit_code, kExitOk);
+  const std::string flag = "backward on an assumed SM 7.5: head_dim > 64 backward on SM < 8 (mission_rule)";
+  EXPECT_THAT(answer.out, HasSubstr(flag));
+  EXPECT_THAT(read_text(folder_ / "out" / "summary.md"), HasSubstr(flag));
   for (const Record& record : results().records) {
+    EXPECT_EQ(record.safety.assumed_sm, 75);
     EXPECT_TRUE(record.safety.seed_rule);
     EXPECT_EQ(record.safety.mission_rule, record.pass == Pass::backward);
   }

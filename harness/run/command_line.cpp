@@ -83,7 +83,8 @@ void check(const WorkerOptions& worker) {
 void add_worker_options(CLI::App& app, WorkerOptions& worker) {
   app.add_option("--device", worker.device, "cpu, cuda or cuda:N")->type_name("DEVICE")->capture_default_str();
   app.add_option("--worker", worker.command, "command of another worker that speaks the protocol")->type_name("CMD");
-  app.add_option("--timeout", worker.timeout_s, "seconds for one case in one backend; then the worker is killed")
+  app.add_option("--timeout", worker.timeout_s,
+                 "seconds that a worker may be silent, which tells of every step of a case; then it is killed")
       ->type_name("S")
       ->capture_default_str();
 }
@@ -93,7 +94,9 @@ void add_run_options(CLI::App& app, RunCommand& run, TypedOptions& typed) {
   app.add_option("--case", run.cases, "a case, as the suites write it")->type_name("LINE");
   app.add_option("--backend", typed.backends, "only these (a,b,…)")->delimiter(',')->type_name("LIST");
   app.add_option("--pass", typed.pass, "forward, backward or both")->type_name("PASS")->capture_default_str();
-  app.add_option("--filter", run.selection.filter, "regular expression over \"backend pass case\"; a leading '-' excludes")
+  app.add_option(
+         "--filter", run.selection.filter,
+         "regular expression over \"backend pass case\", the case as `list` prints it, without defaults; a leading '-' excludes")
       ->type_name("REGEX");
   app.add_option("--shard", typed.shard, "only part I of N")->type_name("I/N");
   app.add_option("--gate", run.gate, "backends that decide the exit code: NAME,…, all or none [the project's own]")

@@ -149,6 +149,7 @@ Record Coordinator::complete(json line, const PlannedCase& planned, const RunFie
   record.suite = planned.suite;
   record.safety = safety_of(planned, record.pass, find_declaration(hello_.backends, record.backend),
                             fields.assume_sm ? fields.assume_sm : record.sm);
+  record.safety.assumed_sm = fields.assume_sm;
   record.repro = repro_line(planned.case_line, record.backend, record.pass, record.device);
   return record;
 }

@@ -186,6 +186,9 @@ void from_json(const json& in, Declaration& declaration) {
   declaration.conventions = conventions_from(reader.object("conventions"));
   declaration.capabilities = capabilities_from(reader.object("capabilities"));
   declaration.why_unavailable = reader.text("why_unavailable");
+  if (declaration.capabilities.returns_lse == (declaration.conventions.lse_empty == Conventions::LseEmpty::none))
+    throw std::runtime_error(fmt::format("{}: {} contradicts capabilities.returns_lse; expected `none` where no LSE is returned",
+                                         reader.field("conventions.lse_empty"), declaration.name));
 }
 
 void to_json(json& out, const Device& device) {

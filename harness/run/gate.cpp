@@ -12,13 +12,17 @@
 namespace attnbench {
 namespace {
 
+std::string device_kind(const Record& record) {
+  return record.device.substr(0, record.device.find(':'));
+}
+
 /// Unsupported, although the case lies inside what the backend declares.
 bool breaks_its_declaration(const Record& record, const std::vector<Declaration>& backends) {
   if (record.status != Status::unsupported) return false;
   const Declaration* declaration = find_declaration(backends, record.backend);
   if (!declaration) return true;  // no declaration excuses it
   Device device;
-  device.kind = record.device.substr(0, record.device.find(':'));
+  device.kind = device_kind(record);
   device.sm = record.sm;
   return !why_not(*declaration, parse_case(record.case_line, "record"), record.pass, device);
 }
@@ -50,13 +54,18 @@ bool is_red(const Record& record, const std::vector<Declaration>& backends) {
          breaks_its_declaration(record, backends);
 }
 
+bool is_red(const Record& record, const RunData& run) {
+  const auto declared = run.backends.find(device_kind(record));
+  return is_red(record, declared == run.backends.end() ? std::vector<Declaration>() : declared->second);
+}
+
 GateResult apply_gate(const RunData& run) {
   const bool gates_nothing = run.gated.empty();
   const auto is_gated = [&](const Record& record) { return std::ranges::find(run.gated, record.backend) != run.gated.end(); };
   const bool any_gated = std::ranges::any_of(run.records, is_gated);
   int64_t red = 0, findings = 0, judged = 0, set_aside = 0, considered = 0;
   for (const Record& record : run.records) {
-    const bool gated = is_gated(record), is_finding = is_red(record, run.backends);
+    const bool gated = is_gated(record), is_finding = is_red(record, run);
     if (is_finding) ++(gated ? red : findings);
     if ((gated || gates_nothing) && is_judged(record)) ++judged;
     if (any_gated && !gated) continue;

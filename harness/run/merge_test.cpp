@@ -30,6 +30,7 @@ TEST_F(Attnbench, ShardsMergeIntoTheWholeInAnyOrder) {
     fs::remove_all(folder_ / "merged");
     const Answer answer = run(joined(merge, {"--out", path("merged")}), "none");
     EXPECT_EQ(answer.exit_code, kExitOk) << answer.out;
+    EXPECT_THAT(answer.out, testing::Not(HasSubstr("missing")));
     EXPECT_EQ(outcomes(results("merged")), outcomes(results()));
     const std::string text = read_text(folder_ / "merged" / kResultsFile);
     EXPECT_TRUE(merged.empty() || text == merged);
@@ -40,7 +41,9 @@ TEST_F(Attnbench, ShardsMergeIntoTheWholeInAnyOrder) {
 TEST_F(Attnbench, AMergeOfTwoShardsOfThreeIsNotTheWhole) {
   EXPECT_EQ(run(cases(7)).exit_code, kExitOk);
   for (int shard : {1, 3}) run(joined(cases(7, fmt::format("part{}", shard)), {"--shard", fmt::format("{}/3", shard)}));
-  EXPECT_EQ(run({"merge", path("part1"), path("part3"), "--out", path("merged")}, "none").exit_code, kExitOk);
+  const Answer answer = run({"merge", path("part1"), path("part3"), "--out", path("merged")}, "none");
+  EXPECT_EQ(answer.exit_code, kExitOk);
+  EXPECT_THAT(answer.out, HasSubstr("shard 2/3 is missing"));
   EXPECT_NE(outcomes(results("merged")), outcomes(results()));
 }
 

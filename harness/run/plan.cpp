@@ -17,7 +17,9 @@ class Filter {
  public:
   explicit Filter(const std::string& text) : excludes_(text.starts_with('-')), matches_all_(text.empty()) {
     try {
-      regex_ = std::regex(excludes_ ? text.substr(1) : text, std::regex::ECMAScript | std::regex::optimize);
+      // libstdc++'s other matcher recurses once a character, and a case line may be long.
+      constexpr auto kWithoutRecursion = std::regex_constants::__polynomial;
+      regex_ = std::regex(excludes_ ? text.substr(1) : text, std::regex::ECMAScript | kWithoutRecursion);
     } catch (const std::regex_error& error) {
       throw UsageError(fmt::format("--filter {}: not a regular expression: {}", text, error.what()));
     }

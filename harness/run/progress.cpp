@@ -37,18 +37,16 @@ Progress::~Progress() {
 
 std::string Progress::summary() const {
   std::string text = fmt::format("{}/{}", done_, total_);
-  if (red_ > 0) text += fmt::format(", {} red", red_);
+  if (failures_ > 0) text += fmt::format(", {} failure{}", failures_, failures_ == 1 ? "" : "s");
+  if (findings_ > 0) text += fmt::format(", {} finding{}", findings_, findings_ == 1 ? "" : "s");
   if (done_ == 0) return text;
   const double spent_s = std::chrono::duration<double>(Clock::now() - begin_).count();
   const double left_s = spent_s / static_cast<double>(done_) * static_cast<double>(total_ - done_);
   return text + fmt::format(", {} left", duration_text(left_s));
 }
 
-void Progress::count(const Record& record) {
-  ++done_;
-  const bool red = record.status == Status::failed || record.status == Status::error || record.status == Status::mistrusted;
-  if (!red) return;
-  ++red_;
+void Progress::count_failure(const Record& record) {
+  ++failures_;
   erase();
   fmt::print(out_, "{}: {} {}: {}\n", name_of(record.status), record.backend, name_of(record.pass), record.case_line);
 }

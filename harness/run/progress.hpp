@@ -16,18 +16,20 @@ class Progress {
 
   void begin(const std::string& case_line) { case_line_ = case_line; }
   void working_on(const std::string& what) { what_ = what; }  ///< "eager backward: judge"
-  void count(const Record& record);                           ///< a red one gets a line of its own
+  void count() { ++done_; }
+  void count_finding() { ++findings_; }      ///< red, and not gated: the report tells what it was
+  void count_failure(const Record& record);  ///< red and gated: a line of its own
   void tick();
 
  private:
   using Clock = std::chrono::steady_clock;
-  std::string summary() const;  ///< "12/240, 1 red, 1m20s left"
+  std::string summary() const;  ///< "12/240, 1 failure, 5 findings, 1m20s left"
   void draw();
   void erase();
 
   std::FILE* out_;
   bool terminal_;
-  size_t total_, done_ = 0, red_ = 0;
+  size_t total_, done_ = 0, failures_ = 0, findings_ = 0;
   bool drawn_ = false;
   std::string case_line_, what_;
   Clock::time_point begin_, last_shown_;

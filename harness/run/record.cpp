@@ -183,15 +183,19 @@ Timing timing_from(const JsonReader& in) {
 }
 
 json to_json_safety(const Safety& safety) {
-  return {{"seed_rule", safety.seed_rule},
-          {"mission_rule", safety.mission_rule},
-          {"verdict", safety.verdict},
-          {"reason", safety.reason},
-          {"source", safety.source}};
+  json line = {{"seed_rule", safety.seed_rule},
+               {"mission_rule", safety.mission_rule},
+               {"verdict", safety.verdict},
+               {"reason", safety.reason},
+               {"source", safety.source}};
+  if (safety.assumed_sm) line["assumed_sm"] = *safety.assumed_sm;
+  return line;
 }
 
 Safety safety_from(const JsonReader& in) {
-  Safety safety{in.boolean("seed_rule"), in.boolean("mission_rule"), in.text("verdict"), in.text("reason"), in.text("source")};
+  Safety safety{in.boolean("seed_rule"), in.boolean("mission_rule"), in.text("verdict"),
+                in.text("reason"),       in.text("source"),          {}};
+  if (in.has("assumed_sm")) safety.assumed_sm = static_cast<int>(in.integer("assumed_sm"));
   if (safety.verdict != "ok" && safety.verdict != "refused" && safety.verdict != "silently_unsafe")
     throw std::runtime_error(
         fmt::format("{}: expected ok, refused or silently_unsafe, got \"{}\"", in.field("verdict"), safety.verdict));

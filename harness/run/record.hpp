@@ -93,6 +93,7 @@ struct Safety {
   bool seed_rule = false, mission_rule = false;
   std::string verdict = "ok";  ///< ok | refused | silently_unsafe
   std::string reason, source;
+  std::optional<int> assumed_sm;  ///< --assume-sm, for which it was asked instead of the device's: 75 = SM 7.5
 };
 
 struct Record {

@@ -23,20 +23,21 @@ std::string read_text(const fs::path& file) {
 
 void read_environment(const nlohmann::json& environment, RunData& run) {
   const JsonReader in(environment, "run.environment");
+  const std::string kind = in.has("device") ? in.object("device").text("kind") : "";
   if (in.has("backends")) {
+    std::vector<Declaration>& declared = run.backends[kind];
+    run.gated.clear();
     for (Declaration& declaration : in.array("backends").get<std::vector<Declaration>>()) {
-      const auto same = std::ranges::find(run.backends, declaration.name, &Declaration::name);
-      if (same == run.backends.end())
-        run.backends.push_back(std::move(declaration));
+      if (declaration.ours) run.gated.push_back(declaration.name);
+      const auto same = std::ranges::find(declared, declaration.name, &Declaration::name);
+      if (same == declared.end())
+        declared.push_back(std::move(declaration));
       else
         *same = std::move(declaration);
     }
-    run.gated.clear();
-    for (const Declaration& declaration : run.backends)
-      if (declaration.ours) run.gated.push_back(declaration.name);
   }
   if (in.has("gated")) run.gated = in.array("gated").get<std::vector<std::string>>();
-  if (in.has("not_on_device")) in.array("not_on_device").get_to(run.not_on_device[in.object("device").text("kind")]);
+  if (in.has("not_on_device")) in.array("not_on_device").get_to(run.not_on_device[kind]);
 }
 
 void read_line(const std::string& text, RunData& run) {

@@ -22,8 +22,9 @@ struct RunData {
   std::vector<RunHeader> headers;       ///< the first line, and one for each resume
   std::vector<Record> records;          ///< in the order in which they were written
   std::vector<Comparison> comparisons;  ///< likewise
-  std::vector<Declaration> backends;    ///< of all headers' environment.backends; the last one of a name counts
-  std::vector<std::string> gated;       ///< backends whose red results decide the exit code: environment.gated, else `ours`
+  /// environment.backends, by kind of device: what a backend declares depends on it. The last declaration of a name counts.
+  std::map<std::string, std::vector<Declaration>> backends;
+  std::vector<std::string> gated;  ///< backends whose red results decide the exit code: environment.gated, else `ours`
   /// By kind of device: backends that have nothing for it and were left out. The last header of a kind counts.
   std::map<std::string, std::vector<std::string>> not_on_device;
   std::vector<std::string> warnings;  ///< what had to be left out: a cut last line

@@ -1,5 +1,6 @@
 #include "harness/run/run_suites.hpp"
 
+#include <algorithm>
 #include <set>
 #include <tuple>
 
@@ -21,10 +22,17 @@ namespace fs = std::filesystem;
 /// Writes results as they come and shows how far the run is.
 class Recorder : public ResultSink {
  public:
-  Recorder(RunFolder& folder, Progress& progress) : folder_(folder), progress_(progress) {}
+  Recorder(RunFolder& folder, Progress& progress, const std::vector<Declaration>& backends, std::vector<std::string> gated)
+      : folder_(folder), progress_(progress), backends_(backends), gated_(std::move(gated)) {}
   void take(const Record& record) override {
     folder_.append(to_line(record));
-    progress_.count(record);
+    progress_.count();
+    if (is_red(record, backends_)) {
+      if (std::ranges::find(gated_, record.backend) != gated_.end())
+        progress_.count_failure(record);
+      else
+        progress_.count_finding();
+    }
     tick();
   }
   void take(const Comparison& comparison) override { folder_.append(to_line(comparison)); }
@@ -40,6 +48,8 @@ class Recorder : public ResultSink {
  private:
   RunFolder& folder_;
   Progress& progress_;
+  const std::vector<Declaration>& backends_;
+  const std::vector<std::string> gated_;
 };
 
 /// Takes runs that have a record out of the plan. A case that was half done gets no comparison across the halves.
@@ -79,6 +89,8 @@ nlohmann::json environment_of(const Hello& hello, const RunCommand& command) {
   environment["device"] = hello.device;
   environment["backends"] = hello.backends;
   environment["gated"] = gated_backends(command.gate, hello.backends);
+  const Shard& shard = command.selection.shard;
+  if (shard.count > 1) environment["shard"] = {{"index", shard.index}, {"count", shard.count}};
   environment["not_on_device"] = not_on_device(command.selection, hello.backends, hello.device);
   return environment;
 }
@@ -99,7 +111,10 @@ std::string run_name(const std::vector<Suite>& suites) {
 std::vector<PlannedCase> plan_run(const RunCommand& command, const std::vector<Suite>& suites, const Hello& hello,
                                   const RunData* earlier) {
   std::vector<PlannedCase> plan = make_plan(suites, command.selection, hello.backends, hello.device);
-  if (plan.empty()) throw NothingMatched("nothing matched: no run is left after --backend, --pass, --filter and --shard");
+  if (plan.empty())
+    throw NothingMatched(
+        "nothing matched: no run is left after --backend, --pass, --filter, --shard and the cases' own device=; "
+        "--filter sees cases as attnbench list prints them, without defaults such as dtype=bf16");
   if (earlier) remove_finished(plan, *earlier);
   return plan;
 }
@@ -115,7 +130,7 @@ std::optional<int> run_in(RunFolder& folder, const RunCommand& command, const st
     if (earlier) check_same_device(*earlier, environment);
     folder.append(to_line(RunHeader{run_id, named_by_program(arguments), utc_now(), environment}));
     Progress progress(stderr, count_runs(plan));
-    Recorder recorder(folder, progress);
+    Recorder recorder(folder, progress, hello.backends, gated_backends(command.gate, hello.backends));
     for (const PlannedCase& planned : plan) {
       progress.begin(planned.case_line);
       coordinator.run_case(planned, {run_id, command.assume_sm, command.check_only}, recorder);

@@ -7,11 +7,13 @@
 #include <ATen/ops/equal.h>
 #include <ATen/ops/tensor.h>
 #include <ATen/ops/zeros.h>
+#include <c10/util/Exception.h>
 #include <fmt/format.h>
 
 #include "harness/attention/flops.hpp"
 #include "harness/worker/cuda_device.hpp"
 #include "harness/worker/memory.hpp"
+#include "harness/worker/process_state.hpp"
 #include "harness/worker/sentence.hpp"
 
 namespace attnbench {
@@ -20,13 +22,28 @@ namespace {
 
 bool same_bits(const at::Tensor& a, const at::Tensor& b) {
   if (!a.defined() || !b.defined()) return a.defined() == b.defined();
-  return a.sizes() == b.sizes() && a.scalar_type() == b.scalar_type() && a.is_contiguous() && b.is_contiguous() &&
-         at::equal(a.view({-1}).view(at::kByte), b.view({-1}).view(at::kByte));
+  if (a.sizes() != b.sizes() || a.scalar_type() != b.scalar_type()) return false;
+  return at::equal(a.contiguous().view({-1}).view(at::kByte), b.contiguous().view({-1}).view(at::kByte));
 }
 
 bool same_bits(const Outputs& a, const Outputs& b) {
   return same_bits(a.o, b.o) && same_bits(a.lse, b.lse) && same_bits(a.dq, b.dq) && same_bits(a.dk, b.dk) &&
          same_bits(a.dv, b.dv);
+}
+
+/// Bits or values: 0 and -0 are one value, and NaN is none.
+bool same_values(const at::Tensor& a, const at::Tensor& b) {
+  if (!a.defined() || !b.defined()) return a.defined() == b.defined();
+  return a.sizes() == b.sizes() && a.scalar_type() == b.scalar_type() && (at::equal(a, b) || same_bits(a, b));
+}
+
+bool same_values(const Outputs& a, const Outputs& b) {
+  return same_values(a.o, b.o) && same_values(a.lse, b.lse) && same_values(a.dq, b.dq) && same_values(a.dk, b.dk) &&
+         same_values(a.dv, b.dv);
+}
+
+const char* mirror_of(Pass pass) {
+  return pass == Pass::forward ? "V negated, whose outputs are negated back" : "dO negated, whose gradients are negated back";
 }
 
 /// Another value than the oracle's; a missing, misshaped or non-finite output is no difference that a case may expect.
@@ -82,6 +99,15 @@ double gib(int64_t bytes) {
   return double(bytes) / double(int64_t(1) << 30);
 }
 
+/// Which of the outputs lies in memory of something else that is held; empty: none. Every call writes new outputs.
+std::string borrowed(const Outputs& outputs, const NamedTensors& held) {
+  for (const auto& [name, tensor] : named_tensors(outputs))
+    for (const auto& [other, memory] : held)
+      if (tensor.numel() > 0 && tensor.storage().data() == memory.storage().data())
+        return fmt::format("{} lies in the memory of {}: no call wrote it", name, other);
+  return "";
+}
+
 }  // namespace
 
 Attempt::Attempt(const Backend& backend, Pass pass, const Device& device, CaseData& data,
@@ -103,16 +129,23 @@ void Attempt::guarded(const std::function<void()>& step) {
   const auto start = std::chrono::steady_clock::now();
   try {
     step();
+  } catch (const c10::OutOfMemoryError& e) {
+    clean_up(Status::skipped, "ran out of memory: " + sentence_of(e));
   } catch (const std::exception& e) {
-    end(Status::error, sentence_of(e));
-    check_context(device_);
-    data_.restore_inputs();  // it may have written to them before it threw
+    clean_up(Status::error, sentence_of(e));
   } catch (...) {
-    end(Status::error, "threw something that is no std::exception");
-    check_context(device_);
-    data_.restore_inputs();
+    clean_up(Status::error, "threw something that is no std::exception");
   }
   record_.seconds += std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+}
+
+/// After an exception, before which it may have written where it must not.
+void Attempt::clean_up(Status status, const std::string& sentence) {
+  check_context(device_);
+  data_.restore_inputs();
+  const std::vector<Overrun> overruns = take_overruns();
+  if (overruns.empty()) return end(status, sentence);
+  end(Status::error, fmt::format("{}, then: {}", describe(overruns.front()), sentence));
 }
 
 void Attempt::end(Status status, std::string reason) {
@@ -143,11 +176,13 @@ void Attempt::judge() {
 void Attempt::prepare() {
   const MemoryScope checked(MemoryMode::checked);  // buffers that the backend keeps are guarded too
   take_overruns();
-  run_ = backend_.prepare(data_.test_case(), inputs().get(), record_.pass);
+  const ProcessState state;
+  lent_ = inputs().lend();
+  run_ = backend_.prepare(data_.test_case(), lent_, record_.pass);
   record_.kernels = run_->kernel;
+  if (const std::string left = state.restore(); !left.empty()) end(Status::failed, left + " after it prepared the case");
   if (const auto overruns = take_overruns(); !overruns.empty())
-    throw std::runtime_error(fmt::format("wrote {} bytes outside a block of {} bytes while it prepared the case",
-                                         overruns.front().bytes, overruns.front().block_bytes));
+    end(Status::failed, describe(overruns.front()) + " while it prepared the case");
 }
 
 void Attempt::prepare_and_judge() {
@@ -155,6 +190,7 @@ void Attempt::prepare_and_judge() {
   if (!fits(data_.predicted_bytes(), "inputs and oracle")) return;
   announce_(*this, "prepare");
   prepare();
+  if (record_.status == Status::failed) return;
   if (!fits(run_->predicted_bytes, "the pass")) return;
   announce_(*this, "judge");
   WatchedRun watched = run_watched(*run_, record_.pass, inputs());
@@ -164,7 +200,16 @@ void Attempt::prepare_and_judge() {
   const OracleKind oracle = oracle_for(backend_.declaration(), data_.test_case(), device_);
   record_.oracle = oracle == OracleKind::eigen ? "eigen" : "torch";
   settle(record_, judge_for().judge(outputs_, record_.pass));
-  if (!watched.misconduct.empty()) end(Status::failed, watched.misconduct);
+  if (watched.misconduct.empty()) watched.misconduct = borrowed(outputs_, named_tensors(inputs().get()));
+  if (!watched.misconduct.empty()) return end(Status::failed, watched.misconduct);
+  if (record_.status == Status::passed && record_.expect == Expect::equal) judge_mirrored();
+}
+
+/// The second call, on other inputs: who hands out what an earlier call left is seen, timed or not.
+void Attempt::judge_mirrored() {
+  const WatchedRun mirrored = run_watched(*run_, record_.pass, inputs(), Call::mirrored);
+  const std::string reason = mirrored.misconduct.empty() ? wrong(mirrored.outputs) : mirrored.misconduct;
+  if (!reason.empty()) end(Status::failed, fmt::format("called again with {}: {}", mirror_of(record_.pass), reason));
 }
 
 const Judge& Attempt::judge_for() const {
@@ -215,24 +260,33 @@ void Attempt::take_times(const std::vector<Measured>& measured, uint64_t order_s
   record_.other_regimes.assign(std::next(timings.begin()), timings.end());
 }
 
-/// Why `outputs` are not right; empty: they are. Those that equal the judged ones to the last bit need no new judgement.
+/// Why `outputs` are not right; empty: they are. Those that equal the judged ones need no new judgement.
 std::string Attempt::wrong(const Outputs& outputs) const {
-  if (same_bits(outputs, outputs_)) return "";
+  if (same_values(outputs, outputs_)) return "";
   const Verdict verdict = judge_for().judge(outputs, record_.pass);
   return verdict.status == Status::passed ? "" : verdict.reason;
 }
 
 void Attempt::judge_again() {
   guarded([this] {
+    NamedTensors earlier = named_tensors(inputs().get());
+    for (auto& [name, tensor] : named_tensors(outputs_)) earlier.emplace_back(name + " of an earlier call", tensor);
     for (size_t i = 0; i < timed_.size(); ++i) {
       const bool in_layout = i + 1 == timed_.size();
+      if (const std::string held = borrowed(timed_[i], earlier); !held.empty())
+        return end(Status::failed, fmt::format("the last timed call of {}: {}", run_->windows[i].name, held));
       const std::string timed = wrong(in_layout ? timed_[i] : in_case_layout(timed_[i], inputs().get()));
       if (timed.empty()) continue;
       return end(Status::failed, fmt::format("the last timed call of {} gave another result: {}", run_->windows[i].name, timed));
     }
     const WatchedRun again = run_watched(*run_, record_.pass, inputs());
     const std::string reason = again.misconduct.empty() ? wrong(again.outputs) : again.misconduct;
-    if (!reason.empty()) end(Status::failed, "judged again after timing: " + reason);
+    if (!reason.empty()) return end(Status::failed, "judged again after timing: " + reason);
+    if (backend_.declaration().capabilities.deterministic && !same_bits(again.outputs, outputs_))
+      return end(Status::failed, "declares that it is deterministic, and gave other bits when it was judged again after timing");
+    const std::string mirrored = wrong(run_unwatched(*run_, record_.pass, inputs(), Call::mirrored));
+    if (!mirrored.empty())
+      end(Status::failed, fmt::format("called again after timing with {}: {}", mirror_of(record_.pass), mirrored));
   });
 }
 

@@ -44,11 +44,13 @@ class Attempt {
 
  private:
   void guarded(const std::function<void()>& step);
+  void clean_up(Status status, const std::string& sentence);
   void prepare();
   void prepare_and_judge();
   bool fits(int64_t bytes, const char* what);
   const Judge& judge_for() const;
   std::string wrong(const Outputs& outputs) const;
+  void judge_mirrored();
   Outputs call_window(size_t window);
 
   const Backend& backend_;
@@ -56,6 +58,7 @@ class Attempt {
   CaseData& data_;
   std::function<void(const Attempt&, const char*)> announce_;
   Record record_;
+  Inputs lent_;  ///< what the backend got; `run_` refers to it
   std::optional<Run> run_;
   Outputs outputs_;
   std::vector<Outputs> timed_;  ///< by window: of the last timed call

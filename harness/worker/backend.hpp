@@ -13,7 +13,8 @@
 namespace attnbench {
 
 /// One timed span. forward() returns o and lse; backward() returns dq, dk, dv and needs a forward() before it; both may
-/// be called any number of times and write new outputs each time. An error is an exception with a sentence.
+/// be called any number of times, read what the inputs hold then, and write new outputs each time. An error is an exception with
+/// a sentence.
 struct Window {
   std::string name;  ///< "op", "op+layout", "autograd"
   std::function<Outputs()> forward;

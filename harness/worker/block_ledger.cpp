@@ -89,11 +89,12 @@ void BlockLedger::inspect(char* data, const Block& block) {
 
 /// Changed bytes of a band, which is then whole again.
 size_t BlockLedger::mend(char* band) {
-  Band found;
+  static thread_local Band found;
   memory_.read(found.data(), band, kGuardBytes);
+  if (found == whole_band()) return 0;
   size_t changed = 0;
   for (size_t i = 0; i < kGuardBytes; ++i) changed += found[i] != whole_band()[i];
-  if (changed > 0) memory_.write(band, whole_band().data(), kGuardBytes);
+  memory_.write(band, whole_band().data(), kGuardBytes);
   return changed;
 }
 

@@ -1,5 +1,7 @@
 #include "harness/worker/case_data.hpp"
 
+#include <algorithm>
+
 namespace attnbench {
 
 namespace {
@@ -47,6 +49,16 @@ std::string CaseData::restore_inputs() {
   return names;
 }
 
+namespace {
+
+/// The largest cases that the grammar takes are beyond what an int64_t counts in bytes.
+int64_t bytes_or_most(double bytes) {
+  constexpr double kMost = 9e18;
+  return static_cast<int64_t>(std::min(bytes, kMost));
+}
+
+}  // namespace
+
 int64_t CaseData::predicted_bytes() const {
   const Problem& p = case_.problem;
   const SequenceLengths lengths = sequence_lengths(p, case_.seed);
@@ -57,7 +69,7 @@ int64_t CaseData::predicted_bytes() const {
   const int64_t elements = (q_rows * p.hq + k_rows * p.hkv) * (p.d + p.dv);
   // Inputs in up to two kinds of poison; for each gradient and output a value, a variance, an allowance, the judged
   // tensor in float64, and the emulator's float32 copies.
-  return elements * (2 * bytes_of(p.dtype) + 4 * 8 + 3 * 4);
+  return bytes_or_most(static_cast<double>(elements) * static_cast<double>(2 * bytes_of(p.dtype) + 4 * 8 + 3 * 4));
 }
 
 }  // namespace attnbench

@@ -7,6 +7,7 @@
 #include <string>
 
 #include <c10/core/CPUAllocator.h>
+#include <fmt/format.h>
 
 #include "harness/worker/block_ledger.hpp"
 #include "harness/worker/cuda_device.hpp"
@@ -84,6 +85,11 @@ MemoryScope::MemoryScope(MemoryMode wanted) {
 }
 MemoryScope::~MemoryScope() {
   mode = before_;
+}
+
+std::string describe(const Overrun& overrun, const std::string& block) {
+  return fmt::format("wrote {} bytes {} of {} ({} bytes)", overrun.bytes,
+                     overrun.past_the_end ? "past the end" : "before the start", block, overrun.block_bytes);
 }
 
 std::vector<Overrun> take_overruns() {

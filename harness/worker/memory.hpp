@@ -10,6 +10,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <string>
 #include <vector>
 
 #include "harness/run/declaration.hpp"
@@ -37,7 +38,9 @@ struct Overrun {
   bool past_the_end = true;  ///< else before the start
   size_t bytes = 0;          ///< guard bytes that changed
 };
-inline constexpr size_t kGuardBytes = 1024;
+inline constexpr size_t kGuardBytes = 64 << 10;
+/// "wrote 4 bytes past the end of a block (128 bytes)"; `block` says which, where it is known.
+std::string describe(const Overrun& overrun, const std::string& block = "a block");
 
 /// Overruns of all checked blocks, alive or freed, since the last call. A damaged band is mended, so that the next
 /// call reports new writes only.

@@ -42,8 +42,7 @@ std::string misconduct_while_timed(CaseData& data) {
   const std::string overwritten = data.restore_inputs();
   if (!overwritten.empty()) return "input " + overwritten + " was overwritten by one of the backends timed together";
   if (overruns.empty()) return "";
-  return fmt::format("one of the backends timed together wrote {} bytes {} of a block of {} bytes", overruns.front().bytes,
-                     overruns.front().past_the_end ? "past the end" : "before the start", overruns.front().block_bytes);
+  return "one of the backends timed together " + describe(overruns.front());
 }
 
 /// Times all of them interleaved, then judges each again.

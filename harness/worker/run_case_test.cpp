@@ -3,10 +3,13 @@
 #include <cstring>
 #include <stdexcept>
 
+#include <ATen/Parallel.h>
 #include <ATen/ops/empty.h>
+#include <fmt/format.h>
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include "harness/attention/emulator.hpp"
 #include "harness/worker/attempt.hpp"
 #include "harness/worker/fake_backend.hpp"
 
@@ -116,6 +119,23 @@ TEST_F(RunCase, AnExceptionWhileTimedRemovesTheTime) {
   EXPECT_FALSE(r.time);
 }
 
+TEST_F(RunCase, OtherBitsFromCallToCallFailWhoDeclaresToBeDeterministic) {
+  const auto first_call_differs = [](int call, const Inputs&, Outputs& outputs) {
+    if (call == 1) bytes_of_tensor(outputs.o)[0] ^= 1;  // the last bit of one element: right both times
+  };
+  add("honest");
+  add("wavers", first_call_differs);
+  Declaration says_so = fake_declaration("wavers, and says so");
+  says_so.capabilities.deterministic = false;
+  bench.backends.push_back(std::make_unique<FakeBackend>(says_so, first_call_differs));
+  const Answers answers = run(Pass::forward, kCase, false);
+  EXPECT_EQ(answers.records.at(0).status, Status::passed) << answers.records.at(0).reason;
+  EXPECT_EQ(answers.records.at(1).status, Status::failed);
+  EXPECT_THAT(answers.records.at(1).reason, HasSubstr("declares that it is deterministic"));
+  EXPECT_FALSE(answers.records.at(1).time);
+  EXPECT_EQ(answers.records.at(2).status, Status::passed) << answers.records.at(2).reason;
+}
+
 TEST_F(RunCase, AnOverwrittenInputFailsAndTheNextBackendGetsTheRightOne) {
   add("vandal", [](int, const Inputs& inputs, Outputs&) { bytes_of_tensor(inputs.k)[3] ^= 1; });
   add("honest");
@@ -175,14 +195,96 @@ TEST_F(RunCase, AWrongShapeFailsAndIsNotCompared) {
   EXPECT_EQ(answers.comparisons[0].differences.size(), 1u) << "lse alone";
 }
 
-TEST_F(RunCase, AResultThatChangesAfterTheFirstCallIsCaughtAfterTiming) {
+/// The judged call is the first, the mirrored one the second; then come those that are timed.
+TEST_F(RunCase, AResultThatChangesAfterTheFirstCallIsCaughtWithoutTiming) {
   add("fickle", [](int call, const Inputs&, Outputs& outputs) {
     if (call > 1) bytes_of_tensor(outputs.o)[1] ^= 0x40;
+  });
+  const Record r = run(Pass::forward).records.at(0);
+  EXPECT_EQ(r.status, Status::failed);
+  EXPECT_THAT(r.reason, StartsWith("called again with V negated, whose outputs are negated back: o"));
+}
+
+TEST_F(RunCase, AResultThatChangesWhileTimedIsCaughtAfterTiming) {
+  add("fickle", [](int call, const Inputs&, Outputs& outputs) {
+    if (call > 2) bytes_of_tensor(outputs.o)[1] ^= 0x40;
   });
   const Record r = run(Pass::forward, kCase, false).records.at(0);
   EXPECT_EQ(r.status, Status::failed);
   EXPECT_THAT(r.reason, StartsWith("the last timed call of op gave another result: o"));
   EXPECT_FALSE(r.time);
+}
+
+/// Right results that no call computed: of the first call, kept; from call `from` on.
+FakeBackend::Tamper cached(int from, bool cloned) {
+  return [from, cloned, kept = Outputs()](int call, const Inputs&, Outputs& outputs) mutable {
+    at::Tensor Outputs::*tensor = outputs.o.defined() ? &Outputs::o : &Outputs::dv;
+    at::Tensor& first = kept.*tensor;
+    if (!first.defined()) first = outputs.*tensor;
+    if (call >= from) outputs.*tensor = cloned ? first.clone() : first;
+  };
+}
+
+TEST_F(RunCase, AResultKeptFromAnEarlierCallIsCaught) {
+  add("keeps the tensor", cached(2, false));
+  add("keeps a copy", cached(2, true));
+  for (Pass pass : {Pass::forward, Pass::backward})
+    for (const Record& r : run(pass).records) {
+      EXPECT_EQ(r.status, Status::failed) << r.backend;
+      EXPECT_THAT(r.reason, StartsWith("called again with ")) << r.backend;
+    }
+}
+
+TEST_F(RunCase, AResultKeptOnlyWhileTimedIsCaught) {
+  add("keeps the tensor", cached(5, false));
+  add("keeps a copy", cached(5, true));
+  for (Pass pass : {Pass::forward, Pass::backward}) {
+    const Answers answers = run(pass, kCase, false);
+    for (const Record& r : answers.records) {
+      EXPECT_EQ(r.status, Status::failed) << r.backend;
+      EXPECT_FALSE(r.time);
+    }
+    EXPECT_THAT(answers.records.at(0).reason, HasSubstr("of an earlier call: no call wrote it"));
+    EXPECT_THAT(answers.records.at(1).reason, StartsWith("called again after timing with "));
+  }
+}
+
+TEST_F(RunCase, GradientsComputedInTheForwardAreCaught) {
+  add("early", [early = Outputs()](int, const Inputs& inputs, Outputs& outputs) mutable {
+    if (outputs.o.defined())
+      early = emulate(parse_case(kCase), inputs, fake_declaration("early").profile, Conventions());
+    else
+      outputs = {{}, {}, early.dq, early.dk, early.dv};
+  });
+  EXPECT_EQ(run(Pass::backward).records.at(0).status, Status::failed);
+}
+
+TEST_F(RunCase, AnInputHandedOutAsAnOutputIsCaught) {
+  add("idle", [](int, const Inputs& inputs, Outputs& outputs) {
+    if (outputs.o.defined()) outputs.o = inputs.v;
+  });
+  const Record r = run(Pass::forward, "attention hq=2 lq=1 d=16").records.at(0);
+  EXPECT_EQ(r.status, Status::failed);
+  EXPECT_EQ(r.reason, "o lies in the memory of v: no call wrote it");
+}
+
+TEST_F(RunCase, OtherStridesOfAnInputHarmWhoMadeThemAlone) {
+  add("vandal", [](int, const Inputs& inputs, Outputs&) {
+    inputs.v.unsafeGetTensorImpl()->set_sizes_and_strides(inputs.v.sizes(), {32, 0, 1});
+  });
+  add("honest");
+  const Answers answers = run(Pass::forward);
+  EXPECT_EQ(answers.records.at(0).status, Status::failed);
+  EXPECT_EQ(answers.records.at(1).status, Status::passed) << answers.records.at(1).reason;
+}
+
+TEST_F(RunCase, AnotherNumberOfThreadsLeftBehindIsCaughtAndPutBack) {
+  const int before = at::get_num_threads();
+  add("greedy", [before](int, const Inputs&, Outputs&) { at::set_num_threads(before + 1); });
+  const Record r = run(Pass::forward).records.at(0);
+  EXPECT_EQ(r.status, Status::failed);
+  EXPECT_THAT(r.reason, HasSubstr(fmt::format("left {} threads to LibTorch, which had {}", before + 1, before)));
+  EXPECT_EQ(at::get_num_threads(), before);
 }
 
 TEST_F(RunCase, CasesThatExpectADifferenceOrAThrow) {
@@ -212,6 +314,13 @@ TEST_F(RunCase, WhatDoesNotFitIsSkippedBeforeItRuns) {
   const Record r = run(Pass::forward).records.at(0);
   EXPECT_EQ(r.status, Status::skipped);
   EXPECT_THAT(r.reason, StartsWith("needs 1048576.0 GiB"));
+}
+
+TEST_F(RunCase, TheLargestCaseOfTheGrammarIsSkippedToo) {
+  Declaration any_head_dim = fake_declaration("any head dim");
+  any_head_dim.capabilities.max_head_dim = 1 << 12;
+  bench.backends.push_back(std::make_unique<FakeBackend>(any_head_dim, FakeBackend::Tamper()));
+  EXPECT_EQ(run(Pass::forward, "attention hq=65536 lq=2147483647 d=4096").records.at(0).status, Status::skipped);
 }
 
 TEST_F(RunCase, TheEigenBackendIsJudgedByTheOtherOracle) {

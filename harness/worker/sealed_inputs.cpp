@@ -57,6 +57,23 @@ SealedInputs::SealedInputs(const Case& c, Conventions::Poison poison, const Devi
   for (const auto& [name, tensor] : named_tensors(inputs_)) fingerprints_.push_back(fingerprint(tensor));
 }
 
+Inputs SealedInputs::lend() const {
+  Inputs lent = inputs_;
+  for (at::Tensor* tensor : {&lent.q, &lent.k, &lent.v, &lent.dout, &lent.cu_q, &lent.cu_k, &lent.q_mask, &lent.k_mask})
+    if (tensor->defined()) *tensor = tensor->detach();
+  return lent;
+}
+
+SealedInputs::Negated::Negated(const SealedInputs& inputs, at::Tensor Inputs::*tensor) {
+  const at::Tensor& whole = inputs.inputs_.*tensor;
+  elements_ = storage_as(whole, whole.scalar_type(), 0, static_cast<int64_t>(whole.storage().nbytes() / whole.element_size()));
+  elements_.neg_();
+}
+
+SealedInputs::Negated::~Negated() {
+  elements_.neg_();
+}
+
 Inputs SealedInputs::draw() const {
   const MemoryScope checked(MemoryMode::checked);
   return to_device(make_inputs(case_, poison_), device_);

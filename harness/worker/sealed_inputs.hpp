@@ -20,10 +20,27 @@ class SealedInputs {
   /// Draws them in checked memory (memory.hpp), so that a write outside of them is seen too.
   SealedInputs(const Case& c, Conventions::Poison poison, const Device& device);
 
+  /// What oracle and judge read.
   const Inputs& get() const { return inputs_; }
+
+  /// What a backend gets: tensors of its own over the same memory. One that gives them other sizes, strides or gradients
+  /// changes nothing for the oracle, or for who comes next.
+  Inputs lend() const;
 
   /// Names of the tensors that no longer hold what was drawn ("q, k"); empty: intact. Padding and poison count.
   std::string overwritten() const;
+
+  /// While it lives, every element of one tensor is its negative.
+  class Negated {
+   public:
+    Negated(const SealedInputs& inputs, at::Tensor Inputs::*tensor);
+    ~Negated();
+    Negated(const Negated&) = delete;
+    Negated& operator=(const Negated&) = delete;
+
+   private:
+    at::Tensor elements_;
+  };
 
   /// Draws them anew into the same memory: who runs next is judged on the right inputs.
   void restore();

@@ -9,8 +9,10 @@
 namespace attnbench {
 
 inline std::string sentence_of(const std::exception& e) {
+  constexpr size_t kMost = 400;
   const auto* torch_error = dynamic_cast<const c10::Error*>(&e);  // its what() carries a page of stack frames
-  return torch_error ? torch_error->what_without_backtrace() : e.what();
+  const std::string whole = torch_error ? torch_error->what_without_backtrace() : e.what();
+  return whole.size() <= kMost ? whole : whole.substr(0, kMost) + " …";
 }
 
 }  // namespace attnbench

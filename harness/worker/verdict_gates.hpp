@@ -20,10 +20,13 @@
 //   t  RMS(b / sigma) of gradients given O, else 0: b is the part of sigma that keeps its sign, so it adds up linearly
 //   M  length of the tensor's sum: keys (o, dq), queries x group (dk, dv);  X  RMS(x64 / sigma)
 //   2^-26 M    drift, relative to the value, of an accumulator that truncates each of M sums
-//   e  standard deviation of g if the errors of a row are fully coherent: sqrt(sum_r (sum |x64| / sigma)^2) / sum(x64^2 /
-//   sigma^2) 1e-6, 5.39 chance of an alarm per tensor under a sub-Gaussian error, and the deviations that have it: sqrt(2 ln(2 /
-//   1e-6)) 6.5, 8, 4  sigmas a single element of a correct kernel may reach however small the tensor; eager's model is first
-//   order only 0.2 u      least gain that counts: a fifth of the largest relative rounding error
+//   e  standard deviation of g if the errors of a row are fully coherent:
+//      sqrt(sum_r (sum |x64| / sigma)^2) / sum(x64^2 / sigma^2)
+//   1e-6, 5.39  chance of an alarm per tensor under a sub-Gaussian error, and the deviations that have it:
+//      sqrt(2 ln(2 / 1e-6))
+//   6.5, 8, 4   sigmas a single element of a correct kernel may reach however small the tensor;
+//      8 as eager's model is of first order only
+//   0.2 u       least gain that counts: a fifth of the largest relative rounding error
 // No power, so that the gate says nothing: rms if n = 0 or r > 1.5; bias if 5.39 hypot(...) > 0.6 u, which is what truncation
 // costs; all three if the eager profile's rounding of S is not small and independent. A tensor with nothing but such gates is
 // mistrusted.

@@ -1,11 +1,13 @@
 #include "harness/worker/watched_run.hpp"
 
 #include <algorithm>
+#include <functional>
 #include <unordered_set>
 
 #include <fmt/format.h>
 
 #include "harness/worker/memory.hpp"
+#include "harness/worker/process_state.hpp"
 
 namespace attnbench {
 
@@ -20,7 +22,7 @@ int64_t bytes_of_outputs(const Outputs& outputs) {
   return bytes;
 }
 
-std::string describe_block(const Overrun& overrun, const Inputs& inputs, const Outputs& outputs) {
+std::string name_of_block(const Overrun& overrun, const Inputs& inputs, const Outputs& outputs) {
   for (const auto& [name, tensor] : named_tensors(outputs))
     if (tensor.storage().data() == overrun.block) return "its output " + name;
   for (const auto& [name, tensor] : named_tensors(inputs))
@@ -28,35 +30,60 @@ std::string describe_block(const Overrun& overrun, const Inputs& inputs, const O
   return "a block that it allocated";
 }
 
-std::string describe(const Overrun& overrun, const Inputs& inputs, const Outputs& outputs) {
-  return fmt::format("wrote {} bytes {} of {} ({} bytes)", overrun.bytes,
-                     overrun.past_the_end ? "past the end" : "before the start", describe_block(overrun, inputs, outputs),
-                     overrun.block_bytes);
+Outputs negated(Outputs outputs) {
+  for (at::Tensor* tensor : {&outputs.o, &outputs.dq, &outputs.dk, &outputs.dv})
+    if (tensor->defined()) *tensor = tensor->neg();
+  return outputs;
+}
+
+Outputs forward(const Window& window, const SealedInputs& inputs, Call call) {
+  if (call == Call::plain) return window.forward();
+  const SealedInputs::Negated values(inputs, &Inputs::v);
+  return negated(window.forward());
+}
+
+Outputs backward(const Window& window, const SealedInputs& inputs, Call call) {
+  if (call == Call::plain) return window.backward();
+  const SealedInputs::Negated gradients(inputs, &Inputs::dout);
+  return negated(window.backward());
+}
+
+/// `look` is called between a forward and its backward.
+Outputs call_last_window(const Run& run, Pass pass, const SealedInputs& inputs, Call call, const std::function<void()>& look) {
+  const Window& window = run.windows.back();
+  if (pass == Pass::forward) return forward(window, inputs, call);
+  Outputs outputs = window.forward();
+  look();
+  const Outputs gradients = backward(window, inputs, call);
+  outputs.dq = gradients.dq;
+  outputs.dk = gradients.dk;
+  outputs.dv = gradients.dv;
+  return outputs;
 }
 
 }  // namespace
 
-WatchedRun run_watched(const Run& run, Pass pass, SealedInputs& inputs) {
+Outputs run_unwatched(const Run& run, Pass pass, const SealedInputs& inputs, Call call) {
+  const MemoryScope unwatched(MemoryMode::off);
+  return call_last_window(run, pass, inputs, call, [] {});
+}
+
+WatchedRun run_watched(const Run& run, Pass pass, SealedInputs& inputs, Call call) {
   const MemoryScope checked(MemoryMode::checked);
-  const Window& window = run.windows.back();
   WatchedRun watched;
   take_overruns();
   reset_peak_bytes();
   const int64_t before = current_bytes();
-  watched.outputs = window.forward();
-  std::string overwritten = inputs.overwritten();
-  if (pass == Pass::backward) {
-    const Outputs gradients = window.backward();
-    watched.outputs.dq = gradients.dq;
-    watched.outputs.dk = gradients.dk;
-    watched.outputs.dv = gradients.dv;
-    if (overwritten.empty()) overwritten = inputs.overwritten();
-  }
+  const ProcessState state;
+  std::string overwritten;
+  watched.outputs = call_last_window(run, pass, inputs, call, [&] { overwritten = inputs.overwritten(); });
+  if (overwritten.empty()) overwritten = inputs.overwritten();
+  watched.misconduct = state.restore();
   watched.memory.peak_bytes = peak_bytes() - before;
   watched.memory.workspace_bytes = std::max<int64_t>(0, watched.memory.peak_bytes - bytes_of_outputs(watched.outputs));
   watched.memory.predicted_bytes = run.predicted_bytes;
   if (const std::vector<Overrun> overruns = take_overruns(); !overruns.empty())
-    watched.misconduct = describe(overruns.front(), inputs.get(), watched.outputs);
+    watched.misconduct = describe(overruns.front(), name_of_block(overruns.front(), inputs.get(), watched.outputs));
   if (!overwritten.empty()) {
     watched.misconduct = "wrote to its input " + overwritten;
     inputs.restore();

@@ -9,6 +9,11 @@
 
 namespace attnbench {
 
+/// On the inputs as they are, or mirrored: V negated before a forward, dO between a forward and its backward. Then o, or dq, dk
+/// and dv, are computed negated, and are handed back negated once more: as those of a plain call, but for a kernel that did not
+/// compute them anew, or not from what the inputs hold now.
+enum class Call { plain, mirrored };
+
 struct WatchedRun {
   Outputs outputs;         ///< of the last window; a backward pass: o and lse of its forward too
   Memory memory;           ///< of a backward pass: of forward and backward together
@@ -16,6 +21,9 @@ struct WatchedRun {
 };
 
 /// Outputs start as NaN. Overwritten inputs are restored before it returns. An exception of the backend passes through.
-WatchedRun run_watched(const Run& run, Pass pass, SealedInputs& inputs);
+WatchedRun run_watched(const Run& run, Pass pass, SealedInputs& inputs, Call call = Call::plain);
+
+/// The outputs of the last window, as a user's call computes them: in memory that nobody watches.
+Outputs run_unwatched(const Run& run, Pass pass, const SealedInputs& inputs, Call call);
 
 }  // namespace attnbench

@@ -1,0 +1,45 @@
+#include "harness/run/gate.hpp"
+
+#include <gtest/gtest.h>
+
+namespace attnbench {
+namespace {
+
+Record record_on(const std::string& device, Status status) {
+  Record record;
+  record.case_line = "attention d=64 dtype=fp32 lq=8";
+  record.backend = "flash_varlen";
+  record.device = device;
+  record.status = status;
+  if (device != "cpu") record.sm = 90;
+  return record;
+}
+
+Declaration declared(const std::string& device, std::vector<Dtype> dtypes) {
+  Declaration declaration;
+  declaration.name = "flash_varlen";
+  declaration.ours = true;
+  declaration.capabilities.devices = {device};
+  declaration.capabilities.dtypes = std::move(dtypes);
+  declaration.capabilities.passes = {Pass::forward};
+  declaration.capabilities.layouts = {Layout::packed};
+  declaration.capabilities.masks = {Mask::none};
+  declaration.capabilities.aligns = {Align::bottom_right};
+  declaration.capabilities.strides = {Strides::contiguous};
+  return declaration;
+}
+
+/// A merged run of a CPU and of a GPU: flash_varlen takes float32 on the one and not on the other.
+TEST(Gate, AsksWhatWasDeclaredForTheDeviceOfTheRecord) {
+  RunData run;
+  run.gated = {"flash_varlen"};
+  run.backends["cuda"] = {declared("cuda", {Dtype::bf16})};
+  run.backends["cpu"] = {declared("cpu", {Dtype::bf16, Dtype::fp32})};
+  run.records = {record_on("cpu", Status::passed), record_on("cuda:0", Status::unsupported)};
+  EXPECT_EQ(apply_gate(run).exit_code, kExitOk) << apply_gate(run).sentence;
+  run.records.push_back(record_on("cpu", Status::unsupported));
+  EXPECT_EQ(apply_gate(run).exit_code, kExitGate) << apply_gate(run).sentence;
+}
+
+}  // namespace
+}  // namespace attnbench

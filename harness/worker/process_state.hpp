@@ -1,0 +1,23 @@
+// What a backend shares with everybody else in the process, and must leave as it found it.
+#pragma once
+
+#include <string>
+
+namespace attnbench {
+
+/// LibTorch's number of threads, whether it records gradients, and how the processor rounds and treats subnormals.
+class ProcessState {
+ public:
+  /// As it is now.
+  ProcessState();
+
+  /// Puts it back. A sentence about what was different ("left 1 thread to LibTorch, which had 2"); empty: nothing.
+  std::string restore() const;
+
+ private:
+  int threads_;
+  bool records_gradients_;
+  unsigned arithmetic_;  ///< MXCSR without its flags of past exceptions; 0 on other processors than x86
+};
+
+}  // namespace attnbench
