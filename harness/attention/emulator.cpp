@@ -24,6 +24,7 @@
 #include <ATen/ops/zeros.h>
 
 #include "harness/attention/error_model.hpp"
+#include "harness/attention/parallel.hpp"
 
 namespace attnbench {
 namespace {
@@ -314,7 +315,12 @@ void Batch::add_gradients(const KeyTile& tile, const Tensor& D) {
   tile.of_keys(dV).copy_(product(P.transpose(1, 2), tile.of_rows(G_)));
 }
 
-/// One case: sequences of as many tiles are computed together.
+/// Key heads [first, first + count), and with them their query heads.
+struct KeyHeads {
+  int64_t first = 0, count = 0;
+};
+
+/// One case: sequences of as many tiles are computed together; on a GPU all heads too, on a CPU one key head at a time.
 class Emulation {
  public:
   Emulation(const Case& c, const Inputs& inputs, const Profile& profile, const Conventions& conventions);
@@ -323,9 +329,11 @@ class Emulation {
  private:
   Sequence sequence(int64_t n, int64_t first_query, int64_t first_key) const;
   std::vector<std::vector<Sequence>> batches() const;
-  void emulate(const std::vector<Sequence>& sequences);
-  Tensor gather(const Tensor& tensor, int64_t heads, const Places& from, int64_t sequences, int64_t longest) const;
-  void scatter(Tensor& storage, const Tensor& batch, const Places& to) const;
+  std::vector<KeyHeads> pieces() const;
+  void emulate(const std::vector<Sequence>& sequences, const KeyHeads& part) const;
+  Tensor gather(const Tensor& tensor, const KeyHeads& part, const Places& from, int64_t sequences, int64_t longest) const;
+  Tensor heads_of(const Tensor& tensor, const KeyHeads& part) const;
+  void scatter(const Tensor& storage, const KeyHeads& part, const Tensor& batch, const Places& to) const;
   Tensor sum_over_group(Tensor gradient) const;
   Tensor index(const std::vector<int64_t>& values) const { return at::tensor(values, at::kLong).to(inputs_.q.device()); }
 
@@ -390,32 +398,47 @@ std::vector<std::vector<Sequence>> Emulation::batches() const {
   return all;
 }
 
-/// [sequences x heads, longest, channels], 0 where a batch has no token; a key head repeated for each of its query heads.
-Tensor Emulation::gather(const Tensor& tensor, int64_t heads, const Places& from, int64_t sequences, int64_t longest) const {
-  const int64_t channels = tensor.size(-1), rows = tensor.numel() / (heads * channels);
+std::vector<KeyHeads> Emulation::pieces() const {
+  if (!inputs_.q.is_cpu()) return {{0, problem_.hkv}};
+  std::vector<KeyHeads> pieces;
+  for (int64_t head = 0; head < problem_.hkv; ++head) pieces.push_back({head, 1});
+  return pieces;
+}
+
+/// Of [rows, hq or hkv, channels].
+Tensor Emulation::heads_of(const Tensor& tensor, const KeyHeads& part) const {
+  const int64_t per_key_head = tensor.size(1) / problem_.hkv;
+  return tensor.narrow(1, part.first * per_key_head, part.count * per_key_head);
+}
+
+/// [sequences x query heads of the part, longest, channels], 0 where a batch has no token; a key head repeated for each of its
+/// query heads.
+Tensor Emulation::gather(const Tensor& tensor, const KeyHeads& part, const Places& from, int64_t sequences,
+                         int64_t longest) const {
+  const int64_t all = tensor.size(-2), channels = tensor.size(-1), rows = tensor.numel() / (all * channels);
   const Tensor tokens =
-      tensor.detach().reshape({rows, heads, channels}).index_select(0, index(from.rows)).to(arithmetic_.operand);
+      heads_of(tensor.detach().reshape({rows, all, channels}), part).index_select(0, index(from.rows)).to(arithmetic_.operand);
+  const int64_t heads = tokens.size(1);
   Tensor batch = at::zeros({sequences * longest, heads, channels}, tokens.options());
   batch = batch.index_copy_(0, index(from.places), tokens).view({sequences, longest, heads, channels}).transpose(1, 2);
-  if (heads != problem_.hq) batch = batch.repeat_interleave(problem_.group(), 1);
-  return batch.reshape({sequences * problem_.hq, longest, channels});
+  if (all != problem_.hq) batch = batch.repeat_interleave(problem_.group(), 1);
+  return batch.reshape({-1, longest, channels});
 }
 
 /// The reverse, of [sequences, heads, longest, channels].
-void Emulation::scatter(Tensor& storage, const Tensor& batch, const Places& to) const {
+void Emulation::scatter(const Tensor& storage, const KeyHeads& part, const Tensor& batch, const Places& to) const {
   const Tensor tokens = batch.transpose(1, 2).flatten(0, 1).index_select(0, index(to.places));
-  storage.index_copy_(0, index(to.rows), tokens.to(storage.scalar_type()));
+  heads_of(storage, part).index_copy_(0, index(to.rows), tokens.to(storage.scalar_type()));
 }
 
-/// The rounded gradients of the key heads.
+/// The rounded gradients of the key heads, from [sequences, query heads, keys, channels].
 Tensor Emulation::sum_over_group(Tensor gradient) const {
   const at::ScalarType dtype = arithmetic_.dtype;
   if (arithmetic_.rounding.gqa_partials) gradient = gradient.to(dtype).to(at::kFloat);
-  return gradient.view({-1, problem_.hkv, problem_.group(), gradient.size(1), gradient.size(2)}).sum(2).to(dtype);
+  return gradient.unflatten(1, {-1, problem_.group()}).sum(2).to(dtype);
 }
 
-void Emulation::emulate(const std::vector<Sequence>& sequences) {
-  const Problem& p = problem_;
+void Emulation::emulate(const std::vector<Sequence>& sequences, const KeyHeads& part) const {
   const auto count = static_cast<int64_t>(sequences.size());
   int64_t queries = 0, keys = 0;
   for (const Sequence& s : sequences) queries = std::max(queries, s.queries()), keys = std::max(keys, s.keys());
@@ -427,21 +450,27 @@ void Emulation::emulate(const std::vector<Sequence>& sequences) {
     for (int64_t j = begin; j < end; ++j) keys_read.add(s.k_rows[j], n * keys + j);
     for (int64_t j = 0; j < s.real_keys; ++j) real_keys.add(s.k_rows[j], n * keys + j);
   }
-  Batch batch(arithmetic_, sequences, gather(inputs_.q, p.hq, all_queries, count, queries),
-              gather(inputs_.k, p.hkv, keys_read, count, keys), gather(inputs_.v, p.hkv, keys_read, count, keys),
-              gather(inputs_.dout, p.hq, all_queries, count, queries));
+  Batch batch(arithmetic_, sequences, gather(inputs_.q, part, all_queries, count, queries),
+              gather(inputs_.k, part, keys_read, count, keys), gather(inputs_.v, part, keys_read, count, keys),
+              gather(inputs_.dout, part, all_queries, count, queries));
   batch.forward();
   batch.backward();
-  const auto by_head = [&](const Tensor& t) { return t.view({count, p.hq, queries, t.size(2)}); };
-  scatter(o_, by_head(batch.O), all_queries);
-  scatter(lse_, by_head(batch.lse()), all_queries);
-  scatter(dq_, by_head(batch.dQ), all_queries);
-  scatter(dk_, sum_over_group(batch.dK), real_keys);
-  scatter(dv_, sum_over_group(batch.dV), real_keys);
+  const auto by_head = [&](const Tensor& t) { return t.unflatten(0, {count, -1}); };
+  scatter(o_, part, by_head(batch.O), all_queries);
+  scatter(lse_, part, by_head(batch.lse()), all_queries);
+  scatter(dq_, part, by_head(batch.dQ), all_queries);
+  scatter(dk_, part, sum_over_group(by_head(batch.dK)), real_keys);
+  scatter(dv_, part, sum_over_group(by_head(batch.dV)), real_keys);
 }
 
 Outputs Emulation::outputs() {
-  for (const std::vector<Sequence>& sequences : batches()) emulate(sequences);
+  const std::vector<std::vector<Sequence>> all = batches();
+  const std::vector<KeyHeads> parts = pieces();
+  const auto count = static_cast<int64_t>(parts.size());
+  for_each_piece(inputs_.q.device(), static_cast<int64_t>(all.size()) * count, [&](int64_t i) {
+    const at::NoGradGuard no_grad;  // which is each thread's own
+    emulate(all[i / count], parts[i % count]);
+  });
   const auto laid_out = [](const Tensor& rows, const Tensor& like) {
     std::vector<int64_t> sizes = like.sizes().vec();
     sizes[sizes.size() - 2] = rows.size(1);
