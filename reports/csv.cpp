@@ -150,7 +150,7 @@ void add_window(Row& row, const std::string& window, const WindowTime& w, const 
                 {"order_seed", std::to_string(timing.order_seed)}});
   if (w.calls_per_sample > 0) row["calls_per_sample"] = std::to_string(w.calls_per_sample);
   if (w.gpu) add_gpu(row, *w.gpu);
-  if (window == "op") {
+  if (window == main_window(timing)) {
     row["tflops"] = number(timing.tflops);
     row["tflops_paper"] = number(timing.tflops_paper);
   }

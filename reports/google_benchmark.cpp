@@ -51,8 +51,7 @@ Series series_of(const Record& record, const Timing& timing, const std::string& 
     series.round_us.push_back(median_of(round));
     series.samples.push_back(static_cast<int64_t>(round.size()));
   }
-  const auto op = timing.windows.find("op");
-  if (op != timing.windows.end() && window.starts_with("op")) series.flop = timing.tflops * 1e12 * op->second.median_us * 1e-6;
+  series.flop = timing.tflops * 1e12 * timing.windows.at(main_window(timing)).median_us * 1e-6;
   return series;
 }
 

@@ -12,7 +12,7 @@ namespace attnbench {
 ///   "us".
 /// - one repetition for each round (real_time: median of its samples; iterations: how many), then the aggregates mean,
 ///   median, stddev and cv of the rounds. cpu_time repeats real_time: records hold no processor time.
-/// - counters: "FLOP/s" (exact visible pairs; windows op and op+layout), "peak_bytes", "workspace_bytes".
+/// - counters: "FLOP/s" (exact visible pairs), "peak_bytes", "workspace_bytes".
 /// - context: the recorded environment, not that of the machine that writes the report.
 /// Only passed and timed records, and only finite times above 0, appear.
 std::string google_benchmark_json(const RunData& run);

@@ -142,6 +142,24 @@ TEST(Times, AreGroupedAndUnconvergedOnesMarked) {
   EXPECT_FALSE(contains(tables[1].note, "unconverged"));
 }
 
+TEST(Times, ABackwardThroughAutogradStandsApart) {
+  RunData run = test_run();
+  Record own = run.records[5];
+  run.records[5].time->windows = {{"autograd", own.time->windows.at("op")}};
+  TextTable times = time_tables(run).at(1), rates = rate_tables(run).at(1);
+  ASSERT_EQ(times.rows.size(), 1u);
+  EXPECT_TRUE(times.rows[0][0].text.ends_with("  autograd")) << times.rows[0][0].text;
+  EXPECT_TRUE(contains(rates.note, "or autograd"));
+  own.backend = "flash_varlen";
+  run.records.push_back(own);
+  times = time_tables(run).at(1);
+  ASSERT_EQ(times.rows.size(), 2u);
+  EXPECT_TRUE(times.rows[0][0].text.ends_with("padded")) << "the operation itself first";
+  EXPECT_EQ(times.rows[0][2].text, "·");
+  EXPECT_EQ(times.rows[1][0].text, "  autograd");
+  EXPECT_EQ(times.rows[1][1].text, "·");
+}
+
 TEST(Times, RatesAndMemory) {
   const auto rates = rate_tables(test_run());
   ASSERT_EQ(rates.size(), 2u);

@@ -4,6 +4,7 @@
 #include <cmath>
 #include <map>
 #include <optional>
+#include <set>
 #include <tuple>
 
 #include <fmt/format.h>
@@ -49,7 +50,7 @@ struct RowKey {
   bool operator==(const RowKey&) const = default;
 };
 
-/// Rows in order of appearance: every case with its windows, the operation itself first.
+/// Rows in order of appearance: every case with its windows, the operation itself first, autograd last.
 std::vector<RowKey> rows_of(const Group& group) {
   std::vector<std::string> cases;
   for (const auto& [r, timing] : group.entries) {
@@ -57,13 +58,13 @@ std::vector<RowKey> rows_of(const Group& group) {
   }
   std::vector<RowKey> rows;
   for (const std::string& case_line : cases) {
-    for (const auto& [r, timing] : group.entries) {
-      if (r->case_line != case_line) continue;
-      for (const auto& [window, time] : timing->windows) {
-        const RowKey key{case_line, window};
-        if (std::find(rows.begin(), rows.end(), key) == rows.end()) rows.push_back(key);
-      }
-    }
+    std::set<std::string> windows;
+    for (const auto& [r, timing] : group.entries)
+      if (r->case_line == case_line)
+        for (const auto& [window, time] : timing->windows) windows.insert(window);
+    for (const bool autograd : {false, true})
+      for (const std::string& window : windows)
+        if ((window == "autograd") == autograd) rows.push_back({case_line, window});
   }
   return rows;
 }
@@ -130,21 +131,27 @@ TextTable time_table(const Group& group, const RunData& run) {
   const CaseLabels labels = labels_of(group);
   const auto backends = backends_in(group, run);
   std::vector<double> medians;
-  bool all_converged = true, layout_window = false;
+  bool all_converged = true, layout_window = false, autograd = false;
   std::size_t capped = 0;
   for (const auto& [r, timing] : group.entries) {
     for (const auto& [window, time] : timing->windows) {
       medians.push_back(time.median_us);
       all_converged = all_converged && time.converged;
       layout_window = layout_window || window == "op+layout";
+      autograd = autograd || window == "autograd";
       capped += power_capped(time);
     }
   }
   const Unit unit = time_unit(medians);
   TextTable table{title_of(run, group, "Median time in " + unit.name, labels.common), {{"case", Side::left}}, {}, 1, ""};
   for (const std::string& backend : backends) table.columns.push_back({backend});
+  std::string above;
   for (const RowKey& key : rows_of(group)) {
-    std::vector<Cell> row{{key.window == "op" ? labels.label.at(key.case_line) : "  " + key.window}};
+    const bool first = table.rows.empty() || key.case_line != above;
+    above = key.case_line;
+    std::string label = first ? labels.label.at(key.case_line) : "  " + key.window;
+    if (first && key.window != "op") label += "  " + key.window;
+    std::vector<Cell> row{{label}};
     std::vector<std::optional<double>> values;
     for (const std::string& backend : backends) {
       const Timing* timing = timing_at(group, key.case_line, backend);
@@ -158,6 +165,7 @@ TextTable time_table(const Group& group, const RunData& run) {
   table.note = "Window op; ± half of the 95% confidence interval of the median";
   if (!all_converged) table.note += "; * unconverged: it is wider than the target";
   if (layout_window) table.note += "; op+layout: unpad, operation and pad";
+  if (autograd) table.note += "; autograd: a backward that LibTorch's autograd drives, with its own overhead";
   if (capped > 0) table.note += fmt::format("; {} of {} times at the GPU's power limit", capped, medians.size());
   table.note += ".";
   return table;
@@ -185,14 +193,17 @@ TextTable rate_table(const Group& group, const RunData& run) {
     if (!has_layout_window(group, key.case_line)) mark_best(row, values, false);
     table.rows.push_back(std::move(row));
   }
-  table.note = "Exact visible pairs (forward 2P(d+dv), backward 2P(3d+2dv)) over the median of window op.";
+  table.note = "Exact visible pairs (forward 2P(d+dv), backward 2P(3d+2dv)) over the median of window op";
+  const bool autograd = std::any_of(group.entries.begin(), group.entries.end(),
+                                    [](const Entry& e) { return std::string(main_window(*e.timing)) == "autograd"; });
+  table.note += autograd ? ", or autograd where a backend has no other backward." : ".";
   return table;
 }
 
 /// Of one record: other regime / own regime, by their names.
 void add_ratios(const Record& record, std::map<std::string, std::vector<double>>& ratios) {
   for (const Timing* timing : timings_of(record)) {
-    const auto own = record.time->windows.find("op"), other = timing->windows.find("op");
+    const auto own = record.time->windows.find(main_window(*record.time)), other = timing->windows.find(main_window(*timing));
     if (timing == &*record.time || own == record.time->windows.end() || other == timing->windows.end()) continue;
     ratios[timing->regime + " / " + record.time->regime].push_back(other->second.median_us / own->second.median_us);
   }

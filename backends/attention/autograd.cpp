@@ -70,7 +70,7 @@ class AutogradRun {
 
 Window autograd_window(std::vector<DenseCall> calls, DenseOperation operation, Layout layout, Pass pass) {
   const auto run = std::make_shared<AutogradRun>(std::move(calls), std::move(operation), layout, pass);
-  return {"op", [run] { return run->forward(); }, [run] { return run->backward(); }};
+  return {pass == Pass::forward ? "op" : "autograd", [run] { return run->forward(); }, [run] { return run->backward(); }};
 }
 
 }  // namespace attnbench

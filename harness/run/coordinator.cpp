@@ -61,7 +61,7 @@ std::string repro_line(const std::string& case_line, const std::string& backend,
 }  // namespace
 
 /// One request and what became of it.
-struct Coordinator::Attempt {
+struct Coordinator::Exchange {
   int64_t request = 0;
   std::vector<std::pair<std::string, Pass>> waiting;  ///< runs without a record
   std::optional<Stage> stage;                         ///< the last one
@@ -173,25 +173,25 @@ Record Coordinator::error_record(const PlannedCase& planned, const std::pair<std
 }
 
 /// Takes one message; returns what is wrong with it, or nothing.
-std::string Coordinator::handle(const json& message, const PlannedCase& planned, const RunFields& fields, Attempt& attempt,
+std::string Coordinator::handle(const json& message, const PlannedCase& planned, const RunFields& fields, Exchange& exchange,
                                 ResultSink& sink) {
   try {
     if (message.size() != 1) return "expected one of stage, result, comparison, done, got " + to_text(message).substr(0, 80);
     const JsonReader in(message, "message");
     const std::string kind = message.begin().key();
     const JsonReader body = in.object(kind.c_str());
-    if (body.integer("request") != attempt.request)
-      return fmt::format("{}: expected request {}, got {}", kind, attempt.request, body.integer("request"));
+    if (body.integer("request") != exchange.request)
+      return fmt::format("{}: expected request {}, got {}", kind, exchange.request, body.integer("request"));
     if (kind == "stage") {
-      attempt.stage = body.json().get<Stage>();
-      sink.on_stage(*attempt.stage);
+      exchange.stage = body.json().get<Stage>();
+      sink.on_stage(*exchange.stage);
     } else if (kind == "result") {
       const Record record = complete(body.value("record"), planned, fields);
-      const auto run = std::find(attempt.waiting.begin(), attempt.waiting.end(), std::pair(record.backend, record.pass));
-      if (run == attempt.waiting.end())
+      const auto run = std::find(exchange.waiting.begin(), exchange.waiting.end(), std::pair(record.backend, record.pass));
+      if (run == exchange.waiting.end())
         return fmt::format("result: nobody asked for {} {}", record.backend, name_of(record.pass));
-      attempt.waiting.erase(run);
-      attempt.progressed = true;
+      exchange.waiting.erase(run);
+      exchange.progressed = true;
       sink.take(record);
     } else if (kind == "comparison") {
       json line = body.value("comparison");
@@ -201,7 +201,7 @@ std::string Coordinator::handle(const json& message, const PlannedCase& planned,
       comparison.case_line = planned.case_line;
       sink.take(comparison);
     } else if (kind == "done") {
-      attempt.done = true;
+      exchange.done = true;
     } else {
       return "expected one of stage, result, comparison, done, got " + kind;
     }
@@ -215,68 +215,68 @@ std::string Coordinator::handle(const json& message, const PlannedCase& planned,
   }
 }
 
-Coordinator::Attempt Coordinator::attempt(const PlannedCase& planned, const RunFields& fields, ResultSink& sink) {
-  Attempt attempt{next_request_++, planned.runs, {}, false, false, {}};
+Coordinator::Exchange Coordinator::exchange(const PlannedCase& planned, const RunFields& fields, ResultSink& sink) {
+  Exchange exchange{next_request_++, planned.runs, {}, false, false, {}};
   Request request;
-  request.id = attempt.request;
+  request.id = exchange.request;
   request.case_line = format_line(planned.c);
   request.runs = planned.runs;
   request.check_only = fields.check_only;
   worker_->send({{"request", request}}, deadline());  // a worker that does not read shows below: it has ended, or is silent
-  while (!attempt.done) {
+  while (!exchange.done) {
     const WorkerEvent event = worker_->next(deadline(), [&] { sink.tick(); });
     std::string wrong;
     switch (event.kind) {
       case WorkerEvent::Kind::message:
-        wrong = handle(event.message, planned, fields, attempt, sink);
+        wrong = handle(event.message, planned, fields, exchange, sink);
         break;
       case WorkerEvent::Kind::rubbish:
         wrong = "expected a JSON object, got " + event.text;
         break;
       case WorkerEvent::Kind::ended:
-        attempt.end = bury("", attempt.stage);
-        return attempt;
+        exchange.end = bury("", exchange.stage);
+        return exchange;
       case WorkerEvent::Kind::silence:
-        attempt.end =
-            bury(fmt::format("the worker was killed after {:g} s of silence (--timeout)", settings_.timeout_s), attempt.stage);
-        return attempt;
+        exchange.end =
+            bury(fmt::format("the worker was killed after {:g} s of silence (--timeout)", settings_.timeout_s), exchange.stage);
+        return exchange;
     }
     if (wrong.empty()) continue;
-    attempt.end = bury("the worker was killed because it did not keep to the protocol (" + wrong + ")", attempt.stage);
-    return attempt;
+    exchange.end = bury("the worker was killed because it did not keep to the protocol (" + wrong + ")", exchange.stage);
+    return exchange;
   }
-  return attempt;
+  return exchange;
 }
 
 void Coordinator::run_case(const PlannedCase& planned, const RunFields& fields, ResultSink& sink) {
   PlannedCase rest = planned;
   for (int fruitless = 0; !rest.runs.empty();) {
     ensure_worker();
-    const Attempt attempt = this->attempt(rest, fields, sink);
-    rest.runs = attempt.waiting;
+    const Exchange exchange = this->exchange(rest, fields, sink);
+    rest.runs = exchange.waiting;
     const auto fail = [&](const std::pair<std::string, Pass>& run, const std::string& reason) {
       sink.take(error_record(planned, run, fields, reason));
     };
-    if (attempt.done) {
+    if (exchange.done) {
       for (const auto& run : rest.runs) fail(run, "the worker ended the request without a result for this run");
       break;
     }
     const auto guilty =
-        attempt.stage ? std::find(rest.runs.begin(), rest.runs.end(), std::pair(attempt.stage->backend, attempt.stage->pass))
-                      : rest.runs.end();
+        exchange.stage ? std::find(rest.runs.begin(), rest.runs.end(), std::pair(exchange.stage->backend, exchange.stage->pass))
+                       : rest.runs.end();
     if (guilty != rest.runs.end()) {
-      fail(*guilty, attempt.end);
+      fail(*guilty, exchange.end);
       rest.runs.erase(guilty);
       fruitless = 0;
-    } else if (attempt.progressed) {
+    } else if (exchange.progressed) {
       fruitless = 0;
     } else if (++fruitless == kMostFruitlessAttempts) {
-      for (const auto& run : rest.runs) fail(run, attempt.end);
+      for (const auto& run : rest.runs) fail(run, exchange.end);
       if (++fruitless_cases_ == kMostFruitlessCases)
         throw InfrastructureError(
             fmt::format("no worker could be kept alive: {} cases in a row ended before any backend began; "
                         "the last one: {}",
-                        kMostFruitlessCases, attempt.end));
+                        kMostFruitlessCases, exchange.end));
       return;
     }
   }

@@ -52,12 +52,12 @@ class Coordinator {
   void finish();
 
  private:
-  struct Attempt;
+  struct Exchange;
   void start_worker();
   void ensure_worker();
   std::string greet();
-  Attempt attempt(const PlannedCase& planned, const RunFields& fields, ResultSink& sink);
-  std::string handle(const nlohmann::json& message, const PlannedCase& planned, const RunFields& fields, Attempt& attempt,
+  Exchange exchange(const PlannedCase& planned, const RunFields& fields, ResultSink& sink);
+  std::string handle(const nlohmann::json& message, const PlannedCase& planned, const RunFields& fields, Exchange& exchange,
                      ResultSink& sink);
   Record complete(nlohmann::json line, const PlannedCase& planned, const RunFields& fields) const;
   Record error_record(const PlannedCase& planned, const std::pair<std::string, Pass>& run, const RunFields& fields,

@@ -78,10 +78,15 @@ struct WindowTime {
 struct Timing {
   std::string regime;
   std::map<std::string, WindowTime> windows;  ///< "op", "op+layout", "autograd"
-  double tflops = 0;                          ///< exact visible pairs over the median of "op"
+  double tflops = 0;                          ///< exact visible pairs over the median of the main window
   double tflops_paper = 0;                    ///< 4 b h s^2 d, halved when causal, backward x 2.5
   uint64_t order_seed = 0;
 };
+
+/// "op", or "autograd" where that is the only way to a backward: what speeds are about.
+inline const char* main_window(const Timing& timing) {
+  return timing.windows.contains("op") ? "op" : "autograd";
+}
 
 struct Memory {
   int64_t peak_bytes = 0;       ///< allocated during the pass, outputs included, inputs not

@@ -27,11 +27,36 @@ struct SafetyRow {
   std::string verdict, reason, source;
 };
 
+/// A rule of cases/safety.json, which holds for every implementation.
+struct SafetyRule {
+  std::vector<std::pair<int, int>> sm;
+  bool only_backward = false;
+  int64_t min_head_dim = 0;
+};
+
+struct SafetyTable {
+  SafetyRule seed_rule, mission_rule;
+  std::vector<SafetyRow> rows;
+};
+
+std::vector<std::pair<int, int>> sm_ranges(const JsonReader& reader) {
+  std::vector<std::pair<int, int>> ranges;
+  for (const auto& range : reader.array("sm")) ranges.push_back(range.get<std::pair<int, int>>());
+  return ranges;
+}
+
+SafetyRule rule_from(const JsonReader& reader) {
+  reader.text("source");  // a rule without one would be a rumour
+  return {.sm = sm_ranges(reader),
+          .only_backward = reader.text("pass") == "backward",
+          .min_head_dim = reader.integer("min_head_dim")};
+}
+
 SafetyRow row_from(const JsonReader& reader) {
   SafetyRow row{.implementation = reader.text("implementation"),
                 .from = reader.text("from"),
                 .to = reader.text("to"),
-                .sm = {},
+                .sm = sm_ranges(reader),
                 .pass = reader.text("pass"),
                 .dtype = reader.text("dtype"),
                 .min_head_dim = reader.integer("min_head_dim"),
@@ -40,29 +65,36 @@ SafetyRow row_from(const JsonReader& reader) {
                 .verdict = reader.text("verdict"),
                 .reason = reader.text("reason"),
                 .source = reader.text("source")};
-  for (const auto& range : reader.array("sm")) row.sm.push_back(range.get<std::pair<int, int>>());
   const bool known = (row.pass == "any" || row.pass == "backward") && (row.dtype == "any" || find_value<Dtype>(row.dtype)) &&
                      (row.verdict == "refused" || row.verdict == "silently_unsafe");
   if (!known) throw std::runtime_error(reader.field("pass, dtype or verdict") + ": not one of the values that the file names");
   return row;
 }
 
-std::vector<SafetyRow> read_table() {
+SafetyTable read_table() {
   const auto file = cases_folder() / "safety.json";
   try {
     const auto json = nlohmann::json::parse(std::ifstream(file));
-    const JsonReader table(json, "table");
-    std::vector<SafetyRow> rows;
-    for (const auto& row : table.array("rows")) rows.push_back(row_from(JsonReader(row, fmt::format("rows[{}]", rows.size()))));
-    return rows;
+    const JsonReader in(json, "table"), rules = in.object("rules");
+    SafetyTable table{rule_from(rules.object("seed_rule")), rule_from(rules.object("mission_rule")), {}};
+    for (const auto& row : in.array("rows"))
+      table.rows.push_back(row_from(JsonReader(row, fmt::format("rows[{}]", table.rows.size()))));
+    return table;
   } catch (const std::exception& error) {
     throw UsageError(fmt::format("{}: the safety table cannot be read: {}", file.string(), error.what()));
   }
 }
 
+bool covers(const std::vector<std::pair<int, int>>& ranges, int sm) {
+  return std::ranges::any_of(ranges, [&](auto range) { return sm >= range.first && sm <= range.second; });
+}
+
+bool speaks_of(const SafetyRule& rule, const SafetyQuery& query) {
+  return covers(rule.sm, *query.sm) && query.head_dim >= rule.min_head_dim && (query.backward || !rule.only_backward);
+}
+
 bool speaks_of(const SafetyRow& row, const SafetyQuery& query) {
-  const bool sm = std::ranges::any_of(row.sm, [&](auto range) { return *query.sm >= range.first && *query.sm <= range.second; });
-  return sm && row.implementation == query.implementation &&
+  return covers(row.sm, *query.sm) && row.implementation == query.implementation &&
          (row.from.empty() || compare_versions(query.version, row.from) >= 0) &&
          (row.to.empty() || compare_versions(query.version, row.to) <= 0) && (row.pass == "any" || query.backward) &&
          (row.dtype == "any" || row.dtype == name_of(query.dtype)) && query.head_dim >= row.min_head_dim &&
@@ -74,11 +106,11 @@ bool speaks_of(const SafetyRow& row, const SafetyQuery& query) {
 Safety safety(const SafetyQuery& query) {
   Safety result;
   if (!query.sm) return result;
-  result.seed_rule = *query.sm < 80;
-  result.mission_rule = query.backward && query.head_dim > 64 && *query.sm < 80;
-  static const std::vector<SafetyRow> table = read_table();
-  const auto row = std::ranges::find_if(table, [&](const SafetyRow& row) { return speaks_of(row, query); });
-  if (row == table.end()) return result;
+  static const SafetyTable table = read_table();
+  result.seed_rule = speaks_of(table.seed_rule, query);
+  result.mission_rule = speaks_of(table.mission_rule, query);
+  const auto row = std::ranges::find_if(table.rows, [&](const SafetyRow& row) { return speaks_of(row, query); });
+  if (row == table.rows.end()) return result;
   result.verdict = row->verdict;
   result.reason = row->reason;
   result.source = row->source;

@@ -1,4 +1,4 @@
-// Which backward is unsafe where: three separate facts about one case, from cases/safety.json (rows with sources).
+// Which backward is unsafe where: three separate facts about one case, from cases/safety.json (rules and rows with sources).
 #pragma once
 
 #include <optional>

@@ -245,7 +245,8 @@ std::vector<Operation> Attempt::operations() {
 void Attempt::take_times(const std::vector<Measured>& measured, uint64_t order_seed) {
   std::vector<Timing> timings;  // in the order of the first window, which is in every regime
   for (size_t i = 0; i < measured.size(); ++i) {
-    if (!measured[i].error.empty()) return end(Status::error, "while it was timed: " + measured[i].error);
+    const Measured& m = measured[i];
+    if (!m.error.empty()) return end(m.out_of_memory ? Status::skipped : Status::error, "while it was timed: " + m.error);
     for (const auto& [regime, time] : measured[i].times) timing_in(timings, regime).windows[run_->windows[i].name] = time;
   }
   const Problem& p = data_.test_case().problem;

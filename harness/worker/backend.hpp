@@ -24,7 +24,8 @@ struct Window {
 /// A case made ready in one backend: everything that is not to be timed has been done.
 struct Run {
   /// The outputs of the last window are in the case's layout: it is the one that is judged.
-  /// Padded input in a varlen backend: {"op" on packed tensors, "op+layout" = unpad, operation, pad}; else {"op"}.
+  /// Padded input in a varlen backend: {"op" on packed tensors, "op+layout" = unpad, operation, pad}; a backward through
+  /// LibTorch's autograd: {"autograd"}; else {"op"}.
   std::vector<Window> windows;
   std::string kernel;           ///< what a dispatcher picked; empty: the backend has no choice
   Profile profile;              ///< that of the kernel picked; the declaration's unless it was a dispatcher's choice

@@ -8,6 +8,7 @@
 
 #include <benchmark/benchmark.h>
 #include <c10/core/impl/VirtualGuardImpl.h>
+#include <c10/util/Exception.h>
 
 #include "harness/worker/sentence.hpp"
 #include "harness/worker/summarise.hpp"
@@ -47,6 +48,19 @@ struct Sampled {
   double cost_s = 0;  ///< of a sample, with all that surrounds the timed calls
   int expired_holds = 0;
   std::string error;
+  bool out_of_memory = false;
+
+  /// Ends it, with the exception that is being handled.
+  void fail() {
+    try {
+      throw;
+    } catch (const c10::OutOfMemoryError& e) {
+      error = sentence_of(e);
+      out_of_memory = true;
+    } catch (const std::exception& e) {
+      error = sentence_of(e);
+    }
+  }
 
   // of the regime in progress
   int64_t samples_per_round = 1;
@@ -78,8 +92,8 @@ void calibrate(Sampled& sampled) try {
     const int64_t more = std::max(sampled.calls_per_sample + 1, int64_t(factor * double(sampled.calls_per_sample)));
     sampled.calls_per_sample = std::min(more, grain.max_calls);
   }
-} catch (const std::exception& e) {
-  sampled.error = sentence_of(e);
+} catch (const std::exception&) {
+  sampled.fail();
 }
 
 /// The samples of one round; those of a device that was slowed down are dropped, and `retake` says so.
@@ -103,8 +117,8 @@ void run_one(benchmark::State& state, Sampled& sampled, double idle_s) {
       sampled.series.rounds.push_back(std::move(samples));
       sampled.series.readings.add(readings);
     }
-  } catch (const std::exception& e) {
-    sampled.error = sentence_of(e);
+  } catch (const std::exception&) {
+    sampled.fail();
     sampled.retake = false;
     state.SkipWithError(sampled.error.c_str());
   }
@@ -191,7 +205,7 @@ std::vector<Measured> measure(const std::vector<Operation>& operations, const Me
         results[i].times.emplace_back(regime.name, summarise(all[i].series, options.target_half_width, sampler.is_gpu()));
   }
   for (size_t i = 0; i < all.size(); ++i)
-    if (!all[i].error.empty()) results[i] = {{}, all[i].error};
+    if (!all[i].error.empty()) results[i] = {{}, all[i].error, all[i].out_of_memory};
   return results;
 }
 
@@ -206,7 +220,7 @@ std::vector<Measured> measure(const std::vector<Operation>& operations, const Me
   }
   return measure(operations, options, regimes_of(device), *sampler);
 } catch (const std::exception& e) {
-  return std::vector<Measured>(operations.size(), Measured{{}, sentence_of(e)});
+  return std::vector<Measured>(operations.size(), Measured{{}, sentence_of(e), false});
 }
 
 }  // namespace attnbench

@@ -32,7 +32,8 @@ struct MeasureOptions {
 struct Measured {
   /// By regime, in their order. Microseconds per call; the median and its interval are over the medians of the rounds.
   std::vector<std::pair<std::string, WindowTime>> times;
-  std::string error;  ///< why there is no time; empty: there is one
+  std::string error;           ///< why there is no time; empty: there is one
+  bool out_of_memory = false;  ///< that is the reason
 };
 
 /// Regime after regime, rounds go on until the least number is done and every interval is narrow enough, or the budget is

@@ -5,6 +5,7 @@
 
 #include <ATen/Parallel.h>
 #include <ATen/ops/empty.h>
+#include <c10/util/Exception.h>
 #include <fmt/format.h>
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
@@ -134,6 +135,22 @@ TEST_F(RunCase, OtherBitsFromCallToCallFailWhoDeclaresToBeDeterministic) {
   EXPECT_THAT(answers.records.at(1).reason, HasSubstr("declares that it is deterministic"));
   EXPECT_FALSE(answers.records.at(1).time);
   EXPECT_EQ(answers.records.at(2).status, Status::passed) << answers.records.at(2).reason;
+}
+
+TEST_F(RunCase, MemoryThatRunsOutIsNoErrorOfTheBackend) {
+  const auto runs_out = [](int from) {
+    return [from](int call, const Inputs&, Outputs&) {
+      if (call >= from) throw c10::OutOfMemoryError(c10::SourceLocation{}, "tried to allocate 34 GiB");
+    };
+  };
+  add("greedy", runs_out(1));
+  add("greedy while timed", runs_out(4));
+  const Answers answers = run(Pass::forward, kCase, false);
+  for (const Record& r : answers.records) {
+    EXPECT_EQ(r.status, Status::skipped) << r.backend;
+    EXPECT_THAT(r.reason, HasSubstr("tried to allocate 34 GiB")) << r.backend;
+    EXPECT_FALSE(r.time);
+  }
 }
 
 TEST_F(RunCase, AnOverwrittenInputFailsAndTheNextBackendGetsTheRightOne) {

@@ -97,7 +97,7 @@ class Speed:
 
 def speed_of(timing: dict) -> Speed:
     """With unpad and pad where the record has that window: a dense backend needs neither, so the operation alone is no race."""
-    operation = timing["windows"]["op"]
+    operation = timing["windows"].get("op") or timing["windows"]["autograd"]
     window = timing["windows"].get("op+layout", operation)
     flop_us = timing["tflops"] * operation["median_us"]  # TFLOP/s x us
     low_us, high_us = window["ci95_us"]
@@ -108,6 +108,6 @@ def gap_of(result: Result) -> str:
     """What stands in the place of a bar that is not there: "" for what was not to be run at all."""
     if result.status in ("failed", "error", "mistrusted"):
         return "OOM" if "out of memory" in result.reason else result.status
-    if result.status == "skipped" and re.match(r"needs .* free", result.reason):
+    if result.status == "skipped" and re.search(r"^needs .* free|out of memory", result.reason):
         return "OOM"
     return ""
