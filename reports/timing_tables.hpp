@@ -9,8 +9,8 @@
 namespace attnbench {
 
 /// One table for each (suite, device, regime, pass): the median and half its 95% confidence interval in percent, one row for
-/// each case (window "op") and one below it for each other window ("op+layout", "autograd"); "*" marks an interval wider than the target. The title names
-/// suite, pass, regime, device and unit.
+/// each case (window "op") and one below it for each other window ("op+layout", "autograd"); "*" marks an interval wider than the
+/// target. The title names suite, pass, regime, device and unit.
 std::vector<TextTable> time_tables(const RunData& run);
 
 /// Likewise TFLOP/s (or GFLOP/s) of the exact visible pairs over the median of the main window.
