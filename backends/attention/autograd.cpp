@@ -16,8 +16,8 @@ at::Tensor leaf(const at::Tensor& input, bool with_gradient) {
 
 class AutogradRun {
  public:
-  AutogradRun(std::vector<DenseCall> calls, DenseOperation operation, Layout layout, Pass pass)
-      : calls_(std::move(calls)), operation_(std::move(operation)), layout_(layout), records_(pass == Pass::backward) {
+  AutogradRun(std::vector<DenseCall> calls, DenseOperation operation, Layout layout, bool records)
+      : calls_(std::move(calls)), operation_(std::move(operation)), layout_(layout), records_(records) {
     for (DenseCall& call : calls_) {
       call.q = leaf(call.q, records_);
       call.k = leaf(call.k, records_);
@@ -68,8 +68,9 @@ class AutogradRun {
 
 }  // namespace
 
-Window autograd_window(std::vector<DenseCall> calls, DenseOperation operation, Layout layout, Pass pass) {
-  const auto run = std::make_shared<AutogradRun>(std::move(calls), std::move(operation), layout, pass);
+Window autograd_window(std::vector<DenseCall> calls, DenseOperation operation, Layout layout, Pass pass, Graph graph) {
+  const bool records = pass == Pass::backward || graph == Graph::always;
+  const auto run = std::make_shared<AutogradRun>(std::move(calls), std::move(operation), layout, records);
   return {pass == Pass::forward ? "op" : "autograd", [run] { return run->forward(); }, [run] { return run->backward(); }};
 }
 

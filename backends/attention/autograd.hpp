@@ -11,8 +11,11 @@ namespace attnbench {
 /// From one call to its output [b, hq, lq, dv]; q, k and v may require gradients.
 using DenseOperation = std::function<at::Tensor(const DenseCall&)>;
 
-/// The window "op", or "autograd" if the pass is backward: forward() applies `operation` to every call (recording a graph if the
-/// pass is backward), backward() asks autograd for dq, dk, dv of the graph that the last forward() recorded, which it keeps.
-Window autograd_window(std::vector<DenseCall> calls, DenseOperation operation, Layout layout, Pass pass);
+/// Does a forward record a graph: in a backward pass only, or always, as in training.
+enum class Graph { for_backward, always };
+
+/// The window "op", or "autograd" if the pass is backward: forward() applies `operation` to every call, backward() asks autograd
+/// for dq, dk, dv of the graph that the last forward() recorded, which it keeps.
+Window autograd_window(std::vector<DenseCall> calls, DenseOperation operation, Layout layout, Pass pass, Graph graph);
 
 }  // namespace attnbench

@@ -1,5 +1,6 @@
-// sdpa_auto: scaled_dot_product_attention as users call it. LibTorch's dispatcher picks the kernel; what it picked is
-// recorded, and the run is judged by that kernel's profile. The backward is autograd's.
+// sdpa_auto: scaled_dot_product_attention as a training loop calls it: inputs require gradients in both passes, as that has a
+// say in what LibTorch's dispatcher picks and makes the kernel return its LSE, which the other backends do too. What it
+// picked is recorded, and the run is judged by that kernel's profile. The backward is autograd's.
 #include <limits>
 #include <set>
 #include <stdexcept>
@@ -19,8 +20,8 @@ namespace attnbench {
 namespace {
 
 /// The dispatcher's own answer for one call, asked with the arguments of the call.
-std::string kernel_of(const DenseCall& call, double scale, Pass pass) {
-  const auto argument = [&](const at::Tensor& x) { return x.detach().requires_grad_(pass == Pass::backward); };
+std::string kernel_of(const DenseCall& call, double scale) {
+  const auto argument = [](const at::Tensor& x) { return x.detach().requires_grad_(true); };
   const int64_t choice = at::_fused_sdp_choice(argument(call.q), argument(call.k), argument(call.v), optional_mask(call), 0.0,
                                                call.is_causal, scale, call.q.size(1) != call.k.size(1));
   switch (static_cast<at::SDPBackend>(choice)) {
@@ -39,10 +40,10 @@ std::string kernel_of(const DenseCall& call, double scale, Pass pass) {
 }
 
 /// Those of all calls that are not empty. Calls of one case differ in lengths only, and may be answered differently.
-std::set<std::string> kernels_of(const std::vector<DenseCall>& calls, double scale, Pass pass) {
+std::set<std::string> kernels_of(const std::vector<DenseCall>& calls, double scale) {
   std::set<std::string> kernels;
   for (const DenseCall& call : calls)
-    if (!call.is_empty()) kernels.insert(kernel_of(call, scale, pass));
+    if (!call.is_empty()) kernels.insert(kernel_of(call, scale));
   if (kernels.size() > 1 && kernels.contains("sdpa_math"))
     throw std::runtime_error(
         "sdpa_auto: LibTorch's dispatcher picked math for some sequences of the case and a fused kernel for "
@@ -77,18 +78,18 @@ class SdpaAuto : public Backend {
   Run prepare(const Case& c, const Inputs& inputs, Pass pass) const override {
     std::vector<DenseCall> calls = dense_calls(c, inputs, Triangle::top_left_flag, -std::numeric_limits<double>::infinity());
     Run run;
-    run.kernel = joined(kernels_of(calls, inputs.scale, pass));
+    run.kernel = joined(kernels_of(calls, inputs.scale));
     const bool math = run.kernel == "sdpa_math";
     run.profile = math ? sdpa_math_profile() : sdpa_flash_profile();
     const auto fused_bytes = [&] {
       return on_gpu_ ? fused_cuda_bytes(calls, c, inputs, pass) : sdpa_flash_bytes(calls, inputs, pass);
     };
-    run.predicted_bytes = math ? sdpa_math_bytes(calls, inputs, pass) : fused_bytes();
+    run.predicted_bytes = math ? sdpa_math_bytes(calls, inputs, Pass::backward) : fused_bytes();  // the graph keeps P
     const auto operation = [scale = inputs.scale](const DenseCall& call) {
       const bool gqa = call.q.size(1) != call.k.size(1);
       return at::scaled_dot_product_attention(call.q, call.k, call.v, optional_mask(call), 0.0, call.is_causal, scale, gqa);
     };
-    run.windows = {autograd_window(std::move(calls), operation, c.problem.layout, pass)};
+    run.windows = {autograd_window(std::move(calls), operation, c.problem.layout, pass, Graph::always)};
     return run;
   }
 

@@ -45,7 +45,7 @@ struct KeyHeads {
 /// One case: sequences of as many tiles are computed together; on a GPU all heads too, on a CPU one key head at a time.
 class Emulation {
  public:
-  Emulation(const Case& c, const Inputs& inputs, const Profile& profile, const Conventions& conventions);
+  Emulation(const Case& c, const Inputs& inputs, const Profile& profile, Conventions::EmptyRow empty_row);
   Outputs outputs();
 
  private:
@@ -61,17 +61,17 @@ class Emulation {
 
   const Problem& problem_;
   const Inputs& inputs_;
-  const Conventions conventions_;
+  const Conventions::EmptyRow empty_row_;
   Arithmetic arithmetic_;
   Tensor o_, lse_, dq_, dk_, dv_;  ///< [storage rows, heads, channels]
 };
 
-Emulation::Emulation(const Case& c, const Inputs& inputs, const Profile& profile, const Conventions& conventions)
-    : problem_(c.problem), inputs_(inputs), conventions_(conventions) {
+Emulation::Emulation(const Case& c, const Inputs& inputs, const Profile& profile, Conventions::EmptyRow empty_row)
+    : problem_(c.problem), inputs_(inputs), empty_row_(empty_row) {
   const Problem& p = problem_;
   arithmetic_.rounding = rounding_of(profile, p, inputs.scale);
   arithmetic_.scale = inputs.scale;
-  arithmetic_.filler = conventions.empty_row == Conventions::EmptyRow::nan ? std::nan("") : 0;
+  arithmetic_.filler = empty_row == Conventions::EmptyRow::nan ? std::nan("") : 0;
   arithmetic_.dtype = p.dtype == Dtype::bf16 ? at::kBFloat16 : p.dtype == Dtype::fp16 ? at::kHalf : at::kFloat;
   arithmetic_.operand = inputs.q.is_cuda() ? arithmetic_.dtype : at::kFloat;
   const auto storage = [&](int64_t rows, int64_t heads, int64_t channels) {
@@ -91,12 +91,12 @@ Sequence Emulation::sequence(int64_t n, int64_t first_query, int64_t first_key) 
   const auto k_end = k_begin + s.real_keys;
   s.q_rows.assign(q_begin, q_begin + inputs_.lengths.q[n]);
   s.k_rows.assign(k_begin, k_end);
-  if (problem_.layout == Layout::padded && conventions_.empty_row == Conventions::EmptyRow::uniform) {
+  if (problem_.layout == Layout::padded && empty_row_ == Conventions::EmptyRow::uniform) {
     const int64_t pitch = inputs_.lengths.k_pitch;
     for (int64_t row = n * pitch; row < (n + 1) * pitch; ++row)
       if (!std::binary_search(k_begin, k_end, row)) s.k_rows.push_back(row);
   }
-  s.find_reads(problem_, conventions_.empty_row);
+  s.find_reads(problem_, empty_row_);
   return s;
 }
 
@@ -205,10 +205,10 @@ Outputs Emulation::outputs() {
 
 }  // namespace
 
-Outputs emulate(const Case& c, const Inputs& inputs, const Profile& profile, const Conventions& conventions) {
+Outputs emulate(const Case& c, const Inputs& inputs, const Profile& profile, Conventions::EmptyRow empty_row) {
   const at::NoGradGuard no_grad;
   const at::NoTF32Guard no_tf32;
-  return Emulation(c, inputs, profile, conventions).outputs();
+  return Emulation(c, inputs, profile, empty_row).outputs();
 }
 
 }  // namespace attnbench

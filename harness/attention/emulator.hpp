@@ -8,6 +8,6 @@ namespace attnbench {
 
 /// Its error energy sets the scale of the RMS gate; it is never what is judged. Outputs in the case's layout, contiguous, on
 /// the device of the inputs; padded rows are 0, and so is everything that no query reads, whatever is stored there.
-Outputs emulate(const Case& c, const Inputs& inputs, const Profile& profile, const Conventions& conventions);
+Outputs emulate(const Case& c, const Inputs& inputs, const Profile& profile, Conventions::EmptyRow empty_row);
 
 }  // namespace attnbench

@@ -53,6 +53,8 @@ struct Rounding {
 
   /// Gradients are judged given the kernel's own O.
   bool conditional() const { return d_from_output; }
+
+  bool operator==(const Rounding&) const = default;
 };
 
 /// fp32 switches every rounding point of the profile off.

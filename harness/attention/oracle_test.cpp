@@ -23,13 +23,13 @@ TEST_P(TwoOracles, AgreeOnValuesAndSigmas) {
       const Conventions conventions = conventions_of(profile);
       const Case c = parse_case(line);
       const Inputs inputs = make_inputs(c, conventions.poison);
-      const Reference a = make_reference(OracleKind::eigen, c, inputs, profile, conventions);
-      const Reference b = make_reference(OracleKind::torch, c, inputs, profile, conventions);
+      const Reference a = make_reference(OracleKind::eigen, c, inputs, profile, conventions.empty_row);
+      const Reference b = make_reference(OracleKind::torch, c, inputs, profile, conventions.empty_row);
       const std::string what = line + " " + profile.name + " ";
       expect_same(a, b, what);
-      const Outputs emulated = emulate(c, inputs, profile, conventions);
-      const auto x = given_output(OracleKind::eigen, c, inputs, profile, conventions, a, emulated.o);
-      const auto y = given_output(OracleKind::torch, c, inputs, profile, conventions, b, emulated.o);
+      const Outputs emulated = emulate(c, inputs, profile, conventions.empty_row);
+      const auto x = given_output(OracleKind::eigen, c, inputs, profile, conventions.empty_row, a, emulated.o);
+      const auto y = given_output(OracleKind::torch, c, inputs, profile, conventions.empty_row, b, emulated.o);
       expect_same(x.dq, y.dq, what + "dq given o");
       expect_same(x.dk, y.dk, what + "dk given o");
     }
@@ -41,8 +41,8 @@ INSTANTIATE_TEST_SUITE_P(Shapes, TwoOracles, testing::ValuesIn(shapes()));
 TEST(TwoOraclesOnTies, CountTheSameDistinctScores) {
   const Case c = parse_case("attention hq=1 lq=256 d=64 fill=sparse_int");
   const Inputs inputs = make_inputs(c, Conventions::Poison::nan);
-  const double eigen = make_reference(OracleKind::eigen, c, inputs, flash(), {}).distinct_scores;
-  EXPECT_EQ(eigen, make_reference(OracleKind::torch, c, inputs, flash(), {}).distinct_scores);
+  const double eigen = make_reference(OracleKind::eigen, c, inputs, flash(), Conventions::EmptyRow::zero).distinct_scores;
+  EXPECT_EQ(eigen, make_reference(OracleKind::torch, c, inputs, flash(), Conventions::EmptyRow::zero).distinct_scores);
   EXPECT_LT(eigen, 200);
 }
 
@@ -84,7 +84,7 @@ TEST(TwoOraclesOnNanRows, PropagateNanAlike) {
   Conventions conventions;
   conventions.empty_row = Conventions::EmptyRow::nan;
   for (const OracleKind kind : {OracleKind::eigen, OracleKind::torch}) {
-    const Reference r = make_reference(kind, c, inputs, inside(), conventions);
+    const Reference r = make_reference(kind, c, inputs, inside(), conventions.empty_row);
     EXPECT_TRUE(std::isnan(numbers(r.o.value)[0])) << r.oracle;
     EXPECT_TRUE(std::isfinite(numbers(r.o.value)[3 * 32])) << r.oracle;
     EXPECT_TRUE(std::isnan(numbers(r.dq.value)[0])) << r.oracle;

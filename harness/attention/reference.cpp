@@ -46,7 +46,7 @@ std::vector<int64_t> padding_rows(const std::vector<int64_t>& real, int64_t begi
 /// All heads of a case as tokens, where the oracle computes.
 class Heads {
  public:
-  Heads(OracleKind kind, const Case& c, const Inputs& inputs, const Profile& profile, const Conventions& conventions);
+  Heads(OracleKind kind, const Case& c, const Inputs& inputs, const Profile& profile, Conventions::EmptyRow empty_row);
 
   const std::vector<Group>& groups() const { return groups_; }
   c10::Device device() const { return device_; }
@@ -69,7 +69,7 @@ class Heads {
 
   const Problem& problem_;
   const Inputs& inputs_;
-  Conventions conventions_;
+  Conventions::EmptyRow empty_row_;
   c10::Device device_;
   Rounding rounding_;
   std::vector<Group> groups_;
@@ -83,10 +83,10 @@ void refuse_unknown(const Problem& p, const Case& c) {
     throw std::invalid_argument("the float64 oracles know no softcap, alibi, sink or dropout: " + format_case(c));
 }
 
-Heads::Heads(OracleKind kind, const Case& c, const Inputs& inputs, const Profile& profile, const Conventions& conventions)
+Heads::Heads(OracleKind kind, const Case& c, const Inputs& inputs, const Profile& profile, Conventions::EmptyRow empty_row)
     : problem_(c.problem),
       inputs_(inputs),
-      conventions_(conventions),
+      empty_row_(empty_row),
       device_(kind == OracleKind::eigen ? at::kCPU : inputs.q.device()) {
   refuse_unknown(problem_, c);
   const Problem& p = problem_;
@@ -98,7 +98,7 @@ Heads::Heads(OracleKind kind, const Case& c, const Inputs& inputs, const Profile
   k_ = rows_of(inputs.k, inputs.k_rows, p.hkv, p.d).to(device_);
   v_ = rows_of(inputs.v, inputs.k_rows, p.hkv, p.dv).to(device_);
   const int64_t sequences = static_cast<int64_t>(inputs.lengths.q.size()), pitch = inputs.lengths.k_pitch;
-  const bool reads_padding = p.layout == Layout::padded && conventions.empty_row == Conventions::EmptyRow::uniform;
+  const bool reads_padding = p.layout == Layout::padded && empty_row == Conventions::EmptyRow::uniform;
   for (int64_t n = 0; n < sequences; ++n) {
     const int64_t elements = (inputs.lengths.q[n] + std::max(inputs.lengths.k[n], pitch)) * std::max(p.d, p.dv);
     const int64_t most = device().is_cpu() ? 1 : std::clamp<int64_t>(kGpuCallElements / std::max<int64_t>(elements, 1), 1, p.hq);
@@ -142,7 +142,7 @@ HeadProblem Heads::head_problem(const Group& group) const {
   h.dv = problem_.dv;
   h.problem = &problem_;
   h.scale = inputs_.scale;
-  h.empty_row = conventions_.empty_row;
+  h.empty_row = empty_row_;
   h.rounding = rounding_;
   return h;
 }
@@ -237,7 +237,7 @@ void move(Expected& x, c10::Device device) {
 /// Collects the heads' answers, in the order of the heads.
 class Collector {
  public:
-  Collector(const Heads& heads, const Conventions& conventions) : heads_(heads), conventions_(conventions) {
+  explicit Collector(const Heads& heads) : heads_(heads) {
     const Problem& p = heads.problem();
     out_.o = expected(heads, heads.queries(), p.hq, p.dv, false);
     out_.lse = expected(heads, heads.queries(), p.hq, 1, false);
@@ -256,7 +256,6 @@ class Collector {
   void add_keys(const Group& group, const HeadAnswer& a);
 
   const Heads& heads_;
-  Conventions conventions_;
   Reference out_;
   Tensor p2_, p4_, ds2_, ds4_, seen_, has_power_;
   std::vector<Tensor> samples_;  ///< until there are enough
@@ -272,7 +271,7 @@ void Collector::add(const Group& group, const HeadAnswer& a) {
   place(a.dq_variance, out_.dq.variance);
   place(a.dq_allowance, out_.dq.allowance);
   place(a.dq_freedom, out_.dq.freedom);
-  place(at::where(a.lse == -kInfinity, lse_of_empty_row(conventions_.lse_empty), a.lse).unsqueeze(-1), out_.lse.value);
+  place(a.lse.unsqueeze(-1), out_.lse.value);
   place(a.lse_sigma.square().unsqueeze(-1), out_.lse.variance);
   has_power_.logical_and_(a.has_power);
   if (sampled_ < kScoreSamples) {
@@ -314,9 +313,9 @@ Reference Collector::finish() {
 }  // namespace
 
 Reference make_reference(OracleKind kind, const Case& c, const Inputs& inputs, const Profile& profile,
-                         const Conventions& conventions) {
-  const Heads heads(kind, c, inputs, profile, conventions);
-  Collector collector(heads, conventions);
+                         Conventions::EmptyRow empty_row) {
+  const Heads heads(kind, c, inputs, profile, empty_row);
+  Collector collector(heads);
   for_each_answer<HeadAnswer>(
       heads,
       [&](const Group& group) {
@@ -331,8 +330,8 @@ Reference make_reference(OracleKind kind, const Case& c, const Inputs& inputs, c
 }
 
 ConditionalGradients given_output(OracleKind kind, const Case& c, const Inputs& inputs, const Profile& profile,
-                                  const Conventions& conventions, const Reference& reference, const at::Tensor& o) {
-  const Heads heads(kind, c, inputs, profile, conventions);
+                                  Conventions::EmptyRow empty_row, const Reference& reference, const at::Tensor& o) {
+  const Heads heads(kind, c, inputs, profile, empty_row);
   const Problem& p = heads.problem();
   const Tensor kernels = tokens_of(o, inputs.q_rows, p.hq, p.dv);
   // What is not finite fails as O; it must not excuse the gradients.

@@ -19,7 +19,8 @@ struct Expected {
 };
 
 /// One oracle's answer for one case under one profile. dq, dk are end to end (reported; gated where the profile's D comes
-/// from P o dP); those that depend on a kernel's own O are computed by given_output. lse has one channel.
+/// from P o dP); those that depend on a kernel's own O are computed by given_output. lse has one channel; it is -inf where a
+/// query sees no key.
 struct Reference {
   Expected o, lse, dq, dk, dv;
   double distinct_scores = 0;  ///< n_T of the tie rule; infinity: no ties
@@ -37,11 +38,11 @@ enum class OracleKind { eigen, torch };
 /// Float64 oracle and error model. Works head by head and in blocks of query rows: memory is
 /// bounded by block x lk doubles, never lq x lk. Throws std::invalid_argument for maths that the oracles do not know.
 Reference make_reference(OracleKind kind, const Case& c, const Inputs& inputs, const Profile& profile,
-                         const Conventions& conventions);
+                         Conventions::EmptyRow empty_row);
 
 /// dQ and dK with D = rowsum(dO o O_kernel) taken from the kernel's own O (in the case's layout, on the device of the inputs),
 /// and their variances.
 ConditionalGradients given_output(OracleKind kind, const Case& c, const Inputs& inputs, const Profile& profile,
-                                  const Conventions& conventions, const Reference& reference, const at::Tensor& o);
+                                  Conventions::EmptyRow empty_row, const Reference& reference, const at::Tensor& o);
 
 }  // namespace attnbench

@@ -43,7 +43,7 @@ double loss(OracleKind kind, const Case& c, Inputs x, const Inputs& direction, d
   x.q = x.q + direction.q * t;
   x.k = x.k + direction.k * t;
   x.v = x.v + direction.v * t;
-  const Reference r = make_reference(kind, c, x, inside(), conventions);
+  const Reference r = make_reference(kind, c, x, inside(), conventions.empty_row);
   return inner_product(r.o.value, tokens_of(x.dout, x.q_rows, c.problem.hq, c.problem.dv));
 }
 
@@ -67,7 +67,7 @@ TEST_P(Oracles, GradientsAreTheDerivativesOfO) {
       }
       along.k = keys;
       along.v = values;
-      const Reference r = make_reference(kind, c, x, inside(), conventions);
+      const Reference r = make_reference(kind, c, x, inside(), conventions.empty_row);
       const Problem& p = c.problem;
       const double expected = inner_product(r.dq.value, tokens_of(along.q, x.q_rows, p.hq, p.d)) +
                               inner_product(r.dk.value, tokens_of(along.k, x.k_rows, p.hkv, p.d)) +
@@ -83,7 +83,7 @@ TEST_P(Oracles, KeyGradientsSumToZeroAsRowsOfDsDo) {
   for (const OracleKind kind : kOracles) {
     const Case c = parse_case(GetParam() + " dtype=fp32");
     const Inputs x = in_float64(c);
-    const Reference r = make_reference(kind, c, x, flash(), {});
+    const Reference r = make_reference(kind, c, x, flash(), Conventions::EmptyRow::zero);
     double total = 0, size = 0;
     for (const double y : numbers(r.dk.value)) total += y, size += std::abs(y);
     EXPECT_LE(std::abs(total), 1e-11 * (1 + size)) << GetParam();
@@ -95,7 +95,7 @@ TEST_P(Oracles, OnesInVGiveOnesInOAndNoGradientOfScores) {
     const Case c = parse_case(GetParam() + " dtype=bf16");
     Inputs x = in_float64(c);
     x.v = at::full_like(x.v, 1.0);
-    const Reference r = make_reference(kind, c, x, flash(), {});
+    const Reference r = make_reference(kind, c, x, flash(), Conventions::EmptyRow::zero);
     const std::vector<double> o = numbers(r.o.value), variance = numbers(r.o.variance);
     for (size_t i = 0; i < o.size(); ++i) {
       const bool reads_nothing = variance[i] == 0;
@@ -112,7 +112,7 @@ TEST(OneKey, OIsVAndLseIsItsScore) {
   for (const OracleKind kind : kOracles) {
     const Case c = parse_case("attention hq=2 hkv=2 lq=3 lk=1 d=32 dtype=fp32");
     const Inputs x = in_float64(c);
-    const Reference r = make_reference(kind, c, x, flash(), {});
+    const Reference r = make_reference(kind, c, x, flash(), Conventions::EmptyRow::zero);
     const auto q = numbers(x.q), k = numbers(x.k), v = numbers(x.v), o = numbers(r.o.value), lse = numbers(r.lse.value);
     for (int64_t i = 0; i < 3; ++i) {
       for (int64_t head = 0; head < 2; ++head) {
@@ -131,13 +131,13 @@ TEST(GroupedHeads, GradientsAreSumsOverTheGroup) {
   for (const OracleKind kind : kOracles) {
     const Case grouped = parse_case("attention hq=6 hkv=2 lq=20 lk=30 d=32 dtype=fp32");
     const Inputs x = in_float64(grouped);
-    const Reference sum = make_reference(kind, grouped, x, inside(), {});
+    const Reference sum = make_reference(kind, grouped, x, inside(), Conventions::EmptyRow::zero);
     Case apart = grouped;
     apart.problem.hkv = 6;
     Inputs repeated = x;
     repeated.k = x.k.repeat_interleave(3, 1);
     repeated.v = x.v.repeat_interleave(3, 1);
-    const Reference parts = make_reference(kind, apart, repeated, inside(), {});
+    const Reference parts = make_reference(kind, apart, repeated, inside(), Conventions::EmptyRow::zero);
     const auto group_sum = [](const at::Tensor& dk) { return dk.view({30, 2, 3, 32}).sum(2); };
     EXPECT_LE((sum.dk.value - group_sum(parts.dk.value)).abs().max().item<double>(), 1e-12);
     EXPECT_LE((sum.dv.value - group_sum(parts.dv.value)).abs().max().item<double>(), 1e-12);
@@ -147,10 +147,12 @@ TEST(GroupedHeads, GradientsAreSumsOverTheGroup) {
 TEST(Layouts, PaddingChangesNoValue) {
   const std::string problem = "attention hq=2 hkv=1 lens=17+0+40 d=32 mask=causal dtype=bf16 seed=9";
   const Case packed = parse_case(problem);
-  const Reference a = make_reference(OracleKind::eigen, packed, make_inputs(packed, Conventions::Poison::nan), flash(), {});
+  const Reference a = make_reference(OracleKind::eigen, packed, make_inputs(packed, Conventions::Poison::nan), flash(),
+                                     Conventions::EmptyRow::zero);
   for (const char* pad : {"right", "left", "holes"}) {
     const Case padded = parse_case(problem + " layout=padded pad=" + pad);
-    const Reference b = make_reference(OracleKind::eigen, padded, make_inputs(padded, Conventions::Poison::nan), flash(), {});
+    const Reference b = make_reference(OracleKind::eigen, padded, make_inputs(padded, Conventions::Poison::nan), flash(),
+                                       Conventions::EmptyRow::zero);
     EXPECT_TRUE(a.o.value.equal(b.o.value)) << pad;
     EXPECT_TRUE(a.dk.value.equal(b.dk.value)) << pad;
   }
@@ -163,7 +165,7 @@ TEST(EmptyRows, UniformOnesAreTheMeanOverStoredKeys) {
   const std::vector<int64_t> stored{0, 1, 2};  // the row's pitch is 3, one of them padding
   const auto v = numbers(tokens_of(x.v, stored, 1, 32));
   for (const OracleKind kind : kOracles) {
-    const Reference r = make_reference(kind, c, x, eager(), conventions);
+    const Reference r = make_reference(kind, c, x, eager(), conventions.empty_row);
     const std::vector<double> o = numbers(r.o.value);
     for (int64_t d = 0; d < 32; ++d) EXPECT_NEAR(o[d], (v[d] + v[32 + d] + v[64 + d]) / 3, 1e-14);
     EXPECT_EQ(numbers(r.o.freedom)[0], 0);
@@ -174,11 +176,11 @@ TEST(GivenOutput, EqualsTheGradientsWhenOIsExactAndFollowsOWhenItIsNot) {
   const Case c = parse_case("attention hq=2 hkv=1 lq=33 lk=40 d=32 dtype=bf16");
   const Inputs x = in_float64(c);
   for (const OracleKind kind : kOracles) {
-    const Reference r = make_reference(kind, c, x, flash(), {});
-    const auto exact = given_output(kind, c, x, flash(), {}, r, r.o.value);
+    const Reference r = make_reference(kind, c, x, flash(), Conventions::EmptyRow::zero);
+    const auto exact = given_output(kind, c, x, flash(), Conventions::EmptyRow::zero, r, r.o.value);
     EXPECT_LE((exact.dq.value - r.dq.value).abs().max().item<double>(), 1e-13);
     EXPECT_LE((exact.dk.value - r.dk.value).abs().max().item<double>(), 1e-13);
-    const auto scaled = given_output(kind, c, x, flash(), {}, r, r.o.value * 1.01);
+    const auto scaled = given_output(kind, c, x, flash(), Conventions::EmptyRow::zero, r, r.o.value * 1.01);
     EXPECT_NE(numbers(scaled.dq.value)[0], numbers(r.dq.value)[0]);
   }
 }
@@ -189,7 +191,7 @@ TEST(UnknownMaths, AreRefusedWithTheCaseLine) {
   plain.problem.softcap = 0;
   const Inputs x = make_inputs(plain, Conventions::Poison::nan);
   try {
-    make_reference(OracleKind::eigen, c, x, flash(), {});
+    make_reference(OracleKind::eigen, c, x, flash(), Conventions::EmptyRow::zero);
     FAIL() << "softcap was ignored";
   } catch (const std::invalid_argument& error) {
     EXPECT_NE(std::string(error.what()).find("softcap=20"), std::string::npos) << error.what();

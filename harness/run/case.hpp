@@ -34,6 +34,8 @@ struct Metadata {
   DeviceKind device = DeviceKind::any;
   double cost = 0;    ///< predicted seconds on the reference machine, 0: unknown
   bool timed = true;  ///< measured after it passed; suites that only judge say timed=no
+  /// On a GPU it is timed in the regime `cooled` too, whose idle takes ten times as long as all other timing.
+  bool cooled = true;
   bool operator==(const Metadata&) const = default;
 };
 

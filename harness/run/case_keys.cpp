@@ -254,6 +254,8 @@ const Key kMetadataKeys[] = {
      [](const Case& c) { return fmt::format("{}", c.metadata.cost); }, zero},
     {"timed", [](const Token& t, Case& c) { c.metadata.timed = one_of_two(t, "yes", "no"); },
      [](const Case& c) { return std::string(c.metadata.timed ? "yes" : "no"); }, [](const Case&) { return std::string("yes"); }},
+    {"cooled", [](const Token& t, Case& c) { c.metadata.cooled = one_of_two(t, "yes", "no"); },
+     [](const Case& c) { return std::string(c.metadata.cooled ? "yes" : "no"); }, [](const Case&) { return std::string("yes"); }},
 };
 // clang-format on
 

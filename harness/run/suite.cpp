@@ -48,6 +48,13 @@ fs::path suite_file(std::string_view name) {
                               did_you_mean(name, {known.begin(), known.end()})));
 }
 
+/// What stands behind `include NAME`, with its columns.
+std::vector<Token> metadata_of_include(std::string line, size_t hash, const std::string& where) {
+  constexpr std::string_view kOperation = "with";
+  line.replace(0, hash, hash, ' ').replace(0, kOperation.size(), kOperation);
+  return read_case_text(line, where).metadata;
+}
+
 /// The tokens of a `with` line that the case line does not set itself.
 std::vector<Token> add_defaults(std::vector<Token> own, const std::vector<Token>& defaults) {
   for (const Token& token : defaults)
@@ -77,6 +84,7 @@ class SuiteReader {
     check_operation(text);
     text.keys = add_defaults(std::move(text.keys), defaults_.keys);
     text.metadata = add_defaults(std::move(text.metadata), defaults_.metadata);
+    text.metadata = add_defaults(overrides_, text.metadata);
     count_sweep(text, kMaxCases - static_cast<int64_t>(cases.size()));
     for (const CaseText& line : expand_sweep(text)) {
       const Case c = case_from(line);
@@ -89,17 +97,26 @@ class SuiteReader {
     const size_t first = line.find_first_not_of(" \t\r");
     if (first == std::string::npos || line[first] == '#') return;
     std::istringstream words(line);
-    std::string directive, name, more;
-    words >> directive >> name >> more;
-    if (directive == "include") return include(name, more, where, file);
+    std::string directive;
+    if (words >> directive; directive == "include") return include(line, where, file);
     CaseText text = read_case_text(line, where);
     if (text.operation != "with") return read_case(std::move(text), where);
     check_defaults(text);
     defaults_ = std::move(text);
   }
 
-  void include(const std::string& name, const std::string& more, const std::string& where, const fs::path& file) {
-    if (name.empty() || !more.empty()) throw CaseError(fmt::format("{}: expected 'include NAME'", where));
+  /// include NAME [# key=value …]: its metadata outranks that of the included cases.
+  void include(const std::string& line, const std::string& where, const fs::path& file) {
+    const size_t hash = line.find('#');
+    std::istringstream words(line.substr(0, hash));
+    std::string directive, name, more;
+    words >> directive >> name >> more;
+    if (name.empty() || !more.empty())
+      throw CaseError(fmt::format("{}: expected 'include NAME' or 'include NAME # key=value'", where));
+    CaseText text;
+    if (hash != std::string::npos) text.metadata = metadata_of_include(line, hash, where);
+    check_defaults(text);
+    const std::vector<Token> outer = std::exchange(overrides_, add_defaults(overrides_, text.metadata));
     const fs::path beside = file.parent_path() / (name + std::string(kExtension));
     try {
       std::error_code ignored;
@@ -107,6 +124,7 @@ class SuiteReader {
     } catch (const CaseError& error) {
       throw CaseError(fmt::format("{}: {}", where, error.what()));
     }
+    overrides_ = outer;
   }
 
   /// A value that no case below makes use of is checked all the same.
@@ -118,8 +136,9 @@ class SuiteReader {
     for (const Token& token : text.metadata) find_key(metadata_keys(), token).parse(token, scratch);
   }
 
-  std::vector<fs::path> open_;  ///< files that are being read, the outermost first
-  CaseText defaults_;           ///< the last `with` of the file being read
+  std::vector<fs::path> open_;    ///< files that are being read, the outermost first
+  CaseText defaults_;             ///< the last `with` of the file being read
+  std::vector<Token> overrides_;  ///< metadata of the `include` lines on the way to it
   std::unordered_set<std::string> identities_;
 };
 

@@ -94,6 +94,16 @@ TEST_F(SuiteFiles, IncludeTakesTheFileBesideAndItsDefaultsStayInside) {
   expect_part(message("include a b"), "expected 'include NAME'");
 }
 
+TEST_F(SuiteFiles, MetadataOfAnIncludeOutranksThatOfItsCases) {
+  write("inner.suite", "with d=16 # cooled=yes\nattention lq=1 # name=x\nattention lq=2 # timed=no\n");
+  write("outer.suite", "include inner # cooled=no timed=yes\nattention d=16 lq=3\n");
+  EXPECT_EQ(lines("include outer # timed=no\nattention d=16 lq=4\n"),
+            (Lines{"attention d=16 lq=1 # name=x timed=no cooled=no", "attention d=16 lq=2 # timed=no cooled=no",
+                   "attention d=16 lq=3 # timed=no", "attention d=16 lq=4"}));
+  expect_part(message("include inner # cooled=perhaps"), "x.suite:1, column 17: cooled=perhaps: expected yes or no");
+  expect_part(message("include inner # colled=no"), "did you mean 'cooled'");
+}
+
 TEST_F(SuiteFiles, AnErrorNamesFileLineAndColumn) {
   expect_part(message("\nattention d=64 lq=1\nattention d=64 lqq=1\n"), "x.suite:3, column 16: unknown key 'lqq'");
   expect_part(message("attention d=64 lq=1,x\n"), "x.suite:1, column 16: lq=x: expected a whole number");

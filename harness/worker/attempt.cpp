@@ -212,7 +212,7 @@ void Attempt::judge_mirrored() {
   if (!reason.empty()) end(Status::failed, fmt::format("called again with {}: {}", mirror_of(record_.pass), reason));
 }
 
-const Judge& Attempt::judge_for() const {
+Judge Attempt::judge_for() const {
   const Declaration& declaration = backend_.declaration();
   return data_.judge(run_->profile, declaration.conventions, oracle_for(declaration, data_.test_case(), device_));
 }

@@ -48,7 +48,7 @@ class Attempt {
   void prepare();
   void prepare_and_judge();
   bool fits(int64_t bytes, const char* what);
-  const Judge& judge_for() const;
+  Judge judge_for() const;
   std::string wrong(const Outputs& outputs) const;
   void judge_mirrored();
   Outputs call_window(size_t window);

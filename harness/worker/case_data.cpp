@@ -1,6 +1,9 @@
 #include "harness/worker/case_data.hpp"
 
 #include <algorithm>
+#include <optional>
+
+#include "harness/attention/emulator.hpp"
 
 namespace attnbench {
 
@@ -29,13 +32,16 @@ SealedInputs& CaseData::inputs(Conventions::Poison poison) {
   return *inputs;
 }
 
-const Judge& CaseData::judge(const Profile& profile, const Conventions& conventions, OracleKind oracle) {
-  for (const auto& cached : judges_)
-    if (cached->profile == profile && cached->conventions == conventions && cached->oracle == oracle) return cached->judge;
+Judge CaseData::judge(const Profile& profile, const Conventions& conventions, OracleKind oracle) {
+  std::optional<Outputs> eager;
+  for (const auto& yardstick : yardsticks_) {
+    if (yardstick->holds_for(profile, conventions.empty_row, oracle)) return {yardstick, conventions};
+    if (yardstick->holds_for(conventions.empty_row)) eager = yardstick->eager();
+  }
   const Inputs& drawn = inputs(conventions.poison).get();
-  judges_.push_back(std::make_unique<CachedJudge>(
-      CachedJudge{profile, conventions, oracle, Judge(case_, drawn, profile, conventions, oracle)}));
-  return judges_.back()->judge;
+  if (!eager) eager = emulate(case_, drawn, eager_profile(), conventions.empty_row);
+  yardsticks_.push_back(std::make_shared<Yardstick>(case_, drawn, profile, conventions.empty_row, oracle, *eager));
+  return {yardsticks_.back(), conventions};
 }
 
 std::string CaseData::restore_inputs() {

@@ -1,4 +1,4 @@
-// What the backends of one case share: its inputs and its judges, each made when first asked for.
+// What the backends of one case share: its inputs and its yardsticks, each made when first asked for.
 #pragma once
 
 #include <map>
@@ -23,8 +23,8 @@ class CaseData {
   /// Inputs with what the conventions want in tokens that nobody may read. A case without such tokens: one set for all.
   SealedInputs& inputs(Conventions::Poison poison);
 
-  /// One judge for all backends that agree in profile, conventions and oracle.
-  const Judge& judge(const Profile& profile, const Conventions& conventions, OracleKind oracle);
+  /// Judges that round alike, and whose empty rows (if the case has any) are alike, share a yardstick.
+  Judge judge(const Profile& profile, const Conventions& conventions, OracleKind oracle);
 
   /// Makes all inputs what they were; the names of those that were not, empty: none.
   std::string restore_inputs();
@@ -33,17 +33,10 @@ class CaseData {
   int64_t predicted_bytes() const;
 
  private:
-  struct CachedJudge {
-    Profile profile;
-    Conventions conventions;
-    OracleKind oracle;
-    Judge judge;
-  };
-
   Case case_;
   Device device_;
   std::map<Conventions::Poison, std::unique_ptr<SealedInputs>> inputs_;
-  std::vector<std::unique_ptr<CachedJudge>> judges_;
+  std::vector<std::shared_ptr<const Yardstick>> yardsticks_;
 };
 
 }  // namespace attnbench

@@ -28,7 +28,7 @@ Declaration fake_declaration(const std::string& name) {
 Run FakeBackend::prepare(const Case& c, const Inputs& inputs, Pass) const {
   const auto calls = std::make_shared<int>(0);
   const auto compute = [this, c, &inputs, calls](bool forward) {
-    const Outputs all = emulate(c, inputs, declaration_.profile, declaration_.conventions);
+    const Outputs all = emulate(c, inputs, declaration_.profile, declaration_.conventions.empty_row);
     Outputs outputs;
     if (forward) {
       outputs.o = all.o;

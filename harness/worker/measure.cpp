@@ -218,7 +218,7 @@ std::vector<Measured> measure(const std::vector<Operation>& operations, const Me
     sampler =
         make_gpu_sampler(device.index, cuda.getStream(c10::Device(c10::kCUDA, c10::DeviceIndex(device.index))).native_handle());
   }
-  return measure(operations, options, regimes_of(device), *sampler);
+  return measure(operations, options, regimes_of(device, options.cooled), *sampler);
 } catch (const std::exception& e) {
   return std::vector<Measured>(operations.size(), Measured{{}, sentence_of(e), false});
 }

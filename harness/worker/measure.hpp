@@ -26,6 +26,7 @@ struct MeasureOptions {
   int min_rounds = 10;               ///< of a regime that does not say otherwise
   double time_budget_s = 2;          ///< of all operations together; the least rounds are done even if they take longer
   uint64_t order_seed = 0;           ///< of the order of the operations, drawn anew for each round
+  bool cooled = true;                ///< on a GPU: in that regime too
   double target_half_width = 0.005;  ///< of the confidence interval, relative to the median
 };
 

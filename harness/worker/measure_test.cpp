@@ -281,16 +281,19 @@ TEST(MeasureRegimes, WhatFollowsAFailureOfTheDeviceIsNotAnnounced) {
 }
 
 TEST(Regimes, OfACpuAndOfAGpu) {
-  ASSERT_EQ(regimes_of(kCpu).size(), 1u);
-  EXPECT_EQ(regimes_of(kCpu)[0].name, "cpu_hot");
-  const auto gpu = regimes_of({"cuda", 0, 90, "a GPU"});
+  ASSERT_EQ(regimes_of(kCpu, true).size(), 1u);
+  EXPECT_EQ(regimes_of(kCpu, true)[0].name, "cpu_hot");
+  const auto gpu = regimes_of({"cuda", 0, 90, "a GPU"}, true);
   ASSERT_EQ(gpu.size(), 2u);
   EXPECT_EQ(gpu[0].name, "cooled") << "the first is a record's own time";
   EXPECT_EQ(gpu[0].idle_s, 0.2);
   EXPECT_GE(gpu[0].min_rounds, 5);
   EXPECT_EQ(gpu[1].name, "sustained");
   EXPECT_EQ(gpu[1].idle_s, 0);
-  EXPECT_THROW(regimes_of({"abacus", 0, std::nullopt, ""}), std::invalid_argument);
+  const auto without_idle = regimes_of({"cuda", 0, 90, "a GPU"}, false);
+  ASSERT_EQ(without_idle.size(), 1u);
+  EXPECT_EQ(without_idle[0].name, "sustained");
+  EXPECT_THROW(regimes_of({"abacus", 0, std::nullopt, ""}, true), std::invalid_argument);
 }
 
 }  // namespace

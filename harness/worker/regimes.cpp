@@ -11,7 +11,7 @@ namespace attnbench {
 //   sustained  10 rounds x about 7 ms, and its other windows           0.1 s
 // which is 15 to 20 s a case. The idle is nearly all of it, so samples after it are cheap and further rounds are not.
 
-std::vector<Regime> regimes_of(const Device& device) {
+std::vector<Regime> regimes_of(const Device& device, bool with_cooled) {
   if (device.kind == "cpu") return {{.name = "cpu_hot"}};
   if (device.kind != "cuda") throw std::invalid_argument(fmt::format("no regimes for devices of kind '{}'", device.kind));
   // A power-limited GPU runs on a budget that it has saved up while it was idle. 200 ms make what ran before immaterial (two
@@ -26,6 +26,7 @@ std::vector<Regime> regimes_of(const Device& device) {
                       .budget_share = 0.8};
   // The power limit settles the clock within some 100 ms of full load.
   const Regime sustained{.name = "sustained", .warm_up_s = 0.5, .max_samples = 10, .max_series_s = 0.01};
+  if (!with_cooled) return {sustained};
   return {cooled, sustained};
 }
 

@@ -20,7 +20,7 @@ struct Regime {
   double budget_share = 1;   ///< of the time budget: once it is spent, counted from the start of all, no further round begins
 };
 
-/// On a CPU cpu_hot. On a GPU cooled, which is a record's own time, and sustained.
-std::vector<Regime> regimes_of(const Device& device);
+/// On a CPU cpu_hot. On a GPU cooled, unless the case is to do without, and sustained. The first is a record's own time.
+std::vector<Regime> regimes_of(const Device& device, bool cooled);
 
 }  // namespace attnbench

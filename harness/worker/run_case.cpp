@@ -58,6 +58,7 @@ void measure_all(const std::vector<Attempt*>& attempts, CaseData& data, const De
   options.min_rounds = request.min_rounds;
   options.time_budget_s = request.time_budget_s;
   options.order_seed = uint64_t(request.id);
+  options.cooled = data.test_case().metadata.cooled;
   const std::vector<Measured> measured = measure(operations, options, device);
   check_context(device);
   const std::string misconduct = misconduct_while_timed(data);
@@ -84,19 +85,25 @@ void compare(const std::deque<Attempt>& attempts, Pass pass, const Case& c, cons
   Comparison comparison;
   comparison.case_line = format_case(c);
   comparison.pass = pass;
-  const auto has = [pass](const Attempt& attempt, const ComparedTensor& compared) {
-    return attempt.record().pass == pass && compared.pass == pass && attempt.record().errors.count(compared.name) > 0;
-  };
-  for (auto a = attempts.begin(); a != attempts.end(); ++a)
-    for (auto b = std::next(a); b != attempts.end(); ++b)
-      for (const ComparedTensor& compared : kCompared) {
-        if (!has(*a, compared) || !has(*b, compared)) continue;
-        Difference difference =
-            compare_outputs(c, a->inputs().get(), compared.name, a->outputs().*compared.tensor, b->outputs().*compared.tensor);
-        difference.a = a->record().backend;
-        difference.b = b->record().backend;
-        comparison.differences.push_back(difference);
+  for (const ComparedTensor& compared : kCompared) {
+    if (compared.pass != pass) continue;
+    std::vector<const Attempt*> judged;
+    std::vector<at::Tensor> outputs;
+    for (const Attempt& attempt : attempts) {
+      if (attempt.record().pass != pass || attempt.record().errors.count(compared.name) == 0) continue;
+      judged.push_back(&attempt);
+      outputs.push_back(attempt.outputs().*compared.tensor);
+    }
+    if (judged.size() < 2) continue;
+    std::vector<Difference> differences = compare_outputs(c, judged.front()->inputs().get(), compared.name, outputs);
+    auto next = differences.begin();
+    for (size_t a = 0; a < judged.size(); ++a)
+      for (size_t b = a + 1; b < judged.size(); ++b, ++next) {
+        next->a = judged[a]->record().backend;
+        next->b = judged[b]->record().backend;
       }
+    comparison.differences.insert(comparison.differences.end(), differences.begin(), differences.end());
+  }
   if (!comparison.differences.empty()) replies.comparison(comparison);
 }
 

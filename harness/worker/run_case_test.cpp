@@ -269,7 +269,7 @@ TEST_F(RunCase, AResultKeptOnlyWhileTimedIsCaught) {
 TEST_F(RunCase, GradientsComputedInTheForwardAreCaught) {
   add("early", [early = Outputs()](int, const Inputs& inputs, Outputs& outputs) mutable {
     if (outputs.o.defined())
-      early = emulate(parse_case(kCase), inputs, fake_declaration("early").profile, Conventions());
+      early = emulate(parse_case(kCase), inputs, fake_declaration("early").profile, Conventions::EmptyRow::zero);
     else
       outputs = {{}, {}, early.dq, early.dk, early.dv};
   });

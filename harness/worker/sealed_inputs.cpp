@@ -2,6 +2,7 @@
 
 #include <ATen/ops/arange.h>
 #include <ATen/ops/empty.h>
+#include <ATen/ops/stack.h>
 
 #include "harness/worker/memory.hpp"
 
@@ -16,18 +17,25 @@ at::Tensor storage_as(const at::Tensor& tensor, at::ScalarType dtype, int64_t fi
 }
 
 /// sum of word_i * (2 i + 1) * c in 64 bits: the weights are odd, so that one changed word always shows.
-uint64_t weighted_sum(const at::Tensor& words) {
-  constexpr auto kOdd = static_cast<int64_t>(0x9e3779b97f4a7c15u);
-  const at::Tensor weights = at::arange(words.numel(), words.options().dtype(at::kLong)).mul_(2).add_(1).mul_(kOdd);
-  return static_cast<uint64_t>(weights.mul_(words).sum().item<int64_t>());
+at::Tensor weighted_sum(const at::Tensor& words) {
+  constexpr uint64_t kOdd = 0x9e3779b97f4a7c15u;
+  constexpr auto kFirst = static_cast<int64_t>(kOdd), kStep = static_cast<int64_t>(2 * kOdd);
+  const at::Tensor weights = at::arange(words.numel(), words.options().dtype(at::kLong)).mul_(kStep).add_(kFirst);
+  return weights.mul_(words).sum();
 }
 
-/// Of the whole storage, where it lies.
-uint64_t fingerprint(const at::Tensor& tensor) {
+/// Of each whole storage; all are waited for once.
+std::vector<int64_t> fingerprints_of(const NamedTensors& tensors) {
   const MemoryScope unwatched(MemoryMode::off);
-  const auto bytes = static_cast<int64_t>(tensor.storage().nbytes());
-  const int64_t words = bytes / 8, rest = bytes % 8;
-  return weighted_sum(storage_as(tensor, at::kLong, 0, words)) + weighted_sum(storage_as(tensor, at::kByte, words * 8, rest));
+  std::vector<at::Tensor> sums;
+  for (const auto& [name, tensor] : tensors) {
+    const auto bytes = static_cast<int64_t>(tensor.storage().nbytes());
+    const int64_t words = bytes / 8, rest = bytes % 8;
+    sums.push_back(weighted_sum(storage_as(tensor, at::kLong, 0, words)));
+    if (rest > 0) sums.back() += weighted_sum(storage_as(tensor, at::kByte, words * 8, rest));
+  }
+  const at::Tensor all = at::stack(sums).to(at::kCPU);
+  return {all.const_data_ptr<int64_t>(), all.const_data_ptr<int64_t>() + all.numel()};
 }
 
 NamedTensors defined_ones(NamedTensors tensors) {
@@ -53,9 +61,7 @@ NamedTensors named_tensors(const Outputs& outputs) {
 }
 
 SealedInputs::SealedInputs(const Case& c, Conventions::Poison poison, const Device& device)
-    : case_(c), poison_(poison), device_(device), inputs_(draw()) {
-  for (const auto& [name, tensor] : named_tensors(inputs_)) fingerprints_.push_back(fingerprint(tensor));
-}
+    : case_(c), poison_(poison), device_(device), inputs_(draw()), fingerprints_(fingerprints_of(named_tensors(inputs_))) {}
 
 Inputs SealedInputs::lend() const {
   Inputs lent = inputs_;
@@ -82,8 +88,9 @@ Inputs SealedInputs::draw() const {
 std::string SealedInputs::overwritten() const {
   std::string names;
   const NamedTensors tensors = named_tensors(inputs_);
+  const std::vector<int64_t> now = fingerprints_of(tensors);
   for (size_t i = 0; i < tensors.size(); ++i)
-    if (fingerprint(tensors[i].second) != fingerprints_[i]) names += names.empty() ? tensors[i].first : ", " + tensors[i].first;
+    if (now[i] != fingerprints_[i]) names += names.empty() ? tensors[i].first : ", " + tensors[i].first;
   return names;
 }
 

@@ -52,7 +52,7 @@ class SealedInputs {
   Conventions::Poison poison_;
   Device device_;
   Inputs inputs_;
-  std::vector<uint64_t> fingerprints_;  ///< in the order of named_tensors
+  std::vector<int64_t> fingerprints_;  ///< in the order of named_tensors
 };
 
 }  // namespace attnbench

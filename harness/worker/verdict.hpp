@@ -2,10 +2,12 @@
 #pragma once
 
 #include <map>
+#include <memory>
 #include <string>
+#include <vector>
 
-#include "harness/attention/reference.hpp"
 #include "harness/run/record.hpp"
+#include "harness/worker/yardstick.hpp"
 
 namespace attnbench {
 
@@ -17,24 +19,27 @@ struct Verdict {
   std::map<std::string, TensorErrors> errors;
 };
 
-/// Everything about a case that does not depend on who is judged: computed once, shared by all backends with the same
-/// profile and conventions. Holds the reference, the emulator's statistics and eager's errors for the field's rule.
+/// Judges backends of one case that share a yardstick and conventions.
 class Judge {
  public:
-  Judge(const Case& c, const Inputs& inputs, const Profile& profile, const Conventions& conventions, OracleKind oracle);
-  ~Judge();
-  Judge(Judge&&) noexcept;
+  Judge(std::shared_ptr<const Yardstick> yardstick, const Conventions& conventions);
 
   /// forward: o and lse of `outputs`. backward: dq, dk, dv, and o of the same run, on which they are conditional.
   Verdict judge(const Outputs& outputs, Pass pass) const;
 
  private:
-  struct State;
-  std::unique_ptr<State> state_;
+  bool padding_is_zero(const JudgedTensor& t) const;
+  void judge_tensor(const JudgedTensor& t, const Outputs& outputs, Verdict& verdict) const;
+  void judge_given_output(const Outputs& outputs, Verdict& verdict) const;
+  void judge_lse(const Outputs& outputs, Verdict& verdict) const;
+
+  std::shared_ptr<const Yardstick> yardstick_;
+  Conventions conventions_;
 };
 
-/// max abs and rel-L2 difference of two backends over the real tokens of a case.
-Difference compare_outputs(const Case& c, const Inputs& inputs, const std::string& tensor, const at::Tensor& a,
-                           const at::Tensor& b);
+/// max abs and rel-L2 difference over the real tokens of a case, of one tensor of several backends: of the first and the second,
+/// the first and the third, …, the second and the third, …
+std::vector<Difference> compare_outputs(const Case& c, const Inputs& inputs, const std::string& tensor,
+                                        const std::vector<at::Tensor>& outputs);
 
 }  // namespace attnbench

@@ -18,6 +18,7 @@
 #include "harness/attention/emulator.hpp"
 #include "harness/attention/test_reference.hpp"
 #include "harness/worker/cuda_device.hpp"
+#include "harness/worker/test_judge.hpp"
 
 namespace attnbench {
 namespace {
@@ -44,15 +45,15 @@ TEST_P(OnGpu, TheReferenceIsThatOfTheCpu) {
       const Case c = parse_case(GetParam() + " dtype=" + dtype + " seed=5");
       const Conventions conventions = conventions_of(profile);
       const Inputs here = make_inputs(c, conventions.poison), there = to_device(here, gpu());
-      const at::Tensor o = emulate(c, here, profile, conventions).o;
+      const at::Tensor o = emulate(c, here, profile, conventions.empty_row).o;
       for (const OracleKind kind : {OracleKind::torch, OracleKind::eigen}) {
-        const Reference a = make_reference(kind, c, here, profile, conventions);
-        const Reference b = make_reference(kind, c, there, profile, conventions);
+        const Reference a = make_reference(kind, c, here, profile, conventions.empty_row);
+        const Reference b = make_reference(kind, c, there, profile, conventions.empty_row);
         const std::string what = GetParam() + " " + dtype + " " + profile.name + " " + a.oracle + " ";
         for (const Expected* x : {&b.o, &b.lse, &b.dq, &b.dk, &b.dv}) ASSERT_TRUE(x->value.is_cuda() && x->variance.is_cuda());
         expect_same(a, b, what);
-        const auto x = given_output(kind, c, here, profile, conventions, a, o);
-        const auto y = given_output(kind, c, there, profile, conventions, b, o.to(there.q.device()));
+        const auto x = given_output(kind, c, here, profile, conventions.empty_row, a, o);
+        const auto y = given_output(kind, c, there, profile, conventions.empty_row, b, o.to(there.q.device()));
         expect_same(x.dq, y.dq, what + "dq given o");
         expect_same(x.dk, y.dk, what + "dk given o");
       }
@@ -86,8 +87,9 @@ TEST_P(OnGpu, VerdictsAreThoseOfTheCpu) {
     const Case c = parse_case(GetParam() + " dtype=bf16 seed=21");
     const Conventions conventions = conventions_of(profile);
     const Inputs here = make_inputs(c, conventions.poison), there = to_device(here, gpu());
-    const Judge cpu(c, here, profile, conventions, OracleKind::torch), cuda(c, there, profile, conventions, OracleKind::torch);
-    const Outputs right = emulate(c, here, profile, conventions);
+    const Judge cpu = make_judge(c, here, profile, conventions, OracleKind::torch);
+    const Judge cuda = make_judge(c, there, profile, conventions, OracleKind::torch);
+    const Outputs right = emulate(c, here, profile, conventions.empty_row);
     const auto spoiled = [&](at::Tensor Outputs::*tensor, double by) {
       Outputs x = copy_to(right, at::kCPU);
       (x.*tensor).flatten()[0] += by;
@@ -110,8 +112,8 @@ INSTANTIATE_TEST_SUITE_P(Shapes, OnGpu, testing::ValuesIn(shapes()));
 TEST(JudgeOnGpu, AWrongElementFailsTheSameGate) {
   const Case c = parse_case("attention hq=6 hkv=2 lq=129 d=64 dtype=bf16 mask=causal seed=11");
   const Inputs there = to_device(make_inputs(c, Conventions::Poison::nan), gpu());
-  const Judge judge(c, there, flash(), {}, OracleKind::torch);
-  Outputs x = emulate(c, there, flash(), {});
+  const Judge judge = make_judge(c, there, flash(), {}, OracleKind::torch);
+  Outputs x = emulate(c, there, flash(), Conventions::EmptyRow::zero);
   EXPECT_EQ(judge.judge(x, Pass::forward).status, Status::passed) << judge.judge(x, Pass::forward).reason;
   x.o[40][3][7] += 1;
   const Verdict v = judge.judge(x, Pass::forward);
@@ -123,8 +125,8 @@ TEST(JudgeOnGpu, AWrongElementFailsTheSameGate) {
 TEST(JudgeOnGpu, OutputsElsewhereAreMalformed) {
   const Case c = parse_case("attention hq=1 lq=16 d=32");
   const Inputs there = to_device(make_inputs(c, Conventions::Poison::nan), gpu());
-  const Judge judge(c, there, flash(), {}, OracleKind::torch);
-  const Verdict v = judge.judge(copy_to(emulate(c, there, flash(), {}), at::kCPU), Pass::forward);
+  const Judge judge = make_judge(c, there, flash(), {}, OracleKind::torch);
+  const Verdict v = judge.judge(copy_to(emulate(c, there, flash(), Conventions::EmptyRow::zero), at::kCPU), Pass::forward);
   EXPECT_TRUE(v.malformed);
   EXPECT_NE(v.reason.find("o is on cpu, expected on cuda:0"), std::string::npos) << v.reason;
 }
@@ -155,9 +157,10 @@ TEST(JudgeOnGpu, ALongCaseIsJudgedInBoundedMemory) {
   const Inputs there = to_device(make_inputs(c, Conventions::Poison::nan), gpu());
   make_reference(OracleKind::torch, parse_case("attention hq=1 lq=64 d=128 mask=causal"),
                  to_device(make_inputs(parse_case("attention hq=1 lq=64 d=128 mask=causal"), Conventions::Poison::nan), gpu()),
-                 flash(), {});  // loads libraries
+                 flash(), Conventions::EmptyRow::zero);  // loads libraries
   double time_s = 0;
-  const double gib = peak_gib([&] { time_s = seconds([&] { make_reference(OracleKind::torch, c, there, flash(), {}); }); });
+  const double gib = peak_gib(
+      [&] { time_s = seconds([&] { make_reference(OracleKind::torch, c, there, flash(), Conventions::EmptyRow::zero); }); });
   printf("reference of 16 causal heads of 16384 tokens: %.2f s, %.2f GiB beyond the inputs\n", time_s, gib);
   EXPECT_GT(gib, 2);  // values and variances alone
   EXPECT_LT(gib, 8);
@@ -169,10 +172,12 @@ TEST(JudgeOnGpu, TimesAreShown) {
         "attention hq=16 lens=17+512+64+129+257+384+100+512+17+31 d=64 mask=causal"}) {
     const Case c = parse_case(line);
     const Inputs there = to_device(make_inputs(c, Conventions::Poison::nan), gpu());
-    const double reference_s = seconds([&] { make_reference(OracleKind::torch, c, there, flash(), {}); });
+    const double reference_s =
+        seconds([&] { make_reference(OracleKind::torch, c, there, flash(), Conventions::EmptyRow::zero); });
     std::unique_ptr<Judge> judge;
-    const double judge_s = seconds([&] { judge = std::make_unique<Judge>(c, there, flash(), Conventions{}, OracleKind::torch); });
-    const Outputs outputs = emulate(c, there, flash(), {});
+    const double judge_s =
+        seconds([&] { judge = std::make_unique<Judge>(make_judge(c, there, flash(), {}, OracleKind::torch)); });
+    const Outputs outputs = emulate(c, there, flash(), Conventions::EmptyRow::zero);
     Verdict forward, backward;
     const double forward_s = seconds([&] { forward = judge->judge(outputs, Pass::forward); });
     const double backward_s = seconds([&] { backward = judge->judge(outputs, Pass::backward); });

@@ -7,6 +7,7 @@
 
 #include <ATen/TensorOperators.h>
 #include <ATen/ops/arange.h>
+#include <ATen/ops/cat.h>
 #include <ATen/ops/dot.h>
 #include <ATen/ops/empty_like.h>
 #include <ATen/ops/stack.h>
@@ -31,7 +32,7 @@ struct Stretch {
   Tensor of(const Tensor& all) const { return all.narrow(0, first, rows); }
 };
 
-/// What `measure` (float64 [n]) says about each stretch of the rows of `like` [rows, channels]: [stretches, n] on the CPU.
+/// What `measure` (float64 […]) says about each stretch of the rows of `like` [rows, channels]: [stretches, …] on the CPU.
 Tensor by_stretches(const Tensor& like, const std::function<Tensor(const Stretch&)>& measure) {
   const int64_t elements = like.is_cpu() ? kCpuElements : kGpuElements;
   const int64_t rows = like.size(0), step = std::max<int64_t>(1, elements / like.size(1));
@@ -226,19 +227,34 @@ double field_error(const at::Tensor& got, const Expected& expected, Dtype dtype)
   return parts.size(0) == 0 ? 0 : parts.amax().item<double>();
 }
 
-Difference difference_of(const at::Tensor& a, const at::Tensor& b) {
-  const Tensor x = as_rows(a), y = as_rows(b);
-  const Tensor parts = by_stretches(x, [&](const Stretch& stretch) {
-    const Tensor left = stretch.of(x), error = absolute_difference(left, stretch.of(y));
-    const Tensor size = at::where(left.abs() < kInfinity, left, 0.0);
-    return at::stack({error.amax(), error.square().sum(), size.square().sum()});
+std::vector<Difference> differences_of(const std::vector<at::Tensor>& tokens) {
+  const auto count = static_cast<int64_t>(tokens.size());
+  std::vector<Difference> differences;
+  if (count < 2) return differences;
+  std::vector<Tensor> all;
+  for (const Tensor& tensor : tokens) all.push_back(as_rows(tensor));
+  const Tensor parts = by_stretches(all.front(), [&](const Stretch& stretch) {  // [3, pairs]: max, sum of squares, of a's squares
+    std::vector<Tensor> largest, error2, size2, stretches;
+    for (const Tensor& tensor : all) stretches.push_back(stretch.of(tensor));
+    const Tensor stacked = at::stack(stretches);
+    for (int64_t a = 0; a + 1 < count; ++a) {
+      const Tensor left = stacked[a], error = absolute_difference(left, stacked.narrow(0, a + 1, count - a - 1)).flatten(1);
+      const Tensor size = at::where(left.abs() < kInfinity, left, 0.0).square().sum();
+      largest.push_back(error.amax(1));
+      error2.push_back(error.square().sum(1));
+      size2.push_back(size.expand({error.size(0)}));
+    }
+    return at::stack({at::cat(largest), at::cat(error2), at::cat(size2)});
   });
-  Difference difference;
-  if (parts.size(0) == 0) return difference;
-  difference.max_abs = parts.select(1, 0).amax().item<double>();
-  const double error2 = parts.select(1, 1).sum().item<double>(), size2 = parts.select(1, 2).sum().item<double>();
-  difference.rel_l2 = error2 > 0 ? std::sqrt(error2 / size2) : 0;
-  return difference;
+  for (int64_t pair = 0; pair < count * (count - 1) / 2; ++pair) {
+    Difference& difference = differences.emplace_back();
+    if (parts.size(0) == 0) continue;
+    const Tensor columns = parts.select(2, pair);
+    difference.max_abs = columns.select(1, 0).amax().item<double>();
+    const double squares = columns.select(1, 1).sum().item<double>(), of_a = columns.select(1, 2).sum().item<double>();
+    difference.rel_l2 = squares > 0 ? std::sqrt(squares / of_a) : 0;
+  }
+  return differences;
 }
 
 }  // namespace attnbench

@@ -49,7 +49,8 @@ double effective_samples(const at::Tensor& row_energy, const at::Tensor& freedom
 /// and the other differs.
 double field_error(const at::Tensor& got, const Expected& expected, Dtype dtype);
 
-/// max abs and rel-L2 difference of float64 tokens, relative to `a`; infinity where one is not finite and the other differs.
-Difference difference_of(const at::Tensor& a, const at::Tensor& b);
+/// max abs and rel-L2 difference of float64 tokens a and b, relative to a; infinity where one is not finite and the other
+/// differs. Of every two tensors, a before b: (0, 1), (0, 2), …, (1, 2), …
+std::vector<Difference> differences_of(const std::vector<at::Tensor>& tokens);
 
 }  // namespace attnbench

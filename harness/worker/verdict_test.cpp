@@ -15,6 +15,7 @@
 #include "harness/attention/emulator.hpp"
 #include "harness/attention/error_model.hpp"
 #include "harness/attention/test_reference.hpp"
+#include "harness/worker/test_judge.hpp"
 
 namespace attnbench {
 namespace {
@@ -28,8 +29,8 @@ struct Bench {
         profile(profile),
         conventions(other ? *other : conventions_of(profile)),
         inputs(make_inputs(c, conventions.poison)),
-        judge(c, inputs, profile, conventions, OracleKind::eigen),
-        right(emulate(c, inputs, profile, conventions)) {}
+        judge(make_judge(c, inputs, profile, conventions, OracleKind::eigen)),
+        right(emulate(c, inputs, profile, conventions.empty_row)) {}
 
   Outputs copy() const { return {right.o.clone(), right.lse.clone(), right.dq.clone(), right.dk.clone(), right.dv.clone()}; }
 
@@ -156,12 +157,12 @@ TEST(Defect, ShiftedMaskFails) {
   Case shifted = b.c;
   shifted.problem.mask = Mask::none;
   shifted.problem.window = SlidingWindow{-1, 1};
-  const Outputs one_more = emulate(shifted, b.inputs, b.profile, b.conventions);
+  const Outputs one_more = emulate(shifted, b.inputs, b.profile, b.conventions.empty_row);
   expect_fails(b.judge.judge(one_more, Pass::forward), "o", "z");
   expect_fails(b.judge.judge(one_more, Pass::backward), "dv", "z");
   shifted = b.c;
   shifted.problem.align = Align::top_left;
-  const Outputs other_corner = emulate(shifted, b.inputs, b.profile, b.conventions);
+  const Outputs other_corner = emulate(shifted, b.inputs, b.profile, b.conventions.empty_row);
   expect_fails(b.judge.judge(other_corner, Pass::forward), "lse", "lse");
 }
 
@@ -177,7 +178,7 @@ TEST(Defect, KeyGradientsOfOneHeadOfTheGroupFail) {
   Inputs last_heads = b.inputs;
   last_heads.dout = b.inputs.dout.clone();
   for (const int64_t head : {0, 1, 3, 4}) last_heads.dout.select(1, head).zero_();
-  const Outputs partial = emulate(b.c, last_heads, b.profile, b.conventions);
+  const Outputs partial = emulate(b.c, last_heads, b.profile, b.conventions.empty_row);
   Outputs x = b.copy();
   x.dk = partial.dk;
   x.dv = partial.dv;
@@ -266,7 +267,7 @@ TEST(Defect, UniformEmptyRowsWhereZeroIsDeclaredFail) {
   const Bench b("attention hq=2 hkv=1 lq=80 lk=50 d=64 dtype=bf16 mask=causal");
   Conventions uniform = b.conventions;
   uniform.empty_row = Conventions::EmptyRow::uniform;
-  const Outputs filled = emulate(b.c, b.inputs, b.profile, uniform);
+  const Outputs filled = emulate(b.c, b.inputs, b.profile, uniform.empty_row);
   expect_fails(b.judge.judge(filled, Pass::forward), "o", "exact_zero");
   const Bench declared("attention hq=2 hkv=1 lq=80 lk=50 d=64 dtype=bf16 mask=causal", flash(), &uniform);
   expect_passes(declared.judge.judge(filled, Pass::forward), "uniform where uniform is declared");
@@ -309,7 +310,7 @@ TEST(GivenOutput, GradientsFollowTheKernelsOwnO) {
   const Bench b("attention hq=2 hkv=2 lq=128 d=64 dtype=bf16 fill=unit dout=ones");
   expect_passes(b.judge.judge(b.right, Pass::backward), "D from the rounded O");
   Outputs x = b.copy();
-  const Outputs exact_d = emulate(b.c, b.inputs, inside(), b.conventions);
+  const Outputs exact_d = emulate(b.c, b.inputs, inside(), b.conventions.empty_row);
   x.dk = exact_d.dk;
   expect_fails(b.judge.judge(x, Pass::backward), "dk_given_o", "z");
 }
@@ -337,9 +338,9 @@ TEST(CompareOutputs, MeasuresRealTokensOnly) {
   const Bench b("attention hq=2 hkv=1 lens=3+5 d=32 dtype=fp32 layout=padded");
   at::Tensor a = b.right.o.clone(), other = a.clone();
   other[0][4].fill_(NAN);  // padding
-  EXPECT_EQ(compare_outputs(b.c, b.inputs, "o", a, other).max_abs, 0);
+  EXPECT_EQ(compare_outputs(b.c, b.inputs, "o", {a, other}).at(0).max_abs, 0);
   other[1][4][0][0] += 2;
-  EXPECT_NEAR(compare_outputs(b.c, b.inputs, "o", a, other).max_abs, 2, 1e-6);
+  EXPECT_NEAR(compare_outputs(b.c, b.inputs, "o", {a, other}).at(0).max_abs, 2, 1e-6);
 }
 
 }  // namespace

@@ -1,6 +1,8 @@
 // Chooses the tiles of the backward and launches its three kernels.
 #include "kernels/sm80/backward.cuh"
 
+#include <algorithm>
+
 #include "kernels/sm80/launch.cuh"
 
 namespace attnbench::flash_varlen {
@@ -49,7 +51,7 @@ BackwardArgs<T> arguments(const Backward& b, const CudaLaunch& launch, float* wo
 
 template <class T, class S>
 void launch_tiles(const Backward& b, const CudaLaunch& launch, float* workspace) {
-  const BackwardArgs<T> args = arguments<T>(b, launch, workspace);
+  BackwardArgs<T> args = arguments<T>(b, launch, workspace);
   const auto stream = static_cast<cudaStream_t>(launch.stream);
   const int64_t rows = launch.total_q * b.shape.hq;
   constexpr int kThreads = 256;
@@ -59,8 +61,13 @@ void launch_tiles(const Backward& b, const CudaLaunch& launch, float* workspace)
                    "row sums kernel");
   }
   if (launch.max_k > 0) {
-    const dim3 grid((launch.max_k + S::kKeys - 1) / S::kKeys, b.shape.hkv, b.shape.sequences);
-    launch_checked(backward_kernel<T, S>, grid, S::kThreads, S::kSharedBytes, stream, args, "backward kernel");
+    const int64_t key_blocks = (launch.max_k + S::kKeys - 1) / S::kKeys, pairs = b.shape.hkv * b.shape.sequences;
+    if (key_blocks * pairs > std::numeric_limits<int32_t>::max()) refuse("takes at most 2^31 - 1 blocks of keys");
+    args.key_blocks = static_cast<int>(key_blocks);
+    args.pairs = static_cast<int>(pairs);
+    args.pairs_of_section = static_cast<int>(std::min((2 * multiprocessors() + key_blocks - 1) / key_blocks, pairs));
+    launch_checked(backward_kernel<T, S>, dim3(key_blocks * pairs), S::kThreads, S::kSharedBytes, stream, args,
+                   "backward kernel");
   }
   if (rows > 0)
     launch_checked(convert_dq_kernel<T, S::D>, dim3((rows * (S::D / 2) + kThreads - 1) / kThreads), kThreads, 0, stream, args,

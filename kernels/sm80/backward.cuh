@@ -2,7 +2,7 @@
 //
 //   P = exp(S - LSE), dV = P^T dO, dP = dO V^T, D_i = sum_x dO_ix O_ix, dS = P o (dP - D), dQ = scale dS K, dK = scale dS^T Q
 // Three kernels: row_sums (D), backward_kernel, and convert_dq (dQ from its fp32 accumulator).
-// backward_kernel: one block is kKeys keys of one key head of one sequence; grid (key blocks, hkv, sequences). It walks over
+// backward_kernel: one block is kKeys keys of one key head of one sequence, in the order of key_block(). It walks over
 // the query heads of its group and over the query blocks that see its keys; kWarps warps, each with 16 keys.
 // Everything is computed transposed, so that P^T and dS^T leave the tensor cores as the A operand that the next product needs:
 //   S^T = K Q^T, dP^T = V dO^T -> P^T, dS^T (registers) -> dV += P^T dO, dK += dS^T Q; dS^T through shared memory -> dQ = dS K,
@@ -30,6 +30,7 @@ struct BackwardArgs {
   int64_t q_token, q_head, k_token, k_head, v_token, v_head, o_token, o_head, dout_token, dout_head;
   int64_t dq_token, dq_head, dk_token, dk_head, dv_token, dv_head;  ///< strides in elements
   int hq, group;
+  int key_blocks, pairs, pairs_of_section;  ///< of the longest sequence; key heads x sequences; of them together
   int64_t total_q;
   float scale;
   Mask mask;
@@ -233,11 +234,27 @@ __device__ inline void query_blocks(const Sequence& sequence, int key0, int& fir
   end = (end_query + S::kQueries - 1) / S::kQueries;
 }
 
+struct KeyBlock {
+  int index, head, sequence;
+};
+
+/// What this block computes. A section of (head, sequence) pairs holds about two waves of blocks; in it the first keys of all
+/// pairs come first, since under a causal mask they are the longest work. More pairs at once would overflow the L2.
+template <class T>
+__device__ inline KeyBlock key_block(const BackwardArgs<T>& args) {
+  const int whole_section = args.key_blocks * args.pairs_of_section;
+  const int first_pair = blockIdx.x / whole_section * args.pairs_of_section, place = blockIdx.x % whole_section;
+  const int pairs = min(args.pairs_of_section, args.pairs - first_pair), pair = first_pair + place % pairs,
+            heads = args.hq / args.group;
+  return {place / pairs, pair % heads, pair / heads};
+}
+
 template <class T, class S>
 __global__ __launch_bounds__(S::kThreads) void backward_kernel(const BackwardArgs<T> args) {
   extern __shared__ __align__(128) unsigned char shared[];
-  const Sequence sequence = args.mask.sequence(blockIdx.z);
-  const int key_head = blockIdx.y, key0 = blockIdx.x * S::kKeys;
+  const KeyBlock block = key_block(args);
+  const Sequence sequence = args.mask.sequence(block.sequence);
+  const int key_head = block.head, key0 = block.index * S::kKeys;
   if (key0 >= sequence.lk) return;
   const Tile<S::D> k{shared_address(shared)}, v{k.base + S::kKeys * S::D * 2};
   const uint32_t stages = v.base + S::kKeys * S::D * 2;

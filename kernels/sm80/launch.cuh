@@ -24,6 +24,13 @@ inline int shared_memory_limit(const CudaLaunch& launch) {
   return launch.shared_memory_bytes > 0 && launch.shared_memory_bytes < offered ? launch.shared_memory_bytes : offered;
 }
 
+inline int multiprocessors() {
+  int device = 0, count = 0;
+  check(cudaGetDevice(&device), "cudaGetDevice");
+  check(cudaDeviceGetAttribute(&count, cudaDevAttrMultiProcessorCount, device), "multiprocessors of the device");
+  return count;
+}
+
 /// Launches with dynamic shared memory; an attribute or launch that the device refuses is an exception, never silence.
 template <class Args>
 void launch_checked(void (*kernel)(Args), dim3 grid, int threads, int shared_bytes, cudaStream_t stream, const Args& args,

@@ -1,0 +1,126 @@
+#include "harness/worker/yardstick.hpp"
+
+#include <algorithm>
+#include <limits>
+#include <utility>
+
+#include <ATen/TensorOperators.h>
+#include <ATen/core/Tensor.h>
+#include <ATen/ops/equal.h>
+
+#include "harness/attention/emulator.hpp"
+#include "harness/attention/tokens.hpp"
+
+namespace attnbench {
+namespace {
+
+constexpr double kInfinity = std::numeric_limits<double>::infinity();
+
+constexpr const JudgedTensor* kAllJudged[] = {&kOutput, &kQueryGradient, &kKeyGradient, &kValueGradient};
+
+std::vector<int64_t> other_rows(std::vector<int64_t> rows, int64_t storage_rows) {
+  std::vector<int64_t> others;
+  std::sort(rows.begin(), rows.end());
+  for (int64_t row = 0; row < storage_rows; ++row)
+    if (!std::binary_search(rows.begin(), rows.end(), row)) others.push_back(row);
+  return others;
+}
+
+}  // namespace
+
+const Profile& eager_profile() {
+  static const Profile eager{.name = "eager",
+                             .p = Profile::Probabilities::normalised,
+                             .rounds_ds = true,
+                             .rounds_scores = true,
+                             .d = Profile::RowSum::from_p_dp,
+                             .lazy_rescale = false,
+                             .rounds_gqa_partials = true};
+  return eager;
+}
+
+Yardstick::Yardstick(const Case& c, const Inputs& inputs, const Profile& profile, Conventions::EmptyRow empty_row,
+                     OracleKind oracle, Outputs eager)
+    : c_(c),
+      inputs_(inputs),
+      profile_(profile),
+      empty_row_(empty_row),
+      oracle_(oracle),
+      rounding_(rounding_of(profile, c.problem, inputs.scale)),
+      eager_(std::move(eager)),
+      reference_(make_reference(oracle, c, inputs, profile, empty_row)),
+      q_padding_(other_rows(inputs.q_rows, inputs.q_storage_rows())),
+      k_padding_(other_rows(inputs.k_rows, inputs.k_storage_rows())) {
+  inspect_reference();
+  const bool is_eager = rounding_ == rounding_of(eager_profile(), c.problem, inputs.scale);
+  const Outputs emulated = is_eager ? eager_ : emulate(c, inputs, profile, empty_row);
+  note_ordinary(kOutput, "o", emulated, reference_.o);
+  note_ordinary(kValueGradient, "dv", emulated, reference_.dv);
+  if (rounding_.conditional()) {
+    note_ordinary(kQueryGradient, "dq_given_o", emulated, given(emulated.o).dq);
+    note_ordinary(kKeyGradient, "dk_given_o", emulated, given(emulated.o).dk);
+  } else {
+    note_ordinary(kQueryGradient, "dq", emulated, reference_.dq);
+    note_ordinary(kKeyGradient, "dk", emulated, reference_.dk);
+  }
+  for (const JudgedTensor* t : kAllJudged) eager_error_[t->name] = field_error(tokens(*t, eager_), expected(*t), c.problem.dtype);
+}
+
+bool Yardstick::holds_for(const Profile& profile, Conventions::EmptyRow empty_row, OracleKind oracle) const {
+  return holds_for(empty_row) && oracle == oracle_ && profile.lazy_rescale == profile_.lazy_rescale &&
+         rounding_of(profile, c_.problem, inputs_.scale) == rounding_;
+}
+
+const Expected& Yardstick::expected(const JudgedTensor& t) const {
+  if (&t == &kOutput) return reference_.o;
+  return &t == &kQueryGradient ? reference_.dq : &t == &kKeyGradient ? reference_.dk : reference_.dv;
+}
+
+TokenShape Yardstick::shape(const JudgedTensor& t) const {
+  const Problem& p = c_.problem;
+  return {offsets_of(t.over_keys ? inputs_.lengths.k : inputs_.lengths.q), t.over_keys ? p.hkv : p.hq,
+          t.value_channels ? p.dv : p.d};
+}
+
+at::Tensor Yardstick::tokens(const JudgedTensor& t, const Outputs& outputs) const {
+  const TokenShape s = shape(t);
+  return tokens_of(outputs.*t.tensor, rows(t), s.heads, s.channels);
+}
+
+GateScale Yardstick::scale(const JudgedTensor& t, const std::string& gated_as) const {
+  GateScale s;
+  s.u = rounding_.u;
+  s.terms = static_cast<double>(t.over_keys ? inputs_.lengths.max_q() * c_.problem.group() : inputs_.lengths.max_k());
+  s.emulator_rms = ordinary_.at(gated_as).rms;
+  s.samples = ordinary_.at(gated_as).samples;
+  s.distinct = &t == &kOutput ? reference_.distinct_scores : kInfinity;
+  s.lazy_rescale = profile_.lazy_rescale;
+  s.eager = rounding_.scores;
+  s.has_power = reference_.has_power;
+  s.bias = !(rounding_.scores && t.over_keys);
+  return s;
+}
+
+void Yardstick::note_ordinary(const JudgedTensor& t, const std::string& gated_as, const Outputs& emulated,
+                              const Expected& against) {
+  const ErrorStatistics s = measure_errors(tokens(t, emulated), against, c_.problem.dtype, kInfinity);
+  ordinary_[gated_as] = {s.rms_z, effective_samples(s.row_energy, against.freedom)};
+}
+
+/// A reference that is not finite would match a NaN of whoever is judged: it is no yardstick.
+void Yardstick::inspect_reference() {
+  const at::Tensor& lse = reference_.lse.value;
+  has_empty_rows_ = (lse.abs() == kInfinity).any().item<bool>();
+  finite_ = !lse.isnan().any().item<bool>();
+  if (empty_row_ == Conventions::EmptyRow::nan && has_empty_rows_) return;
+  for (const JudgedTensor* t : kAllJudged) finite_ = finite_ && (expected(*t).value.abs() < kInfinity).all().item<bool>();
+}
+
+const ConditionalGradients& Yardstick::given(const at::Tensor& o) const {
+  if (given_o_.defined() && given_o_.sizes() == o.sizes() && at::equal(given_o_, o)) return given_;
+  given_ = given_output(oracle_, c_, inputs_, profile_, empty_row_, reference_, o);
+  given_o_ = o.clone();
+  return given_;
+}
+
+}  // namespace attnbench
