@@ -100,7 +100,7 @@ TEST_F(SuiteFiles, MetadataOfAnIncludeOutranksThatOfItsCases) {
   EXPECT_EQ(lines("include outer # timed=no\nattention d=16 lq=4\n"),
             (Lines{"attention d=16 lq=1 # name=x timed=no cooled=no", "attention d=16 lq=2 # timed=no cooled=no",
                    "attention d=16 lq=3 # timed=no", "attention d=16 lq=4"}));
-  expect_part(message("include inner # cooled=perhaps"), "x.suite:1, column 17: cooled=perhaps: expected yes or no");
+  expect_part(message("include inner # cooled=perhaps"), "x.suite:1, column 17: cooled=perhaps: expected yes | no");
   expect_part(message("include inner # colled=no"), "did you mean 'cooled'");
 }
 
