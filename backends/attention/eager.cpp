@@ -83,7 +83,7 @@ class Eager : public Backend {
     run.profile = declaration_.profile;
     run.predicted_bytes = predicted_bytes(calls, inputs, pass);
     const auto operation = [scale = inputs.scale](const DenseCall& call) { return attention(call, scale); };
-    run.windows = {autograd_window(std::move(calls), operation, c.problem.layout, pass, Graph::for_backward)};
+    run.windows = {autograd_window(std::move(calls), operation, c, pass, Graph::for_backward)};
     return run;
   }
 

@@ -89,7 +89,7 @@ class SdpaAuto : public Backend {
       const bool gqa = call.q.size(1) != call.k.size(1);
       return at::scaled_dot_product_attention(call.q, call.k, call.v, optional_mask(call), 0.0, call.is_causal, scale, gqa);
     };
-    run.windows = {autograd_window(std::move(calls), operation, c.problem.layout, pass, Graph::always)};
+    run.windows = {autograd_window(std::move(calls), operation, c, pass, Graph::always)};
     return run;
   }
 

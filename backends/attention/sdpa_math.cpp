@@ -35,7 +35,7 @@ class SdpaMath : public Backend {
       return std::get<0>(at::_scaled_dot_product_attention_math(call.q, call.k, call.v, optional_mask(call), 0.0, call.is_causal,
                                                                 {}, scale, gqa));
     };
-    run.windows = {autograd_window(std::move(calls), operation, c.problem.layout, pass, Graph::for_backward)};
+    run.windows = {autograd_window(std::move(calls), operation, c, pass, Graph::for_backward)};
     return run;
   }
 

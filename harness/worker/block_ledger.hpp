@@ -3,24 +3,40 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <memory>
 #include <mutex>
 #include <unordered_map>
+#include <utility>
 #include <vector>
 
 #include "harness/worker/memory.hpp"
 
 namespace attnbench {
 
-/// Moves bytes between a block's memory and the host.
-struct BlockMemory {
-  void (*read)(void* host, const void* block, size_t bytes);
-  void (*write)(void* block, const void* host, size_t bytes);
-  void (*fill)(void* block, int byte, size_t bytes);
+// NaN in bf16, fp16, fp32 and fp64, so that a read outside a block shows in the result; and not the NaN that arithmetic
+// makes (0x7fc0, 0x7e00), so that a NaN written there shows as well.
+inline constexpr uint16_t kGuardPattern = 0x7ff1;
+
+/// Bytes of the two guard bands of a block that somebody has changed.
+struct ChangedGuards {
+  size_t before = 0, behind = 0;
+};
+
+/// The memory that blocks lie in.
+class BlockMemory {
+ public:
+  virtual ~BlockMemory() = default;
+  /// Fills the block with NaN, and the bands around it with the pattern.
+  virtual void guard(char* block, size_t bytes) = 0;
+  /// Looks at the bands of a block, now or when its users' work is done, and makes them whole again.
+  virtual void look(char* block, size_t bytes) = 0;
+  /// What all looks since the last call have seen, in their order.
+  virtual std::vector<ChangedGuards> take_changes() = 0;
 };
 
 class BlockLedger {
  public:
-  explicit BlockLedger(BlockMemory memory) : memory_(memory) {}
+  explicit BlockLedger(std::unique_ptr<BlockMemory> memory) : memory_(std::move(memory)) {}
 
   /// What to ask the wrapped allocator for.
   static size_t bytes_with_guards(size_t bytes, MemoryMode mode);
@@ -41,13 +57,16 @@ class BlockLedger {
     size_t bytes = 0;
     bool guarded = false;
   };
-  void inspect(char* data, const Block& block);
-  size_t mend(char* band);
+  struct Look {
+    void* block = nullptr;
+    size_t bytes = 0;
+  };
+  void look(void* data, const Block& block);
 
-  const BlockMemory memory_;
+  const std::unique_ptr<BlockMemory> memory_;
   std::mutex mutex_;
   std::unordered_map<void*, Block> blocks_;
-  std::vector<Overrun> overruns_;
+  std::vector<Look> looks_;  ///< whose answers were not yet taken
   int64_t current_ = 0, peak_ = 0;
 };
 

@@ -1,4 +1,5 @@
 // What the worker does with a GPU: finds it, watches its memory, notices that its context is gone.
+#include <ATen/TensorOperators.h>
 #include <ATen/ops/arange.h>
 #include <ATen/ops/empty.h>
 #include <ATen/ops/index_select.h>
@@ -61,6 +62,24 @@ TEST(CudaMemory, AWriteOutsideABlockIsSeenOnce) {
   EXPECT_FALSE(before[0].past_the_end);
 }
 
+TEST(CudaMemory, AWriteOutsideOneOfManyFreedBlocksIsSeen) {
+  gpu();
+  const MemoryScope checked(MemoryMode::checked);
+  take_overruns();
+  for (int i = 0; i < 5000; ++i) {
+    const at::Tensor t = at::empty({101}, on_gpu(at::kByte));
+    if (i == 17 || i == 4500)
+      ASSERT_EQ(cudaMemset(static_cast<char*>(t.data_ptr()) + t.nbytes() + 1000, i % 100, 3), cudaSuccess);
+  }
+  const std::vector<Overrun> overruns = take_overruns();
+  ASSERT_EQ(overruns.size(), 2u);
+  for (const Overrun& overrun : overruns) {
+    EXPECT_TRUE(overrun.past_the_end);
+    EXPECT_EQ(overrun.bytes, 3u);
+    EXPECT_EQ(overrun.block_bytes, 101u);
+  }
+}
+
 TEST(CudaMemory, CountsBytesOfTheGpu) {
   gpu();
   const MemoryScope counting(MemoryMode::counting);
@@ -95,6 +114,19 @@ TEST(CudaInputs, AChangedByteIsSeenAndRestored) {
   ASSERT_EQ(cudaMemset(static_cast<char*>(inputs.get().k.data_ptr()) + 1001, 0x55, 1), cudaSuccess);
   EXPECT_EQ(inputs.overwritten(), "k");
   inputs.restore();
+  EXPECT_EQ(inputs.overwritten(), "");
+}
+
+TEST(CudaInputs, NegatedTwiceAreTheSameBits) {
+  const Case c = parse_case("attention lens=65+17 hq=2 d=64 layout=padded", "test");
+  SealedInputs inputs(c, Conventions::Poison::nan, gpu());
+  ASSERT_TRUE(at::isnan(inputs.get().v).any().item<bool>()) << "the sign of a NaN is what arithmetic loses";
+  const at::Tensor before = inputs.get().v.clone();
+  {
+    const SealedInputs::Negated negated(inputs, &Inputs::v);
+    const at::Tensor opposite = inputs.get().v + before;
+    EXPECT_TRUE(((opposite == 0) | at::isnan(opposite)).all().item<bool>());
+  }
   EXPECT_EQ(inputs.overwritten(), "");
 }
 

@@ -1,10 +1,13 @@
 #include "harness/worker/memory.hpp"
 
+#include <array>
 #include <atomic>
 #include <cstring>
 #include <fstream>
 #include <limits>
+#include <memory>
 #include <string>
+#include <utility>
 
 #include <c10/core/CPUAllocator.h>
 #include <fmt/format.h>
@@ -18,10 +21,39 @@ namespace {
 
 std::atomic<MemoryMode> mode = MemoryMode::off;
 
-constexpr BlockMemory kHostMemory{
-    [](void* host, const void* block, size_t bytes) { std::memcpy(host, block, bytes); },
-    [](void* block, const void* host, size_t bytes) { std::memcpy(block, host, bytes); },
-    [](void* block, int byte, size_t bytes) { std::memset(block, byte, bytes); },
+class HostMemory final : public BlockMemory {
+ public:
+  void guard(char* block, size_t bytes) override {
+    std::memcpy(block - kGuardBytes, whole_band().data(), kGuardBytes);
+    std::memset(block, 0xff, bytes);
+    std::memcpy(block + bytes, whole_band().data(), kGuardBytes);
+  }
+  void look(char* block, size_t bytes) override { changes_.push_back({mend(block - kGuardBytes), mend(block + bytes)}); }
+  std::vector<ChangedGuards> take_changes() override { return std::exchange(changes_, {}); }
+
+ private:
+  using Band = std::array<char, kGuardBytes>;
+
+  static const Band& whole_band() {
+    static const Band band = [] {
+      Band filled;
+      for (size_t i = 0; i < kGuardBytes; i += sizeof kGuardPattern)
+        std::memcpy(filled.data() + i, &kGuardPattern, sizeof kGuardPattern);
+      return filled;
+    }();
+    return band;
+  }
+
+  /// Changed bytes of a band, which is then whole again.
+  static size_t mend(char* band) {
+    if (std::memcmp(band, whole_band().data(), kGuardBytes) == 0) return 0;
+    size_t changed = 0;
+    for (size_t i = 0; i < kGuardBytes; ++i) changed += band[i] != whole_band()[i];
+    std::memcpy(band, whole_band().data(), kGuardBytes);
+    return changed;
+  }
+
+  std::vector<ChangedGuards> changes_;
 };
 
 /// Every block carries release() as its deleter, whatever the mode: LibTorch's libraries rely on raw_deleter().
@@ -47,7 +79,7 @@ class WatchingAllocator final : public c10::Allocator {
     return *allocator;
   }
 
-  BlockLedger ledger{kHostMemory};
+  BlockLedger ledger{std::make_unique<HostMemory>()};
 
  private:
   void* allocate_some(size_t bytes) {

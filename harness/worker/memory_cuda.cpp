@@ -1,5 +1,7 @@
 // The watching allocator of a GPU: LibTorch's caching allocator with BlockLedger's guards around its blocks.
 #include <memory>
+#include <utility>
+#include <vector>
 
 #include <ATen/Context.h>
 #include <c10/cuda/CUDACachingAllocator.h>
@@ -8,6 +10,7 @@
 
 #include "harness/worker/block_ledger.hpp"
 #include "harness/worker/cuda_device.hpp"
+#include "harness/worker/gpu_guards.hpp"
 
 namespace attnbench {
 
@@ -16,16 +19,52 @@ namespace {
 namespace caching = c10::cuda::CUDACachingAllocator;
 namespace pluggable = torch::cuda::CUDAPluggableAllocator;
 
-// Blocking copies are ordered after the kernels that were launched before, on the one stream that the worker uses.
-const BlockMemory kDeviceMemory{
-    [](void* host, const void* block, size_t bytes) { C10_CUDA_CHECK(cudaMemcpy(host, block, bytes, cudaMemcpyDeviceToHost)); },
-    [](void* block, const void* host, size_t bytes) { C10_CUDA_CHECK(cudaMemcpy(block, host, bytes, cudaMemcpyHostToDevice)); },
-    [](void* block, int byte, size_t bytes) { C10_CUDA_CHECK(cudaMemset(block, byte, bytes)); },
+/// Looks count on the GPU, each into a slot of its own.
+class DeviceMemory final : public BlockMemory {
+ public:
+  explicit DeviceMemory(caching::CUDAAllocator& allocator) : allocator_(allocator) {}
+
+  void guard(char* block, size_t bytes) override { write_gpu_guards(block, bytes, kGuardBytes, kGuardPattern); }
+
+  void look(char* block, size_t bytes) override {
+    if (looks_ == kSlots) collect();
+    if (!slots_) make_slots();
+    look_at_gpu_guards(block, bytes, kGuardBytes, kGuardPattern, slots_ + 2 * looks_++);
+  }
+
+  std::vector<ChangedGuards> take_changes() override {
+    collect();
+    C10_CUDA_CHECK(cudaGetLastError());
+    return std::exchange(changes_, {});
+  }
+
+ private:
+  static constexpr size_t kSlots = 4096, kSlotBytes = 2 * sizeof(uint32_t);
+
+  void make_slots() {
+    slots_ = static_cast<uint32_t*>(allocator_.raw_alloc(kSlots * kSlotBytes));
+    cudaMemset(slots_, 0, kSlots * kSlotBytes);
+  }
+
+  /// A device that failed changed nothing that could be told: who waits for it next says so.
+  void collect() {
+    if (looks_ == 0) return;
+    std::vector<uint32_t> counts(2 * looks_);
+    cudaMemcpy(counts.data(), slots_, looks_ * kSlotBytes, cudaMemcpyDeviceToHost);
+    cudaMemset(slots_, 0, looks_ * kSlotBytes);
+    for (size_t i = 0; i < looks_; ++i) changes_.push_back({counts[2 * i], counts[2 * i + 1]});
+    looks_ = 0;
+  }
+
+  caching::CUDAAllocator& allocator_;
+  uint32_t* slots_ = nullptr;  ///< never freed, as the allocator is not
+  size_t looks_ = 0;           ///< slots in use
+  std::vector<ChangedGuards> changes_;
 };
 
 struct Watch {
   caching::CUDAAllocator* wrapped = nullptr;
-  BlockLedger ledger{kDeviceMemory};
+  BlockLedger ledger{std::make_unique<DeviceMemory>(*wrapped)};
 };
 Watch* watch = nullptr;  // never destroyed, since tensors may outlive main()
 

@@ -1,5 +1,7 @@
 #include "harness/worker/sealed_inputs.hpp"
 
+#include <limits>
+
 #include <ATen/ops/arange.h>
 #include <ATen/ops/empty.h>
 #include <ATen/ops/stack.h>
@@ -72,12 +74,14 @@ Inputs SealedInputs::lend() const {
 
 SealedInputs::Negated::Negated(const SealedInputs& inputs, at::Tensor Inputs::*tensor) {
   const at::Tensor& whole = inputs.inputs_.*tensor;
-  elements_ = storage_as(whole, whole.scalar_type(), 0, static_cast<int64_t>(whole.storage().nbytes() / whole.element_size()));
-  elements_.neg_();
+  const at::ScalarType bits = whole.element_size() == 2 ? at::kShort : at::kInt;
+  sign_ = whole.element_size() == 2 ? std::numeric_limits<int16_t>::min() : std::numeric_limits<int32_t>::min();
+  elements_ = storage_as(whole, bits, 0, static_cast<int64_t>(whole.storage().nbytes() / whole.element_size()));
+  elements_.bitwise_xor_(sign_);
 }
 
 SealedInputs::Negated::~Negated() {
-  elements_.neg_();
+  elements_.bitwise_xor_(sign_);
 }
 
 Inputs SealedInputs::draw() const {

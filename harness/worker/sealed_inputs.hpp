@@ -39,7 +39,8 @@ class SealedInputs {
     Negated& operator=(const Negated&) = delete;
 
    private:
-    at::Tensor elements_;
+    at::Tensor elements_;  ///< their bits as integers: arithmetic would not keep those of a NaN
+    int64_t sign_ = 0;
   };
 
   /// Draws them anew into the same memory: who runs next is judged on the right inputs.

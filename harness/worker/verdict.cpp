@@ -73,7 +73,7 @@ void Judge::judge_tensor(const JudgedTensor& t, const Outputs& outputs, Verdict&
 
 void Judge::judge_given_output(const Outputs& outputs, Verdict& verdict) const {
   const Yardstick& y = *yardstick_;
-  const ConditionalGradients& given = y.given(outputs.o);
+  const ConditionalGradients given = y.given(outputs.o);
   for (const auto& [t, x] : {std::pair{&kQueryGradient, &given.dq}, std::pair{&kKeyGradient, &given.dk}}) {
     const std::string name = std::string(t->name) + "_given_o";
     const TokenShape s = y.shape(*t);

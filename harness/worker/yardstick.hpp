@@ -2,8 +2,11 @@
 // on where an implementation rounds and on what its empty rows hold, and on nothing else of who is judged.
 #pragma once
 
+#include <cstdint>
+#include <deque>
 #include <map>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "harness/attention/error_model.hpp"
@@ -30,9 +33,9 @@ const Profile& eager_profile();
 
 class Yardstick {
  public:
-  /// eager: what emulate() says for eager_profile() with these empty rows. `inputs` outlive it.
+  /// eager: what emulate() says for eager_profile() with these empty rows. kept_bytes: that the answers of given() may take.
   Yardstick(const Case& c, const Inputs& inputs, const Profile& profile, Conventions::EmptyRow empty_row, OracleKind oracle,
-            Outputs eager);
+            Outputs eager, int64_t kept_bytes);
 
   const Case& test_case() const { return c_; }
   const Inputs& inputs() const { return inputs_; }
@@ -55,8 +58,8 @@ class Yardstick {
   /// Float64 [tokens, heads, channels] of outputs in the case's layout.
   at::Tensor tokens(const JudgedTensor& t, const Outputs& outputs) const;
 
-  /// Expected dq and dk of a kernel whose O this is (in the case's layout). The last answer is kept: most calls repeat an O.
-  const ConditionalGradients& given(const at::Tensor& o) const;
+  /// Expected dq and dk of a kernel whose O this is (in the case's layout). Answers are kept, since most calls repeat an O.
+  ConditionalGradients given(const at::Tensor& o) const;
 
   /// gated_as: the tensor's name, or that with "_given_o". gates(): is it gated as that?
   bool gates(const std::string& gated_as) const { return ordinary_.count(gated_as) > 0; }
@@ -84,8 +87,8 @@ class Yardstick {
   std::map<std::string, double> eager_error_;
   std::vector<int64_t> q_padding_, k_padding_;  ///< storage rows without a real token
   bool has_empty_rows_ = false, finite_ = true;
-  mutable at::Tensor given_o_;
-  mutable ConditionalGradients given_;
+  const int64_t kept_bytes_;
+  mutable std::deque<std::pair<at::Tensor, ConditionalGradients>> given_;  ///< by O, the oldest first
 };
 
 }  // namespace attnbench

@@ -1,0 +1,69 @@
+// Which backends of a case are judged by one yardstick.
+#include "harness/worker/case_data.hpp"
+
+#include <limits>
+
+#include <ATen/TensorOperators.h>
+#include <gtest/gtest.h>
+
+#include "harness/attention/emulator.hpp"
+#include "harness/attention/test_reference.hpp"
+
+namespace attnbench {
+namespace {
+
+using namespace judge_test;
+
+const Device kCpu{"cpu", 0, std::nullopt, ""};
+
+Conventions with_rows(Conventions::EmptyRow empty_row) {
+  Conventions c;
+  c.empty_row = empty_row;
+  c.lse_empty = Conventions::LseEmpty::none;
+  c.poison = Conventions::Poison::finite;
+  c.padded_rows_zero = false;
+  return c;
+}
+
+TEST(CaseData, EmptyRowsAreJudgedByTheBackendsOwnConvention) {
+  CaseData data(parse_case("attention hq=2 lens=9+5 klens=4+0 d=32 layout=padded mask=causal"), kCpu);
+  const Conventions zero = with_rows(Conventions::EmptyRow::zero), uniform = with_rows(Conventions::EmptyRow::uniform);
+  const Inputs& inputs = data.inputs(Conventions::Poison::finite).get();
+  for (const auto& [own, other] : {std::pair{zero, uniform}, std::pair{uniform, zero}}) {
+    const Outputs right = emulate(data.test_case(), inputs, flash(), own.empty_row);
+    const Verdict verdict = data.judge(flash(), own, OracleKind::eigen).judge(right, Pass::forward);
+    EXPECT_EQ(verdict.status, Status::passed) << verdict.reason;
+    EXPECT_EQ(data.judge(flash(), other, OracleKind::eigen).judge(right, Pass::forward).status, Status::failed);
+  }
+}
+
+TEST(CaseData, TheLseOfAnEmptyRowIsJudgedByTheBackendsOwnConvention) {
+  CaseData data(parse_case("attention hq=2 lq=9 lk=4 d=32 mask=causal"), kCpu);
+  const Inputs& inputs = data.inputs(Conventions::Poison::nan).get();
+  const std::pair<Conventions::LseEmpty, double> kinds[] = {{Conventions::LseEmpty::minus_infinity, -INFINITY},
+                                                            {Conventions::LseEmpty::plus_infinity, INFINITY},
+                                                            {Conventions::LseEmpty::zero, 0}};
+  for (const auto& [kind, value] : kinds) {
+    Outputs x = emulate(data.test_case(), inputs, flash(), Conventions::EmptyRow::zero);
+    ASSERT_TRUE((x.lse.narrow(0, 0, 5) == -INFINITY).all().item<bool>());
+    x.lse.narrow(0, 0, 5).fill_(value);
+    for (const auto& [declared, ignored] : kinds) {
+      Conventions conventions;
+      conventions.lse_empty = declared;
+      const Verdict verdict = data.judge(flash(), conventions, OracleKind::eigen).judge(x, Pass::forward);
+      EXPECT_EQ(verdict.status, declared == kind ? Status::passed : Status::failed) << value << ": " << verdict.reason;
+    }
+  }
+}
+
+TEST(CaseData, AProfileThatRoundsOtherwiseHasItsOwnYardstick) {
+  CaseData data(parse_case("attention hq=2 lq=200 d=64"), kCpu);
+  const Inputs& inputs = data.inputs(Conventions::Poison::nan).get();
+  const Outputs rounded = emulate(data.test_case(), inputs, flash(), Conventions::EmptyRow::zero);
+  EXPECT_EQ(data.judge(flash(), {}, OracleKind::eigen).judge(rounded, Pass::forward).status, Status::passed);
+  EXPECT_EQ(data.judge(inside(), {}, OracleKind::eigen).judge(rounded, Pass::forward).status, Status::failed)
+      << "P rounded by a backend that declares float32 inside";
+}
+
+}  // namespace
+}  // namespace attnbench
