@@ -76,18 +76,19 @@ void check(const WorkerOptions& worker) {
   if (device != "cpu" && device != "cuda" && !cuda_index)
     refuse("--device", device, "cpu, cuda or cuda:N" + did_you_mean(device, {"cpu", "cuda"}));
   constexpr double kLongestTimeout_s = 1e6;
-  if (!(worker.timeout_s > 0 && worker.timeout_s <= kLongestTimeout_s))
-    refuse("--timeout", fmt::format("{}", worker.timeout_s), "seconds, above 0 and at most a million");
+  if (worker.timeout_s && !(*worker.timeout_s > 0 && *worker.timeout_s <= kLongestTimeout_s))
+    refuse("--timeout", fmt::format("{}", *worker.timeout_s), "seconds, above 0 and at most a million");
 }
 
 void add_worker_options(CLI::App& app, WorkerOptions& worker) {
-  app.add_option("--device", worker.device, "cpu, cuda or cuda:N")->type_name("DEVICE")->capture_default_str();
+  app.add_option("--device", worker.device, "cpu, cuda or cuda:N [a GPU where there is one]")->type_name("DEVICE");
   app.add_option("--worker", worker.command, "command of another worker that speaks the protocol")->type_name("CMD");
   app.add_option("--timeout", worker.timeout_s,
-                 "seconds that a worker may be silent, which tells of every step of a case; then it is killed")
-      ->type_name("S")
-      ->capture_default_str();
+                 "seconds that a worker may be silent, which tells of every step of a case; then it is killed [300, on a GPU 60]")
+      ->type_name("S");
 }
+
+constexpr int kMostWorkers = 64;
 
 void add_run_options(CLI::App& app, RunCommand& run, TypedOptions& typed) {
   app.add_option("--suite", run.suites, "names or files; attnbench list shows them")->type_name("NAME|FILE");
@@ -102,6 +103,10 @@ void add_run_options(CLI::App& app, RunCommand& run, TypedOptions& typed) {
   app.add_option("--gate", run.gate, "backends that decide the exit code: NAME,…, all or none [the project's own]")
       ->type_name("LIST");
   app.add_flag("--check-only", run.check_only, "judge, do not measure");
+  app.add_option(
+         "--workers", run.worker.workers,
+         "workers that judge at once on a GPU, each on its share of the cores; timed cases have it to themselves [up to 4]")
+      ->type_name("N");
   app.add_option("--out", run.out, "folder of the results [runs/<date>-<time>-<suite>]")->type_name("DIR");
   app.add_option("--resume", run.resume, "go on with the run in this folder; alone, with its own options")->type_name("DIR");
   app.add_option("--assume-sm", typed.assume_sm, "flag what is unsafe on this compute capability")->type_name("X.Y");
@@ -117,6 +122,8 @@ void check_resume(const CLI::App& app, const RunCommand& run) {
 }
 
 RunCommand finish_run(const CLI::App& app, RunCommand run, const TypedOptions& typed) {
+  if (app.count("--workers") > 0 && (run.worker.workers < 1 || run.worker.workers > kMostWorkers))
+    refuse("--workers", std::to_string(run.worker.workers), fmt::format("a number from 1 to {}", kMostWorkers));
   if (!run.out.empty() && !run.resume.empty())
     throw UsageError("--out with --resume: a resumed run stays in its folder; give one of them");
   if (run.suites.empty() && run.cases.empty() && run.resume.empty())

@@ -7,15 +7,17 @@
 #include <variant>
 #include <vector>
 
+#include "harness/run/default_device.hpp"
 #include "harness/run/plan.hpp"
 
 namespace attnbench {
 
 /// A worker and the device that it is to use.
 struct WorkerOptions {
-  std::string device = "cpu";  ///< cpu, cuda, cuda:N
-  std::string command;         ///< a shell command; empty: attnbench-worker beside this executable
-  double timeout_s = 300;
+  std::string device = default_device();  ///< cpu, cuda, cuda:N
+  std::string command;                    ///< a shell command; empty: attnbench-worker beside this executable
+  std::optional<double> timeout_s;        ///< unset: what suits the device
+  int workers = 0;                        ///< that judge at once; 0: as many as suit the device and the machine
 };
 
 struct RunCommand {

@@ -184,7 +184,7 @@ std::string Coordinator::handle(const json& message, const PlannedCase& planned,
       return fmt::format("{}: expected request {}, got {}", kind, exchange.request, body.integer("request"));
     if (kind == "stage") {
       exchange.stage = body.json().get<Stage>();
-      sink.on_stage(*exchange.stage);
+      sink.on_stage(planned, *exchange.stage);
     } else if (kind == "result") {
       const Record record = complete(body.value("record"), planned, fields);
       const auto run = std::find(exchange.waiting.begin(), exchange.waiting.end(), std::pair(record.backend, record.pass));

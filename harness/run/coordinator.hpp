@@ -17,7 +17,7 @@ namespace attnbench {
 struct WorkerSettings {
   std::vector<std::string> command;  ///< with --device; the descriptors are added
   std::filesystem::path log;         ///< stdout and stderr of all workers of the run
-  double timeout_s = 300;            ///< without a message of the worker
+  double timeout_s = 0;              ///< without a message of the worker
 };
 
 /// Fields that the coordinator adds to each record.
@@ -33,7 +33,7 @@ class ResultSink {
   virtual ~ResultSink() = default;
   virtual void take(const Record& record) = 0;
   virtual void take(const Comparison& comparison) = 0;
-  virtual void on_stage(const Stage& stage) = 0;
+  virtual void on_stage(const PlannedCase& planned, const Stage& stage) = 0;
   virtual void tick() = 0;  ///< a few times a second while the worker computes
 };
 

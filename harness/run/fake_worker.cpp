@@ -80,7 +80,7 @@ class FakeWorker {
     say({{"hello", hello()}});
   }
 
-  Device cpu() const { return {options_.device, 0, std::nullopt, "no device"}; }
+  Device device() const { return {options_.device, 0, options_.device == "cpu" ? std::nullopt : std::optional(90), "no device"}; }
 
   Hello hello() const {
     Declaration ours;
@@ -88,7 +88,7 @@ class FakeWorker {
     ours.version = "1.2";
     ours.implementation = "attnbench";
     ours.ours = true;
-    ours.capabilities.devices = {"cpu"};
+    ours.capabilities.devices = {"cpu", "cuda"};
     ours.capabilities.dtypes = {Dtype::bf16, Dtype::fp16, Dtype::fp32};
     ours.capabilities.passes = {Pass::forward, Pass::backward};
     ours.capabilities.layouts = {Layout::packed};
@@ -103,7 +103,7 @@ class FakeWorker {
     gpu.capabilities.devices = {"cuda"};
     std::vector<Declaration> backends{ours, eager};
     if (options_.gpu_backend) backends.push_back(gpu);
-    return {kProtocol, "fake_worker", cpu(), backends, {{"threads", 1}}};
+    return {kProtocol, "fake_worker", device(), backends, {{"threads", 1}}};
   }
 
   Record record(const Case& c, const std::string& backend, Pass pass) const {
@@ -117,7 +117,7 @@ class FakeWorker {
       if (options_.status == name_of(status)) record.status = status;
     if (record.status != Status::passed) record.reason = "as the test asked";
     for (const Declaration& declaration : hello().backends)
-      if (const auto why = why_not(declaration, c, pass, cpu()); why && declaration.name == backend) {
+      if (const auto why = why_not(declaration, c, pass, device()); why && declaration.name == backend) {
         record.status = Status::unsupported;
         record.reason = *why;
       }

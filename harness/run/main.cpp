@@ -67,7 +67,7 @@ int execute(const SupportCommand& command, const std::vector<std::string>&) {
       fs::remove(path, ignored);
     }
   } remove_log{log};
-  Coordinator coordinator({worker_command(command.worker), log, command.worker.timeout_s});
+  Coordinator coordinator(worker_settings(command.worker, log));
   fmt::print("{}", support_report(coordinator.hello(), command.assume_sm, style_of_stdout()));
   coordinator.finish();
   return kExitOk;

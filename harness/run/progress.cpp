@@ -58,13 +58,13 @@ void Progress::tick() {
   if (terminal_)
     draw();
   else
-    fmt::print(out_, "{}: {}: {}\n", summary(), what_, case_line_);
+    fmt::print(out_, "{}: {}\n", summary(), what_);
   std::fflush(out_);
 }
 
 void Progress::draw() {
   const size_t filled = total_ == 0 ? 0 : kBarWidth * done_ / total_;
-  std::string line = fmt::format("[{:=<{}}{: <{}}] {}  {}  {}", "", filled, "", kBarWidth - filled, summary(), what_, case_line_);
+  std::string line = fmt::format("[{:=<{}}{: <{}}] {}  {}", "", filled, "", kBarWidth - filled, summary(), what_);
   const size_t width = terminal_width(out_) - 1;
   if (line.size() > width) line.resize(width);
   fmt::print(out_, "\r\x1b[2K{}", line);

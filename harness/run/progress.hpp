@@ -14,8 +14,7 @@ class Progress {
   Progress(std::FILE* out, size_t total_runs);
   ~Progress();  ///< takes the bar away
 
-  void begin(const std::string& case_line) { case_line_ = case_line; }
-  void working_on(const std::string& what) { what_ = what; }  ///< "eager backward: judge"
+  void working_on(const std::string& what) { what_ = what; }  ///< "eager backward: judge: attention lq=64 d=64"
   void count() { ++done_; }
   void count_finding() { ++findings_; }      ///< red, and not gated: the report tells what it was
   void count_failure(const Record& record);  ///< red and gated: a line of its own
@@ -31,7 +30,7 @@ class Progress {
   bool terminal_;
   size_t total_, done_ = 0, failures_ = 0, findings_ = 0;
   bool drawn_ = false;
-  std::string case_line_, what_;
+  std::string what_;
   Clock::time_point begin_, last_shown_;
 };
 

@@ -1,7 +1,7 @@
 // The worker protocol: JSON lines on two file descriptors that belong to it alone (libraries write to stdout).
 //   worker -> coordinator  {"hello":{…}}                                     once
 //   coordinator -> worker  {"request":{…}}                                   one case, several backends and passes
-//   worker -> coordinator  {"stage":{"request":N,"backend":…,"pass":…,"stage":"prepare|judge|time"}}  before each step
+//   worker -> coordinator  {"stage":{"request":N,"backend":…,"pass":…,"stage":"prepare|run|judge|time|…"}}  before each step
 //   worker -> coordinator  {"result":{"request":N,"record":{…}}}             one for each (backend, pass)
 //   worker -> coordinator  {"comparison":{"request":N,"comparison":{…}}}     at most one for each pass
 //   worker -> coordinator  {"done":{"request":N}}

@@ -1,7 +1,9 @@
 #include "harness/run/run_suites.hpp"
 
 #include <algorithm>
+#include <cstdlib>
 #include <set>
+#include <thread>
 #include <tuple>
 
 #include <fmt/format.h>
@@ -13,6 +15,7 @@
 #include "harness/run/interrupt.hpp"
 #include "harness/run/progress.hpp"
 #include "harness/run/run_folder.hpp"
+#include "harness/run/worker_pool.hpp"
 
 namespace attnbench {
 namespace {
@@ -36,8 +39,8 @@ class Recorder : public ResultSink {
     tick();
   }
   void take(const Comparison& comparison) override { folder_.append(to_line(comparison)); }
-  void on_stage(const Stage& stage) override {
-    progress_.working_on(fmt::format("{} {}: {}", stage.backend, name_of(stage.pass), stage.stage));
+  void on_stage(const PlannedCase& planned, const Stage& stage) override {
+    progress_.working_on(fmt::format("{} {}: {}: {}", stage.backend, name_of(stage.pass), stage.stage, planned.case_line));
     tick();
   }
   void tick() override {
@@ -74,7 +77,8 @@ void take_options_of(const RunData& earlier, RunCommand& command) {
   command.resume = again.resume;
   if (!again.gate.empty()) command.gate = again.gate;
   if (!again.worker.command.empty()) command.worker.command = again.worker.command;
-  if (again.worker.timeout_s != WorkerOptions{}.timeout_s) command.worker.timeout_s = again.worker.timeout_s;
+  if (again.worker.workers > 0) command.worker.workers = again.worker.workers;
+  if (again.worker.timeout_s) command.worker.timeout_s = again.worker.timeout_s;
 }
 
 /// The command line with the program's name for its path, which says where somebody works and nothing about the run.
@@ -83,9 +87,10 @@ std::vector<std::string> named_by_program(std::vector<std::string> arguments) {
   return arguments;
 }
 
-nlohmann::json environment_of(const Hello& hello, const RunCommand& command) {
+nlohmann::json environment_of(const Hello& hello, const RunCommand& command, int workers) {
   nlohmann::json environment = hello.environment;
   environment["worker"] = hello.worker;
+  environment["workers"] = workers;
   environment["device"] = hello.device;
   environment["backends"] = hello.backends;
   environment["gated"] = gated_backends(command.gate, hello.backends);
@@ -93,6 +98,37 @@ nlohmann::json environment_of(const Hello& hello, const RunCommand& command) {
   if (shard.count > 1) environment["shard"] = {{"index", shard.index}, {"count", shard.count}};
   environment["not_on_device"] = not_on_device(command.selection, hello.backends, hello.device);
   return environment;
+}
+
+/// How many workers judge. On a GPU each waits most of the time for a core (plans of kernels, launches, oracles of small cases),
+/// so that several share the cores; on a CPU one worker has work for all of them.
+int workers_of(const WorkerOptions& options) {
+  const bool on_cpu = options.device == "cpu";
+  if (on_cpu && options.workers > 1)
+    throw UsageError(fmt::format("--workers {}: on a CPU one worker uses all cores; several are for a GPU", options.workers));
+  if (on_cpu) return 1;
+  if (options.workers > 0) return options.workers;
+  constexpr int kCoresOfWorker = 4, kMostWorkers = 4;
+  const int cores = static_cast<int>(std::thread::hardware_concurrency());
+  return std::clamp(cores / kCoresOfWorker, 1, kMostWorkers);
+}
+
+/// attnbench-worker, or the user's command: the shell splits and unquotes that; "$@" hands on the options that are added here.
+std::vector<std::string> worker_command(const WorkerOptions& options) {
+  if (!options.command.empty())
+    return {"/bin/sh", "-c", "exec " + options.command + " \"$@\"", "worker", "--device", options.device};
+  const fs::path worker = fs::read_symlink("/proc/self/exe").parent_path() / "attnbench-worker";
+  if (access(worker.c_str(), X_OK) != 0)
+    throw InfrastructureError(
+        fmt::format("{}: there is no worker beside attnbench; build it, or name another with --worker", worker.string()));
+  return {worker.string(), "--device", options.device};
+}
+
+/// Workers that share a machine do not each take all cores for their oracles. What the user has set holds.
+void share_cores(int workers) {
+  if (workers == 1) return;
+  const int cores = static_cast<int>(std::thread::hardware_concurrency());
+  setenv("OMP_NUM_THREADS", std::to_string(std::max(1, cores / workers)).c_str(), 0);
 }
 
 void check_same_device(const RunData& earlier, const nlohmann::json& environment) {
@@ -123,19 +159,17 @@ std::vector<PlannedCase> plan_run(const RunCommand& command, const std::vector<S
 std::optional<int> run_in(RunFolder& folder, const RunCommand& command, const std::vector<Suite>& suites,
                           const std::string& run_id, const std::vector<std::string>& arguments, const RunData* earlier) {
   try {
-    Coordinator coordinator({worker_command(command.worker), folder.worker_log(), command.worker.timeout_s});
-    const Hello& hello = coordinator.hello();
+    const int workers = workers_of(command.worker);
+    share_cores(workers);
+    WorkerPool pool(worker_settings(command.worker, folder.worker_log()), workers);
+    const Hello& hello = pool.hello();
     const std::vector<PlannedCase> plan = plan_run(command, suites, hello, earlier);
-    const nlohmann::json environment = environment_of(hello, command);
+    const nlohmann::json environment = environment_of(hello, command, workers);
     if (earlier) check_same_device(*earlier, environment);
     folder.append(to_line(RunHeader{run_id, named_by_program(arguments), utc_now(), environment}));
     Progress progress(stderr, count_runs(plan));
     Recorder recorder(folder, progress, hello.backends, gated_backends(command.gate, hello.backends));
-    for (const PlannedCase& planned : plan) {
-      progress.begin(planned.case_line);
-      coordinator.run_case(planned, {run_id, command.assume_sm, command.check_only}, recorder);
-    }
-    coordinator.finish();
+    pool.run(plan, {run_id, command.assume_sm, command.check_only}, recorder);
     return std::nullopt;
   } catch (const Interrupted& interrupted) {
     return interrupted.signal;
@@ -144,15 +178,9 @@ std::optional<int> run_in(RunFolder& folder, const RunCommand& command, const st
 
 }  // namespace
 
-std::vector<std::string> worker_command(const WorkerOptions& options) {
-  // The shell splits and unquotes the user's command; "$@" hands on the options that are added here.
-  if (!options.command.empty())
-    return {"/bin/sh", "-c", "exec " + options.command + " \"$@\"", "worker", "--device", options.device};
-  const fs::path worker = fs::read_symlink("/proc/self/exe").parent_path() / "attnbench-worker";
-  if (access(worker.c_str(), X_OK) != 0)
-    throw InfrastructureError(
-        fmt::format("{}: there is no worker beside attnbench; build it, or name another with --worker", worker.string()));
-  return {worker.string(), "--device", options.device};
+WorkerSettings worker_settings(const WorkerOptions& options, const fs::path& log) {
+  constexpr double kCpuTimeout_s = 300, kGpuTimeout_s = 60;  // the oracle's steps take minutes on a few cores, seconds on a GPU
+  return {worker_command(options), log, options.timeout_s.value_or(options.device == "cpu" ? kCpuTimeout_s : kGpuTimeout_s)};
 }
 
 std::vector<Suite> load_cases(const std::vector<std::string>& suites, const std::vector<std::string>& lines) {

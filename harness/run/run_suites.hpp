@@ -11,9 +11,9 @@
 
 namespace attnbench {
 
-/// The worker's command with its device: attnbench-worker beside this executable, or the one of --worker.
-/// Throws InfrastructureError if there is no executable beside this one.
-std::vector<std::string> worker_command(const WorkerOptions& options);
+/// attnbench-worker beside this executable, or the one of --worker, on its device. Throws InfrastructureError if there is no
+/// executable beside this one.
+WorkerSettings worker_settings(const WorkerOptions& options, const std::filesystem::path& log);
 
 /// Suites and --case lines of a command. Throws CaseError.
 std::vector<Suite> load_cases(const std::vector<std::string>& suites, const std::vector<std::string>& lines);

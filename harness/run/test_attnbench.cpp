@@ -48,6 +48,7 @@ pid_t Attnbench::start(std::vector<std::string> arguments, const std::string& wo
   const std::string output = (folder_ / "output").string();
   const pid_t process = fork();
   if (process == 0) {
+    setenv("CUDA_VISIBLE_DEVICES", "", 1);  // what these tests run is meant for a CPU
     if (!freopen(output.c_str(), "w", stdout)) _exit(126);
     dup2(STDOUT_FILENO, STDERR_FILENO);
     execv(argv[0], argv.data());

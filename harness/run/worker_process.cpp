@@ -88,7 +88,8 @@ WorkerProcess::WorkerProcess(std::vector<std::string> command, const fs::path& l
   for (std::string& word : command) arguments.push_back(word.data());
   arguments.push_back(nullptr);
 
-  setenv(kSpinVariable, kSpins, 0);
+  static const int spin_variable_is_set = setenv(kSpinVariable, kSpins, 0);  // once, whatever the number of threads
+  static_cast<void>(spin_variable_is_set);
   const int log_file = open(log.c_str(), O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC, 0644);
   if (log_file < 0) cannot(log.c_str());
   const Pipe requests = make_pipe(), replies = make_pipe();

@@ -192,8 +192,9 @@ void Attempt::prepare_and_judge() {
   prepare();
   if (record_.status == Status::failed) return;
   if (!fits(run_->predicted_bytes, "the pass")) return;
-  announce_(*this, "judge");
+  announce_(*this, "run");
   WatchedRun watched = run_watched(*run_, record_.pass, inputs());
+  announce_(*this, "judge");
   outputs_ = std::move(watched.outputs);
   record_.memory = watched.memory;
   if (record_.expect == Expect::must_throw) return;
@@ -207,6 +208,7 @@ void Attempt::prepare_and_judge() {
 
 /// The second call, on other inputs: who hands out what an earlier call left is seen, timed or not.
 void Attempt::judge_mirrored() {
+  announce_(*this, "run again");
   const WatchedRun mirrored = run_watched(*run_, record_.pass, inputs(), Call::mirrored);
   const std::string reason = mirrored.misconduct.empty() ? wrong(mirrored.outputs) : mirrored.misconduct;
   if (!reason.empty()) end(Status::failed, fmt::format("called again with {}: {}", mirror_of(record_.pass), reason));
@@ -280,6 +282,7 @@ void Attempt::judge_again() {
       if (timed.empty()) continue;
       return end(Status::failed, fmt::format("the last timed call of {} gave another result: {}", run_->windows[i].name, timed));
     }
+    announce_(*this, "run after timing");
     const WatchedRun again = run_watched(*run_, record_.pass, inputs());
     const std::string reason = again.misconduct.empty() ? wrong(again.outputs) : again.misconduct;
     if (!reason.empty()) return end(Status::failed, "judged again after timing: " + reason);

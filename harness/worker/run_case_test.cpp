@@ -90,9 +90,10 @@ TEST_F(RunCase, EveryStepIsAnnouncedBeforeItAndAllAreJudgedBeforeAnyIsTimed) {
   add("one");
   add("two");
   const Answers answers = run(Pass::forward, kCase, false);
-  ASSERT_GE(answers.stages.size(), 6u);
-  EXPECT_EQ((std::vector(answers.stages.begin(), answers.stages.begin() + 6)),
-            (std::vector<std::string>{"one prepare", "one judge", "two prepare", "two judge", "one time", "two time"}));
+  const std::vector<std::string> expected{"one prepare", "one run",   "one judge",     "one run again", "two prepare",
+                                          "two run",     "two judge", "two run again", "one time",      "two time"};
+  ASSERT_GE(answers.stages.size(), expected.size());
+  EXPECT_EQ((std::vector(answers.stages.begin(), answers.stages.begin() + expected.size())), expected);
 }
 
 TEST_F(RunCase, NoTimeWhereOnlyChecksAreWanted) {

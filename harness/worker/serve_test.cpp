@@ -46,22 +46,24 @@ TEST(Serve, HelloThenStagesResultAndDone) {
   int code = -1;
   const std::vector<json> replies = replies_to(request("attention lq=8 d=16").dump() + "\n", &code);
   EXPECT_EQ(code, 0);
-  ASSERT_EQ(replies.size(), 5u);
+  ASSERT_EQ(replies.size(), 7u);
   EXPECT_EQ(replies[0]["hello"].get<Hello>().backends.at(0).name, "honest");
   EXPECT_TRUE(replies[0]["hello"]["environment"]["torch"]["version"].is_string());
   EXPECT_EQ(replies[1]["stage"]["stage"], "prepare");
-  EXPECT_EQ(replies[2]["stage"]["stage"], "judge");
-  EXPECT_EQ(replies[3]["result"]["request"], 3);
-  EXPECT_EQ(record_from(replies[3]["result"]["record"]).status, Status::passed);
-  EXPECT_EQ(replies[4]["done"]["request"], 3);
+  EXPECT_EQ(replies[2]["stage"]["stage"], "run");
+  EXPECT_EQ(replies[3]["stage"]["stage"], "judge");
+  EXPECT_EQ(replies[4]["stage"]["stage"], "run again");
+  EXPECT_EQ(replies[5]["result"]["request"], 3);
+  EXPECT_EQ(record_from(replies[5]["result"]["record"]).status, Status::passed);
+  EXPECT_EQ(replies[6]["done"]["request"], 3);
 }
 
 TEST(Serve, RubbishIsAnsweredAndTheNextRequestServed) {
   const std::string rubbish = "\xff\xfe{{{\n[]\n{\"request\":{\"id\":\"x\"}}\n{\"request\":5}\n";
   const std::vector<json> replies = replies_to(rubbish + request("attention lq=8 d=16").dump());
-  ASSERT_EQ(replies.size(), 9u);
+  ASSERT_EQ(replies.size(), 11u);
   for (int i = 1; i <= 4; ++i) EXPECT_TRUE(replies[i].contains("error")) << replies[i].dump();
-  EXPECT_TRUE(replies[8].contains("done"));
+  EXPECT_TRUE(replies[10].contains("done"));
 }
 
 TEST(Serve, ABadCaseIsAResultWithASentence) {

@@ -1,0 +1,29 @@
+// Runs the cases of a plan through workers: several at once where nothing is timed, one alone where something is.
+#pragma once
+
+#include <vector>
+
+#include "harness/run/coordinator.hpp"
+
+namespace attnbench {
+
+class WorkerPool {
+ public:
+  /// Starts the first worker; throws what Coordinator throws. The others, of `workers` in all, start with the first case that
+  /// they take; each has a log of its own: worker.log, worker-2.log, …
+  WorkerPool(const WorkerSettings& settings, int workers);
+
+  const Hello& hello() const { return first_.hello(); }
+
+  /// Every run of every case ends as one record. With one worker the cases keep their order; with several those that are not to
+  /// be timed come first, in any order, then the others through the first worker, when all others have ended.
+  /// Throws what Coordinator and the sink throw; nobody begins with another case after that.
+  void run(const std::vector<PlannedCase>& plan, const RunFields& fields, ResultSink& sink);
+
+ private:
+  const WorkerSettings settings_;
+  const int workers_;
+  Coordinator first_;
+};
+
+}  // namespace attnbench
