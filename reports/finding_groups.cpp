@@ -14,9 +14,9 @@
 namespace attnbench {
 namespace {
 
-constexpr size_t kReasonLetters = 60;
+constexpr size_t kReasonLetters = 80;
 
-/// The tensors that a gate failed; without any the beginning of the reason with its numbers blotted out.
+/// The tensors that a gate failed; without any the beginning of the reason, # for each number.
 std::string signature_of(const Record& record) {
   std::set<std::string> tensors;
   for (const auto& [tensor, errors] : record.errors)
@@ -24,9 +24,12 @@ std::string signature_of(const Record& record) {
       if (gate.verdict == Gate::Verdict::fail)
         tensors.insert(tensor.substr(0, tensor.find("_given_o")) + (name == "nonfinite" ? " (not finite)" : ""));
   if (!tensors.empty()) return fmt::format("{}", fmt::join(tensors, ", "));
-  std::string start = record.reason.substr(0, std::min(record.reason.find('\n'), kReasonLetters));
-  for (char& c : start) c = c >= '0' && c <= '9' ? '#' : c;
-  return start;
+  std::string start;
+  for (const char c : record.reason.substr(0, record.reason.find('\n'))) {
+    const bool digit = c >= '0' && c <= '9';
+    if (!digit || !start.ends_with('#')) start += digit ? '#' : c;
+  }
+  return start.size() > kReasonLetters ? start.substr(0, kReasonLetters) + "…" : start;
 }
 
 double scores_to_compute(const Record& record) {

@@ -92,7 +92,7 @@ TEST(FindingGroups, WhatIsAlikeIsToldOnceByItsSmallestCase) {
   ASSERT_EQ(groups.size(), 3u);
   EXPECT_EQ(headline(groups[0]), "FAILED flash_varlen backward: dq (2 cases, bf16 fp16)");
   EXPECT_EQ(headline(groups[1]), "FAILED flash_varlen backward: dk, dq (1 case, bf16)");
-  EXPECT_EQ(headline(groups[2]), "ERROR eager forward: worker died, signal ## while in stage \"judge\" (1 case, bf16)");
+  EXPECT_EQ(headline(groups[2]), "ERROR eager forward: worker died, signal # while in stage \"judge\" (1 case, bf16)");
   EXPECT_EQ(groups[0].smallest->repro, kRepro);
   const Words lines = details(groups[0]);
   EXPECT_EQ(lines.front(), "alike  2 cases; the smallest:");
