@@ -13,7 +13,7 @@ namespace attnbench {
 namespace {
 
 /// What XML 1.0 cannot hold at all becomes '?'.
-std::string escaped(const std::string& text) {
+std::string xml_escaped(const std::string& text) {
   std::string out;
   for (const char c : text) {
     switch (c) {
@@ -77,18 +77,18 @@ std::vector<Testcase> testcases_of(const RunData& run, const Record& record, boo
 
 std::string testcase_xml(const Record& record, const Testcase& testcase, double seconds) {
   std::string body;
-  if (testcase.outcome == Outcome::skipped) body = fmt::format("<skipped message=\"{}\"/>", escaped(testcase.message));
+  if (testcase.outcome == Outcome::skipped) body = fmt::format("<skipped message=\"{}\"/>", xml_escaped(testcase.message));
   if (testcase.outcome == Outcome::failure || testcase.outcome == Outcome::error) {
     const char* element = testcase.outcome == Outcome::failure ? "failure" : "error";
     std::string lines;
     for (const std::string& line : details(record)) lines += line + "\n";
-    body = fmt::format("<{0} type=\"{1}\" message=\"{2}\">{3}</{0}>", element, name_of(record.status), escaped(testcase.message),
-                       escaped(lines));
+    body = fmt::format("<{0} type=\"{1}\" message=\"{2}\">{3}</{0}>", element, name_of(record.status),
+                       xml_escaped(testcase.message), xml_escaped(lines));
   }
   return fmt::format(
       "    <testcase classname=\"{}.{}.{}\" name=\"{}\" time=\"{:.6f}\">{}<system-out>{}</system-out></testcase>\n",
-      escaped(record.backend), name_of(record.pass), dtype_of(record.case_line), escaped(testcase.name), seconds, body,
-      escaped(record.repro));
+      xml_escaped(record.backend), name_of(record.pass), dtype_of(record.case_line), xml_escaped(testcase.name), seconds, body,
+      xml_escaped(record.repro));
 }
 
 std::string suite_xml(const RunData& run, const std::string& suite) {
@@ -107,7 +107,7 @@ std::string suite_xml(const RunData& run, const std::string& suite) {
     }
   }
   return fmt::format("  <testsuite name=\"{}\" tests=\"{}\" failures=\"{}\" errors=\"{}\" skipped=\"{}\">\n{}  </testsuite>\n",
-                     escaped(suite), tests, failures, errors, skipped, body);
+                     xml_escaped(suite), tests, failures, errors, skipped, body);
 }
 
 }  // namespace

@@ -12,7 +12,7 @@ void replace_all(std::string& text, const std::string& from, const std::string& 
     text.replace(at, from.size(), to);
 }
 
-std::string escaped(const std::string& text) {
+std::string latex_escaped(const std::string& text) {
   std::string out;
   for (const char c : text) {
     if (c == '\\') {
@@ -32,7 +32,7 @@ std::string escaped(const std::string& text) {
 std::string row_text(const std::vector<Cell>& row) {
   std::string text;
   for (std::size_t c = 0; c < row.size(); ++c) {
-    const std::string cell = escaped(row[c].text);
+    const std::string cell = latex_escaped(row[c].text);
     text += c == 0 ? "" : " & ";
     text += row[c].tone == Tone::good ? fmt::format("\\textbf{{{}}}", cell) : cell;
   }
@@ -47,7 +47,7 @@ std::string table_text(const TextTable& table) {
     header.push_back({column.header});
   }
   std::string text = fmt::format("\\begin{{table}}\n\\caption{{{}. {}}}\n\\begin{{tabular}}{{{}}}\n  \\toprule\n",
-                                 escaped(table.title), escaped(table.note), sides);
+                                 latex_escaped(table.title), latex_escaped(table.note), sides);
   text += row_text(header) + "  \\midrule\n";
   for (const auto& row : table.rows) text += row_text(row);
   return text + "  \\bottomrule\n\\end{tabular}\n\\end{table}\n";

@@ -5,7 +5,6 @@
 
 #include <algorithm>
 #include <cmath>
-#include <limits>
 #include <map>
 #include <utility>
 #include <vector>
@@ -25,7 +24,6 @@ namespace {
 using namespace emulation;
 
 constexpr int64_t kBatchRows = 1 << 18;  ///< (sequence, head, token) rows: a tile of scores takes 64 MiB
-constexpr double kInfinity = std::numeric_limits<double>::infinity();
 
 /// Storage rows of tokens, and their places in a batch [sequences x longest].
 struct Places {

@@ -1,7 +1,6 @@
 #include "harness/attention/emulator_batch.hpp"
 
 #include <algorithm>
-#include <limits>
 
 #include <ATen/TensorOperators.h>
 #include <ATen/ops/arange.h>
@@ -12,12 +11,6 @@
 #include <ATen/ops/zeros.h>
 
 namespace attnbench::emulation {
-namespace {
-
-constexpr double kInfinity = std::numeric_limits<double>::infinity();
-
-}  // namespace
-
 void Sequence::find_reads(const Problem& problem, Conventions::EmptyRow empty_row) {
   reads.resize(queries());
   for (int64_t i = 0; i < queries(); ++i) {

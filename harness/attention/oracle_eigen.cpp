@@ -2,7 +2,6 @@
 // Letters and formulas: error_model.hpp.
 #include <algorithm>
 #include <cmath>
-#include <limits>
 #include <vector>
 
 #include <ATen/ops/from_blob.h>
@@ -18,8 +17,6 @@ using namespace eigen_oracle;
 
 using Map = Eigen::Map<Matrix>;
 using Entries = Eigen::Map<Column>;
-
-constexpr double kInfinity = std::numeric_limits<double>::infinity();
 
 /// A contiguous tensor [1, rows, channels].
 Map rows(const at::Tensor& t) {

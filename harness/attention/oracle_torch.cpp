@@ -4,7 +4,6 @@
 // A block launches work and never waits for it: what decides the way of the program is computed on the host.
 #include <algorithm>
 #include <cmath>
-#include <limits>
 #include <vector>
 
 #include <ATen/TensorOperators.h>
@@ -24,8 +23,6 @@ namespace attnbench {
 namespace {
 
 using at::Tensor;
-
-constexpr double kInfinity = std::numeric_limits<double>::infinity();
 
 /// Elements of S in a block: on a CPU a few such matrices stay near the core, on a GPU they keep it busy.
 constexpr int64_t kCpuBlockElements = 1 << 20, kGpuBlockElements = 1 << 23;

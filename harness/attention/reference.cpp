@@ -4,7 +4,6 @@
 #include <algorithm>
 #include <cmath>
 #include <functional>
-#include <limits>
 #include <stdexcept>
 #include <vector>
 
@@ -24,8 +23,6 @@ namespace attnbench {
 namespace {
 
 using at::Tensor;
-
-constexpr double kInfinity = std::numeric_limits<double>::infinity();
 
 /// Elements of one operand of a call to an oracle on a GPU: short heads go there together, long ones one by one.
 constexpr int64_t kGpuCallElements = 1 << 22;

@@ -4,7 +4,6 @@
 #include <fmt/ranges.h>
 
 #include <algorithm>
-#include <limits>
 
 #include "harness/run/names.hpp"
 
@@ -99,7 +98,6 @@ std::optional<std::string> why_not_features(const Declaration& backend, const Pr
 }  // namespace
 
 double lse_of_empty_row(Conventions::LseEmpty convention) {
-  constexpr double kInfinity = std::numeric_limits<double>::infinity();
   switch (convention) {
     case Conventions::LseEmpty::plus_infinity:
       return kInfinity;

@@ -1,6 +1,7 @@
 // What a backend declares about itself, and is held to. Plain data that travels in the worker's hello message.
 #pragma once
 
+#include <limits>
 #include <optional>
 #include <string>
 #include <string_view>
@@ -39,6 +40,8 @@ struct Conventions {
   bool padded_rows_zero = true;  ///< O and dQ of padded queries, dK and dV of padded keys, are exactly 0; else undefined
   bool operator==(const Conventions&) const = default;
 };
+
+inline constexpr double kInfinity = std::numeric_limits<double>::infinity();
 
 /// -inf, +inf or 0; -inf where the backend returns none.
 double lse_of_empty_row(Conventions::LseEmpty convention);

@@ -21,6 +21,9 @@ class Attempt {
   /// Asks why_not, prepares, runs watched and judges. Whatever the backend throws becomes an `error` record.
   void judge();
 
+  /// Nothing is run again: what the backend keeps for that, such as an autograd graph, is freed.
+  void release() { run_.reset(); }
+
   /// It passed, its case is timed and expects equality: it may be measured.
   bool measurable() const;
 

@@ -133,6 +133,7 @@ void run_case(const Request& request, const Bench& bench, const Replies& replies
     if (!request.check_only && attempt.measurable()) {
       to_measure.push_back(&attempt);
     } else {
+      attempt.release();
       replies.record(attempt.record());
     }
   }

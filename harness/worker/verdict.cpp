@@ -1,6 +1,5 @@
 #include "harness/worker/verdict.hpp"
 
-#include <limits>
 #include <utility>
 
 #include <ATen/TensorOperators.h>
@@ -14,8 +13,6 @@
 
 namespace attnbench {
 namespace {
-
-constexpr double kInfinity = std::numeric_limits<double>::infinity();
 
 /// flash-attention's rule: error <= 2 * error of eager in the same dtype + 1e-5. (Its tests allow gradients a factor of 3 by
 /// now; reported is the stricter one, for every tensor.)

@@ -3,7 +3,6 @@
 #include <algorithm>
 #include <cmath>
 #include <functional>
-#include <limits>
 
 #include <ATen/TensorOperators.h>
 #include <ATen/ops/arange.h>
@@ -20,8 +19,6 @@ namespace attnbench {
 namespace {
 
 using at::Tensor;
-
-constexpr double kInfinity = std::numeric_limits<double>::infinity();
 
 /// Elements that are worked on at once: on a CPU a dozen such arrays stay in a core's cache, on a GPU in little memory.
 constexpr int64_t kCpuElements = 1 << 14, kGpuElements = 1 << 23;

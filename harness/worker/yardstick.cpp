@@ -1,7 +1,6 @@
 #include "harness/worker/yardstick.hpp"
 
 #include <algorithm>
-#include <limits>
 #include <utility>
 
 #include <ATen/TensorOperators.h>
@@ -13,8 +12,6 @@
 
 namespace attnbench {
 namespace {
-
-constexpr double kInfinity = std::numeric_limits<double>::infinity();
 
 constexpr const JudgedTensor* kAllJudged[] = {&kOutput, &kQueryGradient, &kKeyGradient, &kValueGradient};
 
