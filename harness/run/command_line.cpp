@@ -109,6 +109,8 @@ void add_run_options(CLI::App& app, RunCommand& run, TypedOptions& typed) {
       ->type_name("N");
   app.add_option("--out", run.out, "folder of the results [runs/<date>-<time>-<suite>]")->type_name("DIR");
   app.add_option("--resume", run.resume, "go on with the run in this folder; alone, with its own options")->type_name("DIR");
+  app.add_option("--dump", run.dump, "write inputs, outputs, the oracle's and their sigma as .npy files to this folder")
+      ->type_name("DIR");
   app.add_option("--assume-sm", typed.assume_sm, "flag what is unsafe on this compute capability")->type_name("X.Y");
 }
 

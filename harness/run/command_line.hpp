@@ -26,6 +26,7 @@ struct RunCommand {
   std::string gate;  ///< "": the backends marked ours
   bool check_only = false;
   std::filesystem::path out, resume;  ///< at most one of them
+  std::filesystem::path dump;         ///< empty: none
   std::optional<int> assume_sm;       ///< 75 = SM 7.5
   WorkerOptions worker;
 };

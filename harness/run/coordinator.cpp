@@ -222,6 +222,7 @@ Coordinator::Exchange Coordinator::exchange(const PlannedCase& planned, const Ru
   request.case_line = format_line(planned.c);
   request.runs = planned.runs;
   request.check_only = fields.check_only;
+  request.dump = fields.dump;
   worker_->send({{"request", request}}, deadline());  // a worker that does not read shows below: it has ended, or is silent
   while (!exchange.done) {
     const WorkerEvent event = worker_->next(deadline(), [&] { sink.tick(); });

@@ -25,6 +25,7 @@ struct RunFields {
   std::string run;
   std::optional<int> assume_sm;  ///< safety is judged for this SM instead of the device's
   bool check_only = false;
+  std::string dump;  ///< folder for what the runs computed; empty: none
 };
 
 /// Where results go, as they come.

@@ -39,6 +39,7 @@ void to_json(json& out, const Request& request) {
          {"check_only", request.check_only},
          {"min_rounds", request.min_rounds},
          {"time_budget_s", request.time_budget_s}};
+  if (!request.dump.empty()) out["dump"] = request.dump;
 }
 
 void from_json(const json& line, Request& request) {
@@ -55,6 +56,7 @@ void from_json(const json& line, Request& request) {
   request.check_only = in.boolean("check_only");
   request.min_rounds = static_cast<int>(in.integer("min_rounds"));
   request.time_budget_s = in.number("time_budget_s");
+  request.dump = line.contains("dump") ? in.text("dump") : "";
 }
 
 void to_json(json& out, const Stage& stage) {

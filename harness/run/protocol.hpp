@@ -37,6 +37,7 @@ struct Request {
   bool check_only = false;
   int min_rounds = 10;       ///< of timing
   double time_budget_s = 2;  ///< of timing, for all runs of the request together
+  std::string dump;          ///< folder for what was computed; empty: none
 };
 
 struct Stage {

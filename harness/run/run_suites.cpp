@@ -155,6 +155,15 @@ std::vector<PlannedCase> plan_run(const RunCommand& command, const std::vector<S
   return plan;
 }
 
+/// As the workers see it; made at once, so that a folder that cannot be is said before anything runs.
+std::string dump_folder(const fs::path& folder) {
+  if (folder.empty()) return "";
+  std::error_code error;
+  fs::create_directories(folder, error);
+  if (error) throw UsageError(fmt::format("--dump {}: {}", folder.string(), error.message()));
+  return fs::absolute(folder).string();
+}
+
 /// Everything between an open folder and its last record.
 std::optional<int> run_in(RunFolder& folder, const RunCommand& command, const std::vector<Suite>& suites,
                           const std::string& run_id, const std::vector<std::string>& arguments, const RunData* earlier) {
@@ -169,7 +178,7 @@ std::optional<int> run_in(RunFolder& folder, const RunCommand& command, const st
     folder.append(to_line(RunHeader{run_id, named_by_program(arguments), utc_now(), environment}));
     Progress progress(stderr, count_runs(plan));
     Recorder recorder(folder, progress, hello.backends, gated_backends(command.gate, hello.backends));
-    pool.run(plan, {run_id, command.assume_sm, command.check_only}, recorder);
+    pool.run(plan, {run_id, command.assume_sm, command.check_only, dump_folder(command.dump)}, recorder);
     return std::nullopt;
   } catch (const Interrupted& interrupted) {
     return interrupted.signal;

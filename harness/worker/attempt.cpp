@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <chrono>
 #include <exception>
+#include <fstream>
 
 #include <ATen/ops/equal.h>
 #include <ATen/ops/tensor.h>
@@ -12,6 +13,7 @@
 
 #include "harness/attention/flops.hpp"
 #include "harness/worker/cuda_device.hpp"
+#include "harness/worker/dump.hpp"
 #include "harness/worker/memory.hpp"
 #include "harness/worker/process_state.hpp"
 #include "harness/worker/sentence.hpp"
@@ -204,6 +206,22 @@ void Attempt::prepare_and_judge() {
   if (watched.misconduct.empty()) watched.misconduct = borrowed(outputs_, named_tensors(inputs().get()));
   if (!watched.misconduct.empty()) return end(Status::failed, watched.misconduct);
   if (record_.status == Status::passed && record_.expect == Expect::equal) judge_mirrored();
+}
+
+void Attempt::dump(const std::filesystem::path& root) {
+  const bool judged = record_.errors.count("o") > 0 && (record_.pass == Pass::forward || record_.errors.count("dv") > 0);
+  if (!judged) return;
+  try {
+    const std::filesystem::path folder = root / folder_of_case(record_.case_line);
+    const bool holds_nan = backend_.declaration().conventions.poison == Conventions::Poison::nan;
+    dump_inputs(inputs().get(), folder / (holds_nan ? "inputs-nan" : "inputs-finite"));
+    const Judge judge = judge_for();
+    dump_outputs(outputs_, record_.pass, judge.yardstick(),
+                 folder / fmt::format("{}-{}", record_.backend, name_of(record_.pass)));
+    std::ofstream(folder / "case.txt") << record_.case_line << '\n';
+  } catch (const std::exception& e) {
+    end(Status::error, fmt::format("--dump: {}", sentence_of(e)));
+  }
 }
 
 /// The second call, on other inputs: who hands out what an earlier call left is seen, timed or not.

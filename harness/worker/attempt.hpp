@@ -1,6 +1,7 @@
 // One backend and one pass of one case, from `why_not` to the finished record.
 #pragma once
 
+#include <filesystem>
 #include <functional>
 #include <optional>
 #include <vector>
@@ -14,12 +15,15 @@ namespace attnbench {
 
 class Attempt {
  public:
-  /// `announce` is called before each step that may crash or hang: "prepare", "judge", "time".
+  /// `announce` is called before each step that may crash or hang: "prepare", "run", "judge", "time", ….
   Attempt(const Backend& backend, Pass pass, const Device& device, CaseData& data,
           std::function<void(const Attempt&, const char* stage)> announce);
 
   /// Asks why_not, prepares, runs watched and judges. Whatever the backend throws becomes an `error` record.
   void judge();
+
+  /// Writes what was given, computed and expected to a folder of `root` (dump.hpp), if something well-formed was computed.
+  void dump(const std::filesystem::path& root);
 
   /// Nothing is run again: what the backend keeps for that, such as an autograd graph, is freed.
   void release() { run_.reset(); }

@@ -27,6 +27,8 @@ class Judge {
   /// forward: o and lse of `outputs`. backward: dq, dk, dv, and o of the same run, on which they are conditional.
   Verdict judge(const Outputs& outputs, Pass pass) const;
 
+  const Yardstick& yardstick() const { return *yardstick_; }
+
  private:
   bool padding_is_zero(const JudgedTensor& t) const;
   void judge_tensor(const JudgedTensor& t, const Outputs& outputs, Verdict& verdict) const;
