@@ -105,12 +105,11 @@ void add_run_options(CLI::App& app, RunCommand& run, TypedOptions& typed) {
   app.add_flag("--check-only", run.check_only, "judge, do not measure");
   app.add_option(
          "--workers", run.worker.workers,
-         "workers that judge at once on a GPU, each on its share of the cores; timed cases have it to themselves [up to 4]")
+         "on a GPU: workers that judge at once; a case that is timed has the GPU to itself [one for every 4 cores, at most 4]")
       ->type_name("N");
   app.add_option("--out", run.out, "folder of the results [runs/<date>-<time>-<suite>]")->type_name("DIR");
   app.add_option("--resume", run.resume, "go on with the run in this folder; alone, with its own options")->type_name("DIR");
-  app.add_option("--dump", run.dump, "write inputs, outputs, the oracle's and their sigma as .npy files to this folder")
-      ->type_name("DIR");
+  app.add_option("--dump", run.dump, "folder for what was given, computed and expected, as .npy files")->type_name("DIR");
   app.add_option("--assume-sm", typed.assume_sm, "flag what is unsafe on this compute capability")->type_name("X.Y");
 }
 
