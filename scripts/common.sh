@@ -75,3 +75,9 @@ python_with() {
   done
   return 1
 }
+
+# help_of SCRIPT: prints the comment that SCRIPT begins with, and ends.
+help_of() {
+  sed -n '2,/^set/{/^set/d;s/^# \{0,1\}//;p}' "$1"
+  exit 0
+}

@@ -70,6 +70,21 @@ TEST_F(Attnbench, ABrokenLineInTheMiddleIsNamed) {
   }
 }
 
+TEST_F(Attnbench, AReportOfARunThatDidNotEndSaysHowMuchIsMissing) {
+  EXPECT_EQ(run(cases(3)).exit_code, kExitOk);
+  EXPECT_THAT(run({"report", path("out")}, "none").out, testing::Not(HasSubstr("has not ended")));
+  const fs::path file = folder_ / "out" / kResultsFile;
+  std::ifstream in(file);
+  std::string kept, line;
+  for (int i = 0; i < 6 && std::getline(in, line); ++i) kept += line + "\n";
+  std::ofstream(file) << kept;
+  const std::string out = run({"report", path("out")}, "none").out;
+  EXPECT_THAT(out, HasSubstr("of 12 results are here: the run has not ended"));
+  EXPECT_THAT(out, HasSubstr("attnbench --resume " + path("out")));
+  EXPECT_EQ(run({"--resume", path("out")}).exit_code, kExitOk);
+  EXPECT_THAT(run({"report", path("out")}, "none").out, testing::Not(HasSubstr("has not ended")));
+}
+
 TEST_F(Attnbench, ReportDropsACutLastLineWithAWarning) {
   EXPECT_EQ(run(cases(1)).exit_code, kExitOk);
   const fs::path file = folder_ / "out" / kResultsFile;
@@ -101,7 +116,7 @@ TEST_F(Attnbench, ASignalEndsTheRunInAStateThatCanBeResumed) {
     const Answer answer = finish(process);
     EXPECT_EQ(answer.exit_code, signal == SIGINT ? kExitInterrupted : kExitTerminated) << answer.out;
     EXPECT_THAT(answer.out, HasSubstr("attnbench --resume"));
-    EXPECT_TRUE(results().warnings.empty());
+    EXPECT_THAT(results().warnings, testing::ElementsAre(HasSubstr("has not ended")));
     EXPECT_EQ(run({"--resume", path("out")}).exit_code, kExitOk);
     EXPECT_EQ(results().records.size(), 20u);
   }

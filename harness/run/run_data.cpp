@@ -57,6 +57,16 @@ void read_line(const std::string& text, RunData& run) {
     throw std::runtime_error(fmt::format("record: expected run, result or comparison, got \"{}\"", kind));
 }
 
+/// Headers say how many results they promise.
+void warn_if_unfinished(const fs::path& folder, RunData& run) {
+  const nlohmann::json& environment = run.headers.front().environment;
+  if (!environment.contains("runs") || !environment["runs"].is_number_unsigned()) return;  // of an older version
+  const auto promised = environment["runs"].get<size_t>();
+  if (run.records.size() >= promised) return;
+  run.warnings.push_back(fmt::format("{} of {} results are here: the run has not ended; attnbench --resume {} goes on with it",
+                                     run.records.size(), promised, folder.string()));
+}
+
 }  // namespace
 
 RunData read_run(const fs::path& folder_or_file) {
@@ -83,6 +93,7 @@ RunData read_run(const fs::path& folder_or_file) {
   if (run.headers.empty())
     throw RunError(
         fmt::format("{}: holds no whole line: its run ended before it began; start it again with --out", file.string()));
+  warn_if_unfinished(file.parent_path(), run);
   return run;
 }
 

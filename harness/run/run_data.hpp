@@ -27,7 +27,7 @@ struct RunData {
   std::vector<std::string> gated;  ///< backends whose red results decide the exit code: environment.gated, else `ours`
   /// By kind of device: backends that have nothing for it and were left out. The last header of a kind counts.
   std::map<std::string, std::vector<std::string>> not_on_device;
-  std::vector<std::string> warnings;  ///< what had to be left out: a cut last line
+  std::vector<std::string> warnings;  ///< what is missing: the end of a run, a cut last line
 };
 
 inline constexpr const char* kResultsFile = "results.jsonl";

@@ -87,10 +87,11 @@ std::vector<std::string> named_by_program(std::vector<std::string> arguments) {
   return arguments;
 }
 
-nlohmann::json environment_of(const Hello& hello, const RunCommand& command, int workers) {
+nlohmann::json environment_of(const Hello& hello, const RunCommand& command, int workers, size_t runs) {
   nlohmann::json environment = hello.environment;
   environment["worker"] = hello.worker;
   environment["workers"] = workers;
+  environment["runs"] = runs;
   environment["device"] = hello.device;
   environment["backends"] = hello.backends;
   environment["gated"] = gated_backends(command.gate, hello.backends);
@@ -160,25 +161,25 @@ std::string dump_folder(const fs::path& folder) {
   if (folder.empty()) return "";
   std::error_code error;
   fs::create_directories(folder, error);
-  if (error) throw UsageError(fmt::format("--dump {}: {}", folder.string(), error.message()));
+  if (error) throw UsageError(fmt::format("--dump {}: cannot be made: {}", folder.string(), error.message()));
   return fs::absolute(folder).string();
 }
 
 /// Everything between an open folder and its last record.
-std::optional<int> run_in(RunFolder& folder, const RunCommand& command, const std::vector<Suite>& suites,
-                          const std::string& run_id, const std::vector<std::string>& arguments, const RunData* earlier) {
+std::optional<int> run_in(RunFolder& folder, const RunCommand& command, const std::vector<Suite>& suites, const RunFields& fields,
+                          const std::vector<std::string>& arguments, const RunData* earlier) {
   try {
     const int workers = workers_of(command.worker);
     share_cores(workers);
     WorkerPool pool(worker_settings(command.worker, folder.worker_log()), workers);
     const Hello& hello = pool.hello();
     const std::vector<PlannedCase> plan = plan_run(command, suites, hello, earlier);
-    const nlohmann::json environment = environment_of(hello, command, workers);
+    const nlohmann::json environment = environment_of(hello, command, workers, count_runs(plan));
     if (earlier) check_same_device(*earlier, environment);
-    folder.append(to_line(RunHeader{run_id, named_by_program(arguments), utc_now(), environment}));
+    folder.append(to_line(RunHeader{fields.run, named_by_program(arguments), utc_now(), environment}));
     Progress progress(stderr, count_runs(plan));
     Recorder recorder(folder, progress, hello.backends, gated_backends(command.gate, hello.backends));
-    pool.run(plan, {run_id, command.assume_sm, command.check_only, dump_folder(command.dump)}, recorder);
+    pool.run(plan, fields, recorder);
     return std::nullopt;
   } catch (const Interrupted& interrupted) {
     return interrupted.signal;
@@ -210,11 +211,13 @@ RunOutcome run_suites(RunCommand command, const std::vector<std::string>& argume
     if (command.suites.empty() && command.cases.empty()) take_options_of(*earlier, command);
   }
   const std::vector<Suite> suites = load_cases(command.suites, command.cases);
+  const std::string dump = dump_folder(command.dump);
   const std::string run_id = earlier ? earlier->headers.front().run : make_run_id(run_name(suites));
   RunFolder folder = earlier ? RunFolder::reopen(command.resume)
                              : RunFolder::create(command.out.empty() ? default_run_folder(run_id) : command.out);
   try {
-    const auto interrupted = run_in(folder, command, suites, run_id, arguments, earlier ? &*earlier : nullptr);
+    const auto interrupted = run_in(folder, command, suites, {run_id, command.assume_sm, command.check_only, dump}, arguments,
+                                    earlier ? &*earlier : nullptr);
     const bool began = !folder.discard_if_empty();
     return {began ? folder.path() : fs::path(), interrupted};
   } catch (...) {

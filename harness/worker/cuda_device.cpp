@@ -36,7 +36,8 @@ int count_devices() {
 
 Device find_cuda_device(int index) {
   const int count = count_devices();
-  if (count == 0) throw UsageError("--device cuda: there is no GPU here; --device cpu is there");
+  const std::string asked = index == 0 ? "cuda" : fmt::format("cuda:{}", index);
+  if (count == 0) throw UsageError(fmt::format("--device {}: there is no GPU here; --device cpu is there", asked));
   if (index < 0 || index >= count)
     throw UsageError(
         fmt::format("--device cuda:{}: there is no such GPU; there are {}: cuda:0 to cuda:{}", index, count, count - 1));
