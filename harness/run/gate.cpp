@@ -73,7 +73,8 @@ GateResult apply_gate(const RunData& run) {
     if (!is_finding && !is_judged(record)) ++set_aside;  // skipped, or outside what the backend declares
   }
   const std::string who = gates_nothing ? "no backend is gated" : fmt::format("gated: {}", fmt::join(run.gated, ", "));
-  const std::string counts = fmt::format("{} judged, {} red, {} findings in others; {}", judged, red, findings, who);
+  const std::string counts =
+      fmt::format("{} judged, {} red, {} finding{} in others; {}", judged, red, findings, findings == 1 ? "" : "s", who);
   if (red > 0) return {kExitGate, "FAILED: " + counts};
   if (judged > 0) return {kExitOk, "passed: " + counts};
   if (considered > 0 && set_aside == considered)

@@ -16,6 +16,8 @@ namespace fs = std::filesystem;
 
 std::string read_text(const fs::path& file) {
   std::ifstream in(file, std::ios::binary);
+  if (!in && fs::exists(file.string() + ".gz"))
+    throw RunError(fmt::format("{0}: cannot be read; {0}.gz is there: gunzip -k {0}.gz", file.string()));
   if (!in || fs::is_directory(file))
     throw RunError(fmt::format("{}: cannot be read; expected a run: a folder with a {}", file.string(), kResultsFile));
   return {std::istreambuf_iterator<char>(in), {}};
