@@ -71,13 +71,14 @@ void run_some(Coordinator& coordinator, Queue& queue, const RunFields& fields, R
   queue.fail();
 }
 
-/// One of the other workers. One that does not start, as where the GPU has no memory for it, is done without.
+/// One of the other workers. One that does not start, as where the GPU has no memory for it, is done without, and that is said.
 void help(const WorkerSettings& settings, Queue& queue, const RunFields& fields, ResultSink& sink) {
   try {
     Coordinator coordinator(settings);
     run_some(coordinator, queue, fields, sink);
     coordinator.finish();
-  } catch (const InfrastructureError&) {
+  } catch (const InfrastructureError& error) {
+    fmt::print(stderr, "attnbench: one worker less, the others go on: {}\n", error.what());
   } catch (...) {
     queue.fail();
   }
