@@ -134,4 +134,19 @@ RunData test_run() {
   return run;
 }
 
+RunData run_in_two_regimes() {
+  RunData run = test_run();
+  Record& record = run.records.front();
+  Timing sustained = *record.time;
+  sustained.regime = "sustained";
+  WindowTime& op = sustained.windows.at("op");
+  op.median_us *= 1.1;
+  op.calls_per_sample = 4;
+  op.gpu = GpuConditions{1755.5, {{1755.5}}, 690, 64, {"hw_thermal", "sw_power_cap"}, 2, 1};
+  record.time->regime = "cooled";
+  record.time->windows.erase("op+layout");
+  record.other_regimes = {sustained};
+  return run;
+}
+
 }  // namespace attnbench

@@ -1,6 +1,9 @@
 // A small run made by hand: what the tests of the writers report on.
 #pragma once
 
+#include <string>
+#include <vector>
+
 #include "harness/run/run_data.hpp"
 
 namespace attnbench {
@@ -11,5 +14,18 @@ namespace attnbench {
 ///   record carries a time; eager passes;
 /// - edge: eager erred with a reason that needs quoting; flash_varlen is unsupported, outside what it declares.
 RunData test_run();
+
+/// test_run() with one record as a GPU has them: its first window cooled, all of them sustained and 10% slower.
+RunData run_in_two_regimes();
+
+/// The repro line of its only gated failure.
+inline const std::string kRepro =
+    "attnbench --case \"attention b=2 hq=4 lq=128 d=128 mask=causal layout=padded\" --backend flash_varlen --pass backward";
+
+using Words = std::vector<std::string>;
+
+inline bool contains(const std::string& text, const std::string& part) {
+  return text.find(part) != std::string::npos;
+}
 
 }  // namespace attnbench
