@@ -1,6 +1,7 @@
 #include "backends/attention/fused_cuda.hpp"
 
 #include "backends/attention/dense.hpp"
+#include "backends/attention/sdpa.hpp"
 
 namespace attnbench {
 namespace {
@@ -23,6 +24,13 @@ Capabilities fused_cuda_capabilities() {
   can.returns_lse = true;
   can.deterministic = false;
   return can;
+}
+
+Profile efficient_profile() {
+  Profile profile = sdpa_flash_profile();
+  profile.name = "efficient";
+  profile.ds_from_rounded_p = true;
+  return profile;
 }
 
 int64_t fused_cuda_workspace_bytes(const Problem& problem, FusedSize size, Pass pass) {

@@ -10,6 +10,10 @@ namespace attnbench {
 /// with unaligned strides would end the CUDA context), SM 8.0 to 12.1, gradients of queries summed by atomics.
 Capabilities fused_cuda_capabilities();
 
+/// The memory-efficient kernel: as FlashAttention, and its backward computes dS from the P that it rounded for P^T dO
+/// (LibTorch 2.11, mem_eff_attention/kernel_backward.h: dS = (dP - D) times the attention tile in shared memory).
+Profile efficient_profile();
+
 /// Sizes of one call of a fused kernel.
 struct FusedSize {
   int64_t query_rows = 0;  ///< of all sequences, each rounded up to whole blocks of 128

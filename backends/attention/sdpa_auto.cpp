@@ -80,7 +80,8 @@ class SdpaAuto : public Backend {
     Run run;
     run.kernel = joined(kernels_of(calls, inputs.scale));
     const bool math = run.kernel == "sdpa_math";
-    run.profile = math ? sdpa_math_profile() : sdpa_flash_profile();
+    const bool efficient = run.kernel.find("sdpa_efficient") != std::string::npos;
+    run.profile = math ? sdpa_math_profile() : efficient ? efficient_profile() : sdpa_flash_profile();
     const auto fused_bytes = [&] {
       return on_gpu_ ? fused_cuda_bytes(calls, c, inputs, pass) : sdpa_flash_bytes(calls, inputs, pass);
     };

@@ -29,7 +29,7 @@ class SdpaEfficient : public PinnedBackend {
     declaration_.name = "sdpa_efficient";
     declaration_.version = TORCH_VERSION;
     declaration_.implementation = "pytorch_efficient";
-    declaration_.profile = sdpa_flash_profile();
+    declaration_.profile = efficient_profile();
     declaration_.conventions = sdpa_conventions();
     declaration_.conventions.lse_empty = Conventions::LseEmpty::zero;  // the kernel's epilogue says log(1)
     declaration_.capabilities = fused_cuda_capabilities();

@@ -68,7 +68,7 @@ class TorchEfficientVarlen : public VarlenBackend {
     declaration_.name = "torch_efficient_varlen";
     declaration_.version = TORCH_VERSION;
     declaration_.implementation = "pytorch_efficient";
-    declaration_.profile = sdpa_flash_profile();
+    declaration_.profile = efficient_profile();
     declaration_.conventions.lse_empty = Conventions::LseEmpty::zero;  // the kernel's epilogue says log(1)
     declaration_.capabilities = fused_cuda_capabilities();
     declaration_.capabilities.dtypes = {Dtype::bf16, Dtype::fp16, Dtype::fp32};

@@ -195,7 +195,9 @@ void Batch::backward() {
 
 void Batch::add_gradients(const KeyTile& tile, const Tensor& D) {
   const Rounding& r = a_.rounding;
-  Tensor P = probabilities(tile), dS = dp(tile).sub_(tile.of_rows(D)).mul_(P);
+  Tensor P = probabilities(tile);
+  if (r.ds_from_rounded_p) P = round(P);
+  Tensor dS = dp(tile).sub_(tile.of_rows(D)).mul_(P);
   if (r.ds || r.scores) {
     dS = round(dS);
     if (r.scores) dS = round(dS.mul_(a_.scale));

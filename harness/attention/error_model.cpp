@@ -44,6 +44,7 @@ Rounding rounding_of(const Profile& profile, const Problem& problem, double scal
   r.p = low && profile.p != Profile::Probabilities::not_rounded;
   r.p_normalised = r.p && profile.p == Profile::Probabilities::normalised;
   r.ds = low && profile.rounds_ds;
+  r.ds_from_rounded_p = r.ds && profile.ds_from_rounded_p;
   r.scores = low && profile.rounds_scores;
   r.scale_is_exact = is_power_of_two(scale);
   r.d_from_output = profile.d == Profile::RowSum::from_output;

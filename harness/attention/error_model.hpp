@@ -6,6 +6,7 @@
 //   A_ij = s sum_x |q_x k_x|          eS = e (4 + k A_ij)               error of a score, and of its exp
 //   hP = max(u P, f / l)              P stored unnormalised (f where it is normalised first, 0 where it is not rounded)
 //   hB = max(u P, f)                  P stored for P^T dO;    hS = max(u |dS|, f)    dS stored
+//   hS^2 + hB^2 (dP - D)^2 in place of hS^2 where dS is computed from the stored P
 //   eL = e (2 + 2 |L|)                error of exp(S - L) in the backward through L
 //   sL = e (4 + |L| + k sum_j P A + sqrt(n))                            error of the LSE
 //   eT = P [ e k (|dP| + sqrt(sum_x dO^2 v^2)) + eD ]                   accumulation of dP and of D
@@ -38,18 +39,19 @@ namespace attnbench {
 /// A profile resolved for one dtype, head dim and scale: what rounds, and by how much.
 struct Rounding {
   Dtype dtype = Dtype::bf16;
-  double u = 0, f = 0;          ///< as above
-  double e = 0;                 ///< 2^-24
-  double k_scores = 0;          ///< 2 + d/16: Q K^T
-  double k_dp = 0;              ///< 2 + dv/16: dO V^T
-  double accumulation = 0;      ///< e^2 in fp32, else 0 (hidden below an output ulp)
-  bool p = false;               ///< P is rounded before P V
-  bool p_normalised = false;    ///< … after it was normalised
-  bool ds = false;              ///< dS, and P for P^T dO, are rounded
-  bool scores = false;          ///< eager: S, s S, dP and s dS are rounded too
-  bool scale_is_exact = false;  ///< s is a power of two: multiplying by it does not round
-  bool d_from_output = false;   ///< D from the rounded O; else from P o dP
-  bool gqa_partials = false;    ///< each head's dK and dV are rounded before they are summed
+  double u = 0, f = 0;             ///< as above
+  double e = 0;                    ///< 2^-24
+  double k_scores = 0;             ///< 2 + d/16: Q K^T
+  double k_dp = 0;                 ///< 2 + dv/16: dO V^T
+  double accumulation = 0;         ///< e^2 in fp32, else 0 (hidden below an output ulp)
+  bool p = false;                  ///< P is rounded before P V
+  bool p_normalised = false;       ///< … after it was normalised
+  bool ds = false;                 ///< dS, and P for P^T dO, are rounded
+  bool ds_from_rounded_p = false;  ///< … and dS is computed from that P
+  bool scores = false;             ///< eager: S, s S, dP and s dS are rounded too
+  bool scale_is_exact = false;     ///< s is a power of two: multiplying by it does not round
+  bool d_from_output = false;      ///< D from the rounded O; else from P o dP
+  bool gqa_partials = false;       ///< each head's dK and dV are rounded before they are summed
 
   /// Gradients are judged given the kernel's own O.
   bool conditional() const { return d_from_output; }

@@ -103,6 +103,7 @@ void finish_gradients(const HeadProblem& h, const Block& b, Gradients& g) {
   g.wq = g.dS.square() * b.eS2;
   if (!r.ds) return;
   Array hS2 = largest_error2(r, b, g.dS);
+  if (r.ds_from_rounded_p) hS2 += largest_error2(r, b, b.P) * (g.dP.colwise() - g.D).square();
   if (g.sD2.size() > 0 && r.d_from_output) hS2 += r.u * r.u * (b.P.square().colwise() * g.sD2);
   g.wq += hS2 / 3;
 }

@@ -71,7 +71,8 @@ class TorchHeads {
     Tensor m, l, L, sL, eL2;    ///< [heads, rows, 1]
   };
   struct Gradient {
-    Tensor dP, D, sD2, dS, dS2;  ///< sD2 undefined: D is given and has no error
+    Tensor dP, D, centred, dS, dS2;  ///< centred: dP - D; dP undefined where D is given
+    Tensor sD2;                      ///< undefined: D is given and has no error
   };
 
   void hide_unread_keys();
@@ -274,8 +275,8 @@ TorchHeads::Gradient TorchHeads::gradient(const Block& b, const Tensor& O, const
   Gradient g;
   g.dP = b.G.matmul(b.V.mT());
   g.D = (b.G * O).sum(-1, true);
-  const Tensor centred = g.dP - g.D;
-  g.dS = b.P * centred;
+  g.centred = g.dP - g.D;
+  g.dS = b.P * g.centred;
   g.dS2 = g.dS.square();
   g.sD2 = (g.dS2 * b.eS2).sum(-1, true);
   if (!r_.d_from_output) return g;
@@ -287,6 +288,7 @@ TorchHeads::Gradient TorchHeads::gradient(const Block& b, const Tensor& O, const
 /// hS^2 of a rounded dS.
 Tensor TorchHeads::ds_error2(const Block& b, const Gradient& g) const {
   Tensor hS2 = largest_error2(b, g.dS2, f2_);
+  if (r_.ds_from_rounded_p) hS2 += largest_error2(b, b.P2, f2_) * g.centred.square();
   if (g.sD2.defined() && r_.d_from_output) hS2 += b.P2 * (g.sD2 * (r_.u * r_.u));
   return hS2;
 }
@@ -310,7 +312,7 @@ void TorchHeads::add_dq_dk(const Block& b, const Gradient& g) {
 void TorchHeads::add_eager_dq_dk(const Block& b, const Gradient& g) {
   const Tensor P = b.P, K2 = b.K.square();
   const Tensor hB = largest_error2(b, b.P2, f2_).sqrt_();
-  const Tensor c = hB * (g.dP - g.D), e = hB * g.dP;
+  const Tensor c = hB * g.centred, e = hB * g.dP;
   const Tensor dp_error2 = b.P2 * at::maximum(g.dP.square() * (r_.u * r_.u), f2_);
   const Tensor own = g.dS2 * b.hS2, cross = b.hS2 * g.dS * P;
   Tensor stored = largest_error2(b, g.dS2, f2_);
@@ -410,7 +412,8 @@ HeadGradients TorchHeads::given_output(const Tensor& o) {
     if (b.keys == 0) continue;
     Gradient g;
     g.D = (b.G * of_rows(o, b)).sum(-1, true);
-    g.dS = b.G.matmul(b.V.mT()).sub_(g.D).mul_(b.P);
+    g.centred = b.G.matmul(b.V.mT()).sub_(g.D);
+    g.dS = b.P * g.centred;
     g.dS2 = g.dS.square();
     add_dq_dk(b, g);
   }

@@ -34,8 +34,15 @@ inline Profile inside() {
 inline Profile eager() {
   return {"eager", Profile::Probabilities::normalised, true, true, Profile::RowSum::from_p_dp, false, true};
 }
+/// As flash, and dS is computed from the P that was rounded for P^T dO.
+inline Profile efficient() {
+  Profile profile = flash();
+  profile.name = "efficient";
+  profile.ds_from_rounded_p = true;
+  return profile;
+}
 inline std::vector<Profile> profiles() {
-  return {flash(), inside_from_output(), inside(), eager()};
+  return {flash(), inside_from_output(), inside(), eager(), efficient()};
 }
 
 /// As the backends of the profile declare them: eager fills empty rows with the mean of V and returns no LSE.

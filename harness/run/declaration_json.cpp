@@ -79,7 +79,8 @@ json profile_to_json(const Profile& profile) {
           {"rounds_scores", profile.rounds_scores},
           {"d", find_name(profile.d)},
           {"lazy_rescale", profile.lazy_rescale},
-          {"rounds_gqa_partials", profile.rounds_gqa_partials}};
+          {"rounds_gqa_partials", profile.rounds_gqa_partials},
+          {"ds_from_rounded_p", profile.ds_from_rounded_p}};
 }
 
 Profile profile_from(const JsonReader& reader) {
@@ -89,7 +90,8 @@ Profile profile_from(const JsonReader& reader) {
           .rounds_scores = reader.boolean("rounds_scores"),
           .d = enum_from<Profile::RowSum>(reader, "d"),
           .lazy_rescale = reader.boolean("lazy_rescale"),
-          .rounds_gqa_partials = reader.boolean("rounds_gqa_partials")};
+          .rounds_gqa_partials = reader.boolean("rounds_gqa_partials"),
+          .ds_from_rounded_p = reader.has("ds_from_rounded_p") && reader.boolean("ds_from_rounded_p")};  // absent in older runs
 }
 
 json conventions_to_json(const Conventions& conventions) {

@@ -166,6 +166,12 @@ TEST(Defect, ShiftedMaskFails) {
   expect_fails(b.judge.judge(other_corner, Pass::forward), "lse", "lse");
 }
 
+TEST(Defect, ARoundingThatTheProfileDoesNotNameFailsTheRmsGate) {
+  const std::string line = "attention hq=2 lq=256 d=64 dtype=bf16";
+  const Bench b(line);
+  expect_fails(b.judge.judge(Bench(line, efficient()).right, Pass::backward), "dq_given_o", "rms");
+}
+
 TEST(Defect, DqWithoutScaleFails) {
   const Bench b(kCausal);
   Outputs x = b.copy();
