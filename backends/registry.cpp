@@ -16,4 +16,10 @@ std::vector<std::unique_ptr<Backend>> make_backends(const Device& device) {
   return backends;
 }
 
+std::vector<std::unique_ptr<Backend>> plant_flash_varlen(const Device& device);
+
+std::vector<std::unique_ptr<Backend>> make_planted_backends(const Device& device) {
+  return plant_flash_varlen(device);
+}
+
 }  // namespace attnbench

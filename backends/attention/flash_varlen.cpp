@@ -8,6 +8,7 @@
 #include "backends/attention/dense.hpp"
 #include "backends/attention/flash_varlen_arguments.hpp"
 #include "backends/attention/flash_varlen_cuda.hpp"
+#include "backends/attention/flash_varlen_equivalence.hpp"
 #include "backends/attention/sdpa.hpp"
 
 #ifndef _OPENMP
@@ -16,6 +17,9 @@
 
 namespace attnbench {
 namespace {
+
+using flash_varlen::Defect;
+using flash_varlen::DefectFacts;
 
 constexpr int64_t kAlignmentBytes = 64;
 
@@ -42,13 +46,16 @@ class Workspace {
 
 class FlashVarlenCpu : public VarlenOperation {
  public:
-  FlashVarlenCpu(const Case& c, const Inputs& inputs) : shape_(flash_varlen_shape(c, inputs)) {}
+  FlashVarlenCpu(const Case& c, const Inputs& inputs, std::optional<Defect> planted)
+      : shape_(flash_varlen_shape(c, inputs)), planted_(planted) {}
 
   Outputs forward(const PackedInputs& in) override {
     const Outputs out = flash_varlen_results(shape_, in, Pass::forward);
     const int workers = at::get_num_threads();
     Workspace workspace(flash_varlen::forward_cpu_workspace_bytes(shape_, workers));
-    flash_varlen::forward_cpu(forward_arguments(shape_, in, out), workspace.data(), workers, parallel);
+    const flash_varlen::Forward args = forward_arguments(shape_, in, out);
+    planted_ ? flash_varlen::forward_cpu_planted(*planted_, args, workspace.data(), workers, parallel)
+             : flash_varlen::forward_cpu(args, workspace.data(), workers, parallel);
     return out;
   }
 
@@ -56,7 +63,9 @@ class FlashVarlenCpu : public VarlenOperation {
     const Outputs out = flash_varlen_results(shape_, in, Pass::backward);
     const int workers = at::get_num_threads();
     Workspace workspace(flash_varlen::backward_cpu_workspace_bytes(shape_, workers));
-    flash_varlen::backward_cpu(backward_arguments(shape_, in, result, out), workspace.data(), workers, parallel);
+    const flash_varlen::Backward args = backward_arguments(shape_, in, result, out);
+    planted_ ? flash_varlen::backward_cpu_planted(*planted_, args, workspace.data(), workers, parallel)
+             : flash_varlen::backward_cpu(args, workspace.data(), workers, parallel);
     return out;
   }
 
@@ -69,11 +78,13 @@ class FlashVarlenCpu : public VarlenOperation {
 
  private:
   flash_varlen::Shape shape_;
+  std::optional<Defect> planted_;
 };
 
 class FlashVarlen : public VarlenBackend {
  public:
-  explicit FlashVarlen(const Device& device) : on_gpu_(device.kind == "cuda") {
+  explicit FlashVarlen(const Device& device, const DefectFacts* planted = nullptr)
+      : on_gpu_(device.kind == "cuda"), planted_(planted) {
     declaration_.name = "flash_varlen";
     declaration_.version = ATTNBENCH_VERSION;
     declaration_.implementation = "attnbench";
@@ -82,12 +93,20 @@ class FlashVarlen : public VarlenBackend {
     declaration_.capabilities.dv_differs = false;
     declaration_.capabilities.returns_lse = true;
     on_gpu_ ? declare_gpu() : declare_cpu();
+    if (planted) declare_planted();
+  }
+
+  std::optional<std::string> why_not(const Case& c, Pass pass, const Device& device) const override {
+    const auto outside = VarlenBackend::why_not(c, pass, device);
+    if (outside || !planted_) return outside;
+    const std::string proof = why_equivalent(planted_->defect, c);
+    return proof.empty() ? std::nullopt : std::optional("equivalent: " + proof);
   }
 
  protected:
   std::unique_ptr<VarlenOperation> operation(const Case& c, const Inputs& inputs) const override {
     if (on_gpu_) return make_flash_varlen_cuda(c, inputs);
-    return std::make_unique<FlashVarlenCpu>(c, inputs);
+    return std::make_unique<FlashVarlenCpu>(c, inputs, planted_ ? std::optional(planted_->defect) : std::nullopt);
   }
 
  private:
@@ -114,13 +133,30 @@ class FlashVarlen : public VarlenBackend {
     can.deterministic = false;
   }
 
+  /// Only the passes in which the defect can show; the CUDA kernels have none to plant yet.
+  void declare_planted() {
+    declaration_.name += std::string(":") + planted_->name;
+    declaration_.ours = false;
+    declaration_.capabilities.devices = {"cpu"};
+    declaration_.capabilities.passes.clear();
+    if (planted_->forward) declaration_.capabilities.passes.push_back(Pass::forward);
+    if (planted_->backward) declaration_.capabilities.passes.push_back(Pass::backward);
+  }
+
   bool on_gpu_;
+  const DefectFacts* planted_;
 };
 
 }  // namespace
 
 std::unique_ptr<Backend> make_flash_varlen(const Device& device) {
   return std::make_unique<FlashVarlen>(device);
+}
+
+std::vector<std::unique_ptr<Backend>> plant_flash_varlen(const Device& device) {
+  std::vector<std::unique_ptr<Backend>> planted;
+  for (const DefectFacts& defect : flash_varlen::defects()) planted.push_back(std::make_unique<FlashVarlen>(device, &defect));
+  return planted;
 }
 
 }  // namespace attnbench

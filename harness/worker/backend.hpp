@@ -48,4 +48,8 @@ class Backend {
 /// that do not run there are among them, and declare why.
 std::vector<std::unique_ptr<Backend>> make_backends(const Device& device);
 
+/// Backends with one defect each, named "flash_varlen:last_key_dropped", for the self-test. Where shape and mask alone prove that
+/// the defect cannot show, why_not() says "equivalent: …".
+std::vector<std::unique_ptr<Backend>> make_planted_backends(const Device& device);
+
 }  // namespace attnbench

@@ -1,6 +1,8 @@
 // attnbench-worker: runs cases on one device for a coordinator, which starts it. By hand: --help.
 
+#include <algorithm>
 #include <cstdio>
+#include <iterator>
 #include <stdexcept>
 #include <string>
 
@@ -40,12 +42,13 @@ int main(int argc, char** argv) {
       "attnbench starts it and speaks JSON lines with it over two descriptors; people want attnbench.");
   std::string device = "cpu";
   int requests_fd = -1, replies_fd = -1;
-  bool hello = false;
+  bool hello = false, planted = false;
   app.add_option("--device", device, "cpu, cuda or cuda:N")->capture_default_str();
   CLI::Option* requests = app.add_option("--requests-fd", requests_fd, "descriptor to read requests from (0: stdin)");
   CLI::Option* replies = app.add_option("--replies-fd", replies_fd, "descriptor to write replies to (1: stdout)");
   requests->needs(replies);
   replies->needs(requests);
+  app.add_flag("--planted", planted, "have the backends with defects too, which the self-test must see");
   app.add_flag("--hello", hello, "print device, backends and environment as JSON, and end");
   app.footer(
       "Example: echo '{\"request\":{\"id\":1,\"case\":\"attention lq=64 d=64\",\"runs\":[[\"eager\",\"forward\"]],\n"
@@ -60,7 +63,8 @@ int main(int argc, char** argv) {
   }
   try {
     const Device found = find_device(device);
-    const Bench bench{found, make_backends(found)};
+    Bench bench{found, make_backends(found)};
+    if (planted) std::ranges::move(make_planted_backends(found), std::back_inserter(bench.backends));
     if (hello) {
       fmt::print("{}\n", nlohmann::json(make_hello(bench)).dump(2));
       return kExitOk;
