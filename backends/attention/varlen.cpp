@@ -49,7 +49,11 @@ class VarlenRun {
     queries_.emplace(inputs.q_rows, inputs.q.size(0), inputs.q.size(1), inputs.q.device());
     keys_.emplace(inputs.k_rows, inputs.k.size(0), inputs.k.size(1), inputs.k.device());
     unpad_inputs();
-    packed_.dout = queries_->unpad(inputs.dout);
+  }
+
+  void unpad_inputs() {
+    unpad_for_forward();
+    packed_.dout = queries_->unpad(inputs_.dout);
   }
 
   Outputs packed_forward() {
@@ -62,7 +66,7 @@ class VarlenRun {
   }
 
   Outputs padded_forward() {
-    unpad_inputs();
+    unpad_for_forward();
     packed_forward();
     Outputs padded;
     padded.o = queries_->pad(result_.o);
@@ -91,7 +95,7 @@ class VarlenRun {
   }
 
  private:
-  void unpad_inputs() {
+  void unpad_for_forward() {
     packed_.q = queries_->unpad(inputs_.q);
     packed_.k = keys_->unpad(inputs_.k);
     packed_.v = keys_->unpad(inputs_.v);
@@ -139,10 +143,11 @@ Run VarlenBackend::prepare(const Case& c, const Inputs& inputs, Pass pass) const
   Run run;
   run.profile = declaration_.profile;
   run.predicted_bytes = state->predicted_bytes(pass);
-  run.windows = {{"op", [state] { return state->packed_forward(); }, [state] { return state->packed_backward(); }}};
+  run.windows = {{"op", [state] { return state->packed_forward(); }, [state] { return state->packed_backward(); }, {}}};
   if (c.problem.layout == Layout::padded) {
+    run.windows.front().refresh = [state] { state->unpad_inputs(); };
     run.windows.push_back(
-        {"op+layout", [state] { return state->padded_forward(); }, [state] { return state->padded_backward(); }});
+        {"op+layout", [state] { return state->padded_forward(); }, [state] { return state->padded_backward(); }, {}});
   }
   return run;
 }

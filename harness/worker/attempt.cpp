@@ -44,6 +44,34 @@ bool same_values(const Outputs& a, const Outputs& b) {
          same_values(a.dv, b.dv);
 }
 
+/// The names of the tensors of `a` that have the same values in `b`.
+std::vector<std::string> repeated(const Outputs& a, const Outputs& b) {
+  std::vector<std::string> names;
+  const NamedTensors ours = named_tensors(a), theirs = named_tensors(b);
+  for (size_t i = 0; i < ours.size() && ours.size() == theirs.size(); ++i)
+    if (same_values(ours[i].second, theirs[i].second)) names.push_back(ours[i].first);
+  return names;
+}
+
+/// [… rows …, heads, channels] with the sign of each head times that of its key head.
+at::Tensor with_signs(const at::Tensor& tensor, const SealedInputs::HeadSigns& signs) {
+  if (!tensor.defined() || signs.empty()) return tensor;
+  std::vector<double> factors;
+  const int64_t heads = tensor.size(-2);
+  for (int64_t head = 0; head < heads; ++head) factors.push_back(signs[size_t(head * int64_t(signs.size()) / heads)] ? -1 : 1);
+  return tensor * at::tensor(factors, at::kDouble).to(tensor.options()).unsqueeze(-1);
+}
+
+/// What the calls on inputs with such signs would have computed without them: O follows V, gradients follow dO.
+Outputs without_signs(Outputs outputs, const SealedInputs::HeadSigns& signs, Pass pass) {
+  if (pass == Pass::forward) {
+    outputs.o = with_signs(outputs.o, signs);
+    return outputs;
+  }
+  for (at::Tensor* gradient : {&outputs.dq, &outputs.dk, &outputs.dv}) *gradient = with_signs(*gradient, signs);
+  return outputs;
+}
+
 const char* mirror_of(Pass pass) {
   return pass == Pass::forward ? "V negated, whose outputs are negated back" : "dO negated, whose gradients are negated back";
 }
@@ -132,7 +160,9 @@ void Attempt::guarded(const std::function<void()>& step) {
   try {
     step();
   } catch (const c10::OutOfMemoryError& e) {
-    clean_up(Status::skipped, "ran out of memory: " + sentence_of(e));
+    // Twice what it said that it needs is there: this is no case that is too large for the device.
+    const bool was_there = run_ && run_->predicted_bytes < available_bytes(device_) / 2;
+    clean_up(was_there ? Status::error : Status::skipped, "ran out of memory: " + sentence_of(e));
   } catch (const std::exception& e) {
     clean_up(Status::error, sentence_of(e));
   } catch (...) {
@@ -229,6 +259,7 @@ void Attempt::judge_mirrored() {
   announce_(*this, "run again");
   const WatchedRun mirrored = run_watched(*run_, record_.pass, inputs(), Call::mirrored);
   const std::string reason = mirrored.misconduct.empty() ? wrong(mirrored.outputs) : mirrored.misconduct;
+  repeats_ = repeated(outputs_, mirrored.outputs);
   if (!reason.empty()) end(Status::failed, fmt::format("called again with {}: {}", mirror_of(record_.pass), reason));
 }
 
@@ -245,7 +276,7 @@ bool Attempt::measurable() const {
 Outputs Attempt::call_window(size_t index) {
   const Window& window = run_->windows[index];
   if (record_.pass == Pass::forward) return window.forward();
-  Outputs outputs = timed_[index].o.defined() ? timed_[index] : window.forward();
+  Outputs outputs = series_[index].last.o.defined() ? series_[index].last : window.forward();
   const Outputs gradients = window.backward();
   outputs.dq = gradients.dq;
   outputs.dk = gradients.dk;
@@ -253,12 +284,47 @@ Outputs Attempt::call_window(size_t index) {
   return outputs;
 }
 
+/// What the last call of a window's last series would have computed on the inputs as drawn, in the case's layout.
+Outputs Attempt::last_of_series(size_t index) const {
+  const Outputs outputs = without_signs(series_[index].last, series_[index].signs, record_.pass);
+  return index + 1 == series_.size() ? outputs : in_case_layout(outputs, inputs().get());
+}
+
+/// The series that ended: an output that used to repeat and did not is judged.
+void Attempt::look_at_series(size_t index) {
+  const Outputs last = last_of_series(index);
+  const std::vector<std::string> again = repeated(outputs_, last);
+  const bool as_before =
+      std::ranges::all_of(repeats_, [&](const std::string& name) { return std::ranges::find(again, name) != again.end(); });
+  if (as_before) return;
+  if (const std::string reason = wrong(last); !reason.empty())
+    wrong_while_timed_ = fmt::format("a timed call of {} gave another result: {}", run_->windows[index].name, reason);
+  repeats_ = again;
+}
+
+/// Gives V or dO new signs, after a look at what the last call of the series before left.
+void Attempt::begin_series(size_t index) {
+  if (series_[index].last.o.defined() && wrong_while_timed_.empty()) look_at_series(index);
+  SealedInputs::HeadSigns signs(size_t(data_.test_case().problem.hkv));
+  for (size_t head = 0; head < signs.size(); ++head) signs[head] = random_signs_() & 1;
+  if (inputs().get().v.stride(-2) == 0) signs.assign(signs.size(), signs.front());
+  const bool is_forward = record_.pass == Pass::forward;
+  inputs().negate_heads(is_forward ? signs : SealedInputs::HeadSigns(), is_forward ? SealedInputs::HeadSigns() : signs);
+  series_[index].signs = std::move(signs);
+  if (run_->windows[index].refresh) run_->windows[index].refresh();
+}
+
 std::vector<Operation> Attempt::operations() {
-  timed_.assign(run_->windows.size(), {});
+  series_.assign(run_->windows.size(), {});
   std::vector<Operation> operations;
   for (size_t i = 0; i < run_->windows.size(); ++i)
     operations.push_back({fmt::format("{} {} {}", record_.backend, name_of(record_.pass), run_->windows[i].name),
-                          [this, i] { timed_[i] = call_window(i); }, [this] { announce_(*this, "time"); }, i == 0});
+                          [this, i] { series_[i].last = call_window(i); },
+                          [this, i] {
+                            announce_(*this, "time");
+                            begin_series(i);
+                          },
+                          i == 0});
   return operations;
 }
 
@@ -292,11 +358,11 @@ void Attempt::judge_again() {
   guarded([this] {
     NamedTensors earlier = named_tensors(inputs().get());
     for (auto& [name, tensor] : named_tensors(outputs_)) earlier.emplace_back(name + " of an earlier call", tensor);
-    for (size_t i = 0; i < timed_.size(); ++i) {
-      const bool in_layout = i + 1 == timed_.size();
-      if (const std::string held = borrowed(timed_[i], earlier); !held.empty())
+    if (!wrong_while_timed_.empty()) return end(Status::failed, wrong_while_timed_);
+    for (size_t i = 0; i < series_.size(); ++i) {
+      if (const std::string held = borrowed(series_[i].last, earlier); !held.empty())
         return end(Status::failed, fmt::format("the last timed call of {}: {}", run_->windows[i].name, held));
-      const std::string timed = wrong(in_layout ? timed_[i] : in_case_layout(timed_[i], inputs().get()));
+      const std::string timed = wrong(last_of_series(i));
       if (timed.empty()) continue;
       return end(Status::failed, fmt::format("the last timed call of {} gave another result: {}", run_->windows[i].name, timed));
     }

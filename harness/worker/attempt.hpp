@@ -4,6 +4,8 @@
 #include <filesystem>
 #include <functional>
 #include <optional>
+#include <random>
+#include <string>
 #include <vector>
 
 #include "harness/worker/backend.hpp"
@@ -59,6 +61,9 @@ class Attempt {
   std::string wrong(const Outputs& outputs) const;
   void judge_mirrored();
   Outputs call_window(size_t window);
+  void begin_series(size_t window);
+  void look_at_series(size_t window);
+  Outputs last_of_series(size_t window) const;
 
   const Backend& backend_;
   const Device& device_;
@@ -68,7 +73,17 @@ class Attempt {
   Inputs lent_;  ///< what the backend got; `run_` refers to it
   std::optional<Run> run_;
   Outputs outputs_;
-  std::vector<Outputs> timed_;  ///< by window: of the last timed call
+  std::vector<std::string> repeats_;  ///< names of the outputs that a second call gave again, value by value
+
+  /// The series of timed calls of a window. Each series has other signs in the heads of V (forward) or dO (backward): who hands
+  /// out what an earlier series computed is seen.
+  struct Series {
+    Outputs last;  ///< of its last call, which had these signs
+    SealedInputs::HeadSigns signs;
+  };
+  std::vector<Series> series_;  ///< by window: the last one
+  std::string wrong_while_timed_;
+  std::mt19937_64 random_signs_;
 };
 
 }  // namespace attnbench

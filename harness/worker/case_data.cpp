@@ -49,6 +49,7 @@ Judge CaseData::judge(const Profile& profile, const Conventions& conventions, Or
 std::string CaseData::restore_inputs() {
   std::string names;
   for (const auto& [poison, inputs] : inputs_) {
+    inputs->negate_heads({}, {});
     const std::string overwritten = inputs->overwritten();
     if (overwritten.empty()) continue;
     inputs->restore();

@@ -1,10 +1,12 @@
 #include "harness/worker/sealed_inputs.hpp"
 
+#include <algorithm>
 #include <limits>
 
 #include <ATen/ops/arange.h>
 #include <ATen/ops/empty.h>
 #include <ATen/ops/stack.h>
+#include <ATen/ops/tensor.h>
 
 #include "harness/worker/memory.hpp"
 
@@ -16,6 +18,33 @@ namespace {
 at::Tensor storage_as(const at::Tensor& tensor, at::ScalarType dtype, int64_t first, int64_t elements) {
   const auto size = static_cast<int64_t>(c10::elementSize(dtype));
   return at::empty({0}, tensor.options().dtype(dtype)).set_(tensor.storage(), first / size, {elements}, {1});
+}
+
+/// The bits of the elements, as integers: arithmetic would not keep those of a NaN. Autograd does not see writes to them.
+at::Tensor bits_of(const at::Tensor& tensor) {
+  const at::ScalarType integer = tensor.element_size() == 2 ? at::kShort : at::kInt;
+  return at::empty({0}, tensor.options().dtype(integer))
+      .set_(tensor.storage(), tensor.storage_offset(), tensor.sizes(), tensor.strides());
+}
+
+int64_t sign_bit_of(const at::Tensor& tensor) {
+  return tensor.element_size() == 2 ? std::numeric_limits<int16_t>::min() : std::numeric_limits<int32_t>::min();
+}
+
+/// Negates the heads of [… rows …, heads, channels] whose signs differ.
+void change_signs(const at::Tensor& tensor, const SealedInputs::HeadSigns& from, const SealedInputs::HeadSigns& to) {
+  const int64_t heads = tensor.size(-2), of_signs = static_cast<int64_t>(std::max(from.size(), to.size()));
+  if (of_signs == 0) return;
+  const auto is_negative = [&](const SealedInputs::HeadSigns& signs, int64_t head) {
+    return !signs.empty() && signs[size_t(head * of_signs / heads)];
+  };
+  std::vector<int64_t> masks;
+  for (int64_t head = 0; head < heads; ++head)
+    masks.push_back(is_negative(from, head) != is_negative(to, head) ? sign_bit_of(tensor) : 0);
+  at::Tensor bits = bits_of(tensor);
+  const bool shared = tensor.stride(-2) == 0;
+  if (shared) bits = bits.narrow(-2, 0, 1), masks.resize(1);
+  bits.bitwise_xor_(at::tensor(masks, at::kLong).to(bits.options()).unsqueeze(-1));
 }
 
 /// sum of word_i * (2 i + 1) * c in 64 bits: the weights are odd, so that one changed word always shows.
@@ -75,7 +104,7 @@ Inputs SealedInputs::lend() const {
 SealedInputs::Negated::Negated(const SealedInputs& inputs, at::Tensor Inputs::*tensor) {
   const at::Tensor& whole = inputs.inputs_.*tensor;
   const at::ScalarType bits = whole.element_size() == 2 ? at::kShort : at::kInt;
-  sign_ = whole.element_size() == 2 ? std::numeric_limits<int16_t>::min() : std::numeric_limits<int32_t>::min();
+  sign_ = sign_bit_of(whole);
   elements_ = storage_as(whole, bits, 0, static_cast<int64_t>(whole.storage().nbytes() / whole.element_size()));
   elements_.bitwise_xor_(sign_);
 }
@@ -98,7 +127,17 @@ std::string SealedInputs::overwritten() const {
   return names;
 }
 
+void SealedInputs::negate_heads(HeadSigns v, HeadSigns dout) {
+  if (inputs_.v.stride(-2) == 0 && !v.empty()) v.assign(v.size(), v.front());
+  change_signs(inputs_.v, v_signs_, v);
+  change_signs(inputs_.dout, dout_signs_, dout);
+  v_signs_ = std::move(v);
+  dout_signs_ = std::move(dout);
+}
+
 void SealedInputs::restore() {
+  v_signs_.clear();
+  dout_signs_.clear();
   const NamedTensors fresh = named_tensors(draw()), ours = named_tensors(inputs_);
   for (size_t i = 0; i < ours.size(); ++i) {
     const auto bytes = static_cast<int64_t>(ours[i].second.storage().nbytes());

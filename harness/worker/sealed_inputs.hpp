@@ -43,7 +43,14 @@ class SealedInputs {
     int64_t sign_ = 0;
   };
 
-  /// Draws them anew into the same memory: who runs next is judged on the right inputs.
+  /// By key head: true = negated. Empty: none is.
+  using HeadSigns = std::vector<bool>;
+
+  /// V and dO with these heads negated (dO: the query heads that read them), whatever was negated before. Where heads of V share
+  /// memory, the first sign is that of all.
+  void negate_heads(HeadSigns v, HeadSigns dout);
+
+  /// Draws them anew into the same memory, no head negated: who runs next is judged on the right inputs.
   void restore();
 
  private:
@@ -53,7 +60,8 @@ class SealedInputs {
   Conventions::Poison poison_;
   Device device_;
   Inputs inputs_;
-  std::vector<int64_t> fingerprints_;  ///< in the order of named_tensors
+  std::vector<int64_t> fingerprints_;  ///< in the order of named_tensors, no head negated
+  HeadSigns v_signs_, dout_signs_;
 };
 
 }  // namespace attnbench
