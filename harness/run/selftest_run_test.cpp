@@ -1,5 +1,5 @@
 // `attnbench selftest` as a user meets it: the fake worker's planted backends are caught, equivalent, or survive.
-#include <algorithm>
+#include <csignal>
 #include <filesystem>
 #include <fstream>
 
@@ -8,7 +8,6 @@
 #include <nlohmann/json.hpp>
 
 #include "harness/run/exit_code.hpp"
-#include "harness/run/planted.hpp"
 #include "harness/run/test_attnbench.hpp"
 
 namespace attnbench {
@@ -114,7 +113,7 @@ TEST_F(SelftestRun, TakesTheSuiteAndTheListThatComeWithTheProgram) {
   EXPECT_EQ(results().records.front().suite, "defects");
 }
 
-TEST_F(SelftestRun, ItsRepliesCanBeRunAgainOneByOne) {
+TEST_F(SelftestRun, APlantedBackendRunsByItsNameAlone) {
   const Answer answer = run(joined(cases(1), {"--backend", "flash_varlen:caught"}));
   EXPECT_THAT(backends_that_ran(), UnorderedElementsAre("flash_varlen:caught"));
   EXPECT_EQ(count(results(), Status::failed), 2) << answer.out;
@@ -125,6 +124,16 @@ TEST_F(SelftestRun, ANormalRunSeesNoPlantedBackend) {
   run(cases(1));
   EXPECT_THAT(backends_that_ran(), UnorderedElementsAre("flash_varlen", "eager"));
   EXPECT_THAT(run({"support"}).out, Not(HasSubstr("flash_varlen:caught")));
+}
+
+TEST_F(SelftestRun, ThatIsInterruptedSaysThatItHasToBeRunAgain) {
+  const pid_t process = start({"selftest", "--suite", path("two.suite"), "--out", path("out")}, "--delay-ms 100");
+  wait_for(2);
+  kill(process, SIGINT);
+  const Answer answer = finish(process);
+  EXPECT_EQ(answer.exit_code, kExitInterrupted) << answer.out;
+  EXPECT_THAT(answer.out, HasSubstr("has to be run again"));
+  EXPECT_FALSE(fs::exists(folder_ / "out" / "selftest.json"));
 }
 
 TEST_F(SelftestRun, IsNotResumed) {
