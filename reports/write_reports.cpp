@@ -33,7 +33,8 @@ const std::vector<std::pair<std::string, Writer>>& writers() {
   return all;
 }
 
-/// Through a temporary name: a reader never sees half a file.
+}  // namespace
+
 void write_file(const std::filesystem::path& path, const std::string& text) {
   const std::filesystem::path temporary = path.string() + ".part";
   std::ofstream file(temporary, std::ios::binary);
@@ -44,8 +45,6 @@ void write_file(const std::filesystem::path& path, const std::string& text) {
   std::filesystem::rename(temporary, path, error);
   if (error) throw RunError(fmt::format("{}: cannot be written: {}", path.string(), error.message()));
 }
-
-}  // namespace
 
 const std::vector<std::string>& report_formats() {
   static const std::vector<std::string> names = [] {

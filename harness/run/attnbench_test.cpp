@@ -109,6 +109,9 @@ TEST_F(Attnbench, BadRequestsAreSentencesWithTheNearestRightThing) {
       {{"--resume", path("nothing")}, "cannot be read"},
       {{"--case", "attention lq=1 d=64", "--out", path("file/below")}, "cannot be written"},
       {{"--check-only"}, "nothing to run"},
+      {{"selftest", "--out", path("out"), "--sute", "x"}, "did you mean '--suite'?"},
+      {{"selftest", "--out", path("out"), "--workers", "0"}, "a number from 1 to 64"},
+      {{"selftest", "--out", path("out"), "--device", "tpu"}, "expected cpu, cuda or cuda:N"},
   };
   for (const auto& [arguments, sentence] : bad) {
     const Answer answer = run(arguments);

@@ -9,6 +9,7 @@
 
 #include "harness/run/errors.hpp"
 #include "harness/run/nearest.hpp"
+#include "harness/run/planted.hpp"
 
 namespace attnbench {
 namespace {
@@ -23,10 +24,22 @@ Examples:
   attnbench --suite perf --filter "-dtype=fp16"    all but what matches
   attnbench --suite full --shard 2/8               the second of eight parts; `attnbench merge` joins them
   attnbench list --suite smoke                     the cases of a suite, one line each
+  attnbench selftest                               plants defects in backends: does the judge see them?
   attnbench support                                which backend can do what on this machine, and why not
 
 Exit codes: 0 passed | 1 a gated backend is wrong | 2 bad option, case or file | 3 no worker, or too little evidence
             4 nothing matched | 77 nothing to judge | 130, 143 interrupted: continue with --resume)";
+
+constexpr const char* kSelftestExamples = R"(
+Examples:
+  attnbench selftest                                           every planted defect
+  attnbench selftest --backend flash_varlen                    those of one backend
+  attnbench selftest --backend flash_varlen:last_key_dropped   one of them
+  attnbench selftest --suite smoke --filter "dtype=fp16"       on other cases
+
+Exit codes: 0 every defect was seen, or is known to survive | 1 one was not, a known one is seen now, or a sound backend was
+            accused | 2 bad option, case or file | 3 no worker | 4 nothing matched | 77 no defect could show
+            130, 143 interrupted: a selftest has to be run again)";
 
 /// Texts as they were typed, before they are checked.
 struct TypedOptions {
@@ -90,27 +103,63 @@ void add_worker_options(CLI::App& app, WorkerOptions& worker) {
 
 constexpr int kMostWorkers = 64;
 
+void add_workers_option(CLI::App& app, WorkerOptions& worker) {
+  app.add_option(
+         "--workers", worker.workers,
+         "on a GPU: workers that judge at once; a case that is timed has the GPU to itself [one for every 4 cores, at most 4]")
+      ->type_name("N");
+}
+
+void check_workers(const CLI::App& app, const WorkerOptions& worker) {
+  if (app.count("--workers") > 0 && (worker.workers < 1 || worker.workers > kMostWorkers))
+    refuse("--workers", std::to_string(worker.workers), fmt::format("a number from 1 to {}", kMostWorkers));
+}
+
+void add_filter_option(CLI::App& app, std::string& filter) {
+  app.add_option(
+         "--filter", filter,
+         "regular expression over \"backend pass case\", the case as `list` prints it, without defaults; a leading '-' excludes")
+      ->type_name("REGEX");
+}
+
 void add_run_options(CLI::App& app, RunCommand& run, TypedOptions& typed) {
   app.add_option("--suite", run.suites, "names or files; attnbench list shows them")->type_name("NAME|FILE");
   app.add_option("--case", run.cases, "a case, as the suites write it")->type_name("LINE");
   app.add_option("--backend", typed.backends, "only these (a,b,…)")->delimiter(',')->type_name("LIST");
   app.add_option("--pass", typed.pass, "forward, backward or both")->type_name("PASS")->capture_default_str();
-  app.add_option(
-         "--filter", run.selection.filter,
-         "regular expression over \"backend pass case\", the case as `list` prints it, without defaults; a leading '-' excludes")
-      ->type_name("REGEX");
+  add_filter_option(app, run.selection.filter);
   app.add_option("--shard", typed.shard, "only part I of N")->type_name("I/N");
   app.add_option("--gate", run.gate, "backends that decide the exit code: NAME,…, all or none [the project's own]")
       ->type_name("LIST");
   app.add_flag("--check-only", run.check_only, "judge, do not measure");
-  app.add_option(
-         "--workers", run.worker.workers,
-         "on a GPU: workers that judge at once; a case that is timed has the GPU to itself [one for every 4 cores, at most 4]")
-      ->type_name("N");
+  add_workers_option(app, run.worker);
   app.add_option("--out", run.out, "folder of the results [runs/<date>-<time>-<suite>]")->type_name("DIR");
   app.add_option("--resume", run.resume, "go on with the run in this folder; alone, with its own options")->type_name("DIR");
   app.add_option("--dump", run.dump, "folder for what was given, computed and expected, as .npy files")->type_name("DIR");
   app.add_option("--assume-sm", typed.assume_sm, "flag what is unsafe on this compute capability")->type_name("X.Y");
+}
+
+void add_selftest_options(CLI::App& app, SelftestCommand& selftest) {
+  RunCommand& run = selftest.run;
+  app.add_option("--suite", run.suites, "names or files [defects]")->type_name("NAME|FILE");
+  app.add_option("--backend", run.selection.backends, "only these (a,b,…): real backends, or planted ones as BACKEND:DEFECT")
+      ->delimiter(',')
+      ->type_name("LIST");
+  add_filter_option(app, run.selection.filter);
+  add_workers_option(app, run.worker);
+  app.add_option("--out", run.out, "folder of the results [runs/<date>-<time>-selftest]")->type_name("DIR");
+  app.add_option("--known", selftest.known, "pairs that are known to survive [cases/known_survivors.json]")->type_name("FILE");
+  add_worker_options(app, run.worker);
+  app.footer(kSelftestExamples);
+}
+
+SelftestCommand finish_selftest(const CLI::App& app, SelftestCommand selftest) {
+  RunCommand& run = selftest.run;
+  check_workers(app, run.worker);
+  check(run.worker);
+  if (run.suites.empty()) run.suites = {"defects"};
+  run.selftest = run.check_only = run.worker.planted = true;
+  return selftest;
 }
 
 /// What a --resume without cases may say: the rest is known from the run.
@@ -123,14 +172,14 @@ void check_resume(const CLI::App& app, const RunCommand& run) {
 }
 
 RunCommand finish_run(const CLI::App& app, RunCommand run, const TypedOptions& typed) {
-  if (app.count("--workers") > 0 && (run.worker.workers < 1 || run.worker.workers > kMostWorkers))
-    refuse("--workers", std::to_string(run.worker.workers), fmt::format("a number from 1 to {}", kMostWorkers));
+  check_workers(app, run.worker);
   if (!run.out.empty() && !run.resume.empty())
     throw UsageError("--out with --resume: a resumed run stays in its folder; give one of them");
   if (run.suites.empty() && run.cases.empty() && run.resume.empty())
     throw UsageError("nothing to run: give --suite NAME, --case LINE or --resume DIR (attnbench --help shows examples)");
   check_resume(app, run);
   run.selection.backends = typed.backends;
+  run.worker.planted = std::ranges::any_of(typed.backends, is_planted);
   run.selection.pass = parse_pass(typed.pass);
   run.selection.shard = parse_shard(typed.shard);
   run.assume_sm = parse_sm(typed.assume_sm);
@@ -146,6 +195,7 @@ class Grammar {
     app_.require_subcommand(0, 1);
     add_run_options(app_, run_, typed_);
     add_worker_options(app_, run_.worker);
+    add_selftest_options(*selftest_app_, selftest_);
     add_list();
     add_support();
     add_merge();
@@ -155,7 +205,8 @@ class Grammar {
   /// CLI11 answers --help before it looks at the rest, so a command that is not there is refused first.
   void check_command(const std::string& word) const {
     std::vector<std::string_view> known{"run"};
-    for (const CLI::App* command : {list_app_, support_app_, merge_app_, report_app_}) known.push_back(command->get_name());
+    for (const CLI::App* command : {list_app_, support_app_, selftest_app_, merge_app_, report_app_})
+      known.push_back(command->get_name());
     if (!word.starts_with('-') && std::find(known.begin(), known.end(), word) == known.end())
       throw UsageError(
           fmt::format("unknown command {}{} (commands: {})", word, did_you_mean(word, known), fmt::join(known, ", ")));
@@ -172,6 +223,7 @@ class Grammar {
   Command command() const {
     if (*list_app_) return list_;
     if (*support_app_) return finished_support();
+    if (*selftest_app_) return finish_selftest(*selftest_app_, selftest_);
     if (*merge_app_) return merge_;
     if (*report_app_) return finished_report();
     return finish_run(app_, run_, typed_);
@@ -239,10 +291,12 @@ class Grammar {
       "attnbench"};
   CLI::App* list_app_ = app_.add_subcommand("list", "the suites, or the cases of suites");
   CLI::App* support_app_ = app_.add_subcommand("support", "backends x capabilities on this machine, and every reason why not");
+  CLI::App* selftest_app_ = app_.add_subcommand("selftest", "plant defects in backends, and see whether the judge sees them");
   CLI::App* merge_app_ = app_.add_subcommand("merge", "join the parts of a run (--shard) into one");
   CLI::App* report_app_ = app_.add_subcommand("report", "print a run again, from its records alone");
   RunCommand run_;
   TypedOptions typed_;
+  SelftestCommand selftest_;
   ListCommand list_;
   SupportCommand support_;
   std::string support_sm_;

@@ -18,6 +18,7 @@ struct WorkerOptions {
   std::string command;                    ///< a shell command; empty: attnbench-worker beside this executable
   std::optional<double> timeout_s;        ///< unset: what suits the device
   int workers = 0;                        ///< that judge at once; 0: as many as suit the device and the machine
+  bool planted = false;                   ///< with planted backends (planted.hpp)
 };
 
 struct RunCommand {
@@ -25,10 +26,15 @@ struct RunCommand {
   Selection selection;
   std::string gate;  ///< "": the backends marked ours
   bool check_only = false;
+  bool selftest = false;              ///< of the backends that `selection` names the planted and the real ones behind them
   std::filesystem::path out, resume;  ///< at most one of them
   std::filesystem::path dump;         ///< empty: none
   std::optional<int> assume_sm;       ///< 75 = SM 7.5
   WorkerOptions worker;
+};
+struct SelftestCommand {
+  RunCommand run;
+  std::filesystem::path known;  ///< empty: the list that comes with the program
 };
 struct ListCommand {
   std::vector<std::string> suites;  ///< empty: the names of all suites
@@ -52,7 +58,7 @@ struct HelpCommand {
   bool asked_for = true;
 };
 
-using Command = std::variant<RunCommand, ListCommand, SupportCommand, MergeCommand, ReportCommand, HelpCommand>;
+using Command = std::variant<RunCommand, SelftestCommand, ListCommand, SupportCommand, MergeCommand, ReportCommand, HelpCommand>;
 
 /// `arguments` without the program's name. Throws UsageError: unknown options with the nearest known one, values out of range,
 /// options that exclude each other. `report_formats`: what --format takes.

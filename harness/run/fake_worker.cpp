@@ -5,6 +5,7 @@
 //   --once FILE             misbehave only if FILE does not exist, and make it
 //   --delay-ms N            before each record
 //   --gpu-backend           declare a third backend, gpu_only, which has nothing for a CPU
+//   --planted               declare planted backends as well: flash_varlen:caught, :equivalent and :survives, eager:caught
 #include <chrono>
 #include <csignal>
 #include <cstdio>
@@ -19,6 +20,7 @@
 #include <CLI/CLI.hpp>
 
 #include "harness/run/json_reader.hpp"
+#include "harness/run/planted.hpp"
 #include "harness/run/protocol.hpp"
 
 namespace attnbench {
@@ -29,7 +31,7 @@ using nlohmann::json;
 struct Options {
   std::string device = "cpu", behaviour, on, start, status = "passed", once;
   int requests = -1, replies = -1, delay_ms = 0;
-  bool gpu_backend = false;
+  bool gpu_backend = false, planted = false;
 };
 
 [[noreturn]] void sleep_forever() {
@@ -103,6 +105,11 @@ class FakeWorker {
     gpu.capabilities.devices = {"cuda"};
     std::vector<Declaration> backends{ours, eager};
     if (options_.gpu_backend) backends.push_back(gpu);
+    if (options_.planted)
+      for (const char* name : {"flash_varlen:caught", "flash_varlen:equivalent", "flash_varlen:survives", "eager:caught"}) {
+        backends.push_back(eager);
+        backends.back().name = name;
+      }
     return {kProtocol, "fake_worker", device(), backends, {{"threads", 1}}};
   }
 
@@ -121,7 +128,25 @@ class FakeWorker {
         record.status = Status::unsupported;
         record.reason = *why;
       }
+    if (options_.planted && record.status == Status::passed) judge(record);
     return record;
+  }
+
+  /// A record with a statistic, and the verdict after which its defect is called.
+  static void judge(Record& record) {
+    const std::string defect = defect_of(record.backend);
+    if (defect == "equivalent") {
+      record.status = Status::unsupported;
+      record.reason = "equivalent: nothing is dropped";
+      return;
+    }
+    Gate& rms = record.errors[record.pass == Pass::forward ? "o" : "dv"].gates["rms"];
+    rms = {defect == "survives" && record.pass == Pass::backward ? 0.97 : 0.5, 1, 64, Gate::Verdict::pass};
+    if (defect != "caught") return;
+    rms.value = 12;
+    rms.verdict = Gate::Verdict::fail;
+    record.status = Status::failed;
+    record.reason = "gate rms is 12, its limit 1";
   }
 
   bool misbehaves(const std::string& backend, Pass pass) const {
@@ -202,6 +227,7 @@ int main(int argc, char** argv) {
   app.add_option("--once", options.once);
   app.add_option("--delay-ms", options.delay_ms);
   app.add_flag("--gpu-backend", options.gpu_backend);
+  app.add_flag("--planted", options.planted);
   CLI11_PARSE(app, argc, argv);
   return attnbench::FakeWorker(options).serve();
 }

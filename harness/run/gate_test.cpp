@@ -41,5 +41,16 @@ TEST(Gate, AsksWhatWasDeclaredForTheDeviceOfTheRecord) {
   EXPECT_EQ(apply_gate(run).exit_code, kExitGate) << apply_gate(run).sentence;
 }
 
+TEST(Gate, APlantedDefectThatCannotShowBreaksNoDeclaration) {
+  Declaration planted = declared("cpu", {Dtype::fp32});
+  planted.name = "flash_varlen:last_key_dropped";
+  Record record = record_on("cpu", Status::unsupported);
+  EXPECT_TRUE(is_red(record, {declared("cpu", {Dtype::fp32}), planted}));
+  record.backend = planted.name;
+  EXPECT_FALSE(is_red(record, {declared("cpu", {Dtype::fp32}), planted}));
+  record.status = Status::failed;
+  EXPECT_TRUE(is_red(record, {declared("cpu", {Dtype::fp32}), planted}));
+}
+
 }  // namespace
 }  // namespace attnbench

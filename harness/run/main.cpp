@@ -14,6 +14,8 @@
 #include "harness/run/list_cases.hpp"
 #include "harness/run/merge_runs.hpp"
 #include "harness/run/run_suites.hpp"
+#include "harness/run/selftest.hpp"
+#include "reports/selftest_report.hpp"
 #include "reports/support.hpp"
 #include "reports/write_reports.hpp"
 
@@ -50,6 +52,23 @@ int execute(const RunCommand& command, const std::vector<std::string>& arguments
   else
     fmt::print(stderr, "attnbench: interrupted; continue with: attnbench --resume {}\n", outcome.folder.string());
   return exit_code_of_signal(*outcome.interrupted);
+}
+
+int execute(const SelftestCommand& command, const std::vector<std::string>& arguments) {
+  catch_interrupts();
+  const std::vector<KnownSurvivor> known = read_known_survivors(command.known);
+  const RunOutcome outcome = run_suites(command.run, arguments);
+  if (outcome.interrupted) {
+    fmt::print(stderr, "attnbench: interrupted; a selftest has to be run again\n");
+    return exit_code_of_signal(*outcome.interrupted);
+  }
+  const RunData run = read_run(outcome.folder);
+  const Selftest selftest = evaluate_selftest(run, known);
+  write_selftest_reports(outcome.folder, run, selftest);
+  const GateResult result = conclude(selftest);
+  fmt::print("{}\nresults: {}/ (results.jsonl, selftest.md, selftest.json)\n{}\n", selftest_console(selftest, style_of_stdout()),
+             outcome.folder.string(), result.sentence);
+  return result.exit_code;
 }
 
 int execute(const ListCommand& command, const std::vector<std::string>&) {

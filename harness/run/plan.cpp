@@ -9,6 +9,7 @@
 
 #include "harness/run/errors.hpp"
 #include "harness/run/nearest.hpp"
+#include "harness/run/planted.hpp"
 
 namespace attnbench {
 namespace {
@@ -72,6 +73,25 @@ std::vector<std::string> not_on_device(const Selection& selection, const std::ve
   if (!selection.backends.empty()) return names;
   for (const Declaration& declaration : backends)
     if (!runs_on(declaration, device)) names.push_back(declaration.name);
+  return names;
+}
+
+std::vector<std::string> selftest_backends(const std::vector<std::string>& wanted, const std::vector<Declaration>& backends,
+                                           const Device& device) {
+  check_backend_names(wanted, backends);
+  const auto is_wanted = [&](const std::string& name) {
+    return wanted.empty() || std::ranges::find(wanted, name) != wanted.end();
+  };
+  std::set<std::string> chosen;
+  for (const Declaration& declaration : backends) {
+    const std::string& name = declaration.name;
+    const std::string real = real_backend_of(name);
+    if (is_planted(name) && runs_on(declaration, device) && (is_wanted(name) || is_wanted(real))) chosen.insert({name, real});
+  }
+  if (chosen.empty()) throw NothingMatched("nothing matched: none of these backends has a planted defect on this device");
+  std::vector<std::string> names;
+  for (const Declaration& declaration : backends)
+    if (chosen.contains(declaration.name)) names.push_back(declaration.name);
   return names;
 }
 

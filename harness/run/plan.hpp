@@ -28,6 +28,12 @@ struct Selection {
 std::vector<std::string> not_on_device(const Selection& selection, const std::vector<Declaration>& backends,
                                        const Device& device);
 
+/// What a selftest runs: of `wanted` (empty: all) the planted backends, by their own name or that of the real one, and the real
+/// one of each; those that have nothing for this kind of device are left out. In the order of `backends`. Throws UsageError on an
+/// unknown backend, NothingMatched if none is left.
+std::vector<std::string> selftest_backends(const std::vector<std::string>& wanted, const std::vector<Declaration>& backends,
+                                           const Device& device);
+
 /// One request to the worker.
 struct PlannedCase {
   Case c;

@@ -13,6 +13,7 @@
 #include "harness/run/errors.hpp"
 #include "harness/run/gate.hpp"
 #include "harness/run/interrupt.hpp"
+#include "harness/run/planted.hpp"
 #include "harness/run/progress.hpp"
 #include "harness/run/run_folder.hpp"
 #include "harness/run/worker_pool.hpp"
@@ -87,17 +88,35 @@ std::vector<std::string> named_by_program(std::vector<std::string> arguments) {
   return arguments;
 }
 
-nlohmann::json environment_of(const Hello& hello, const RunCommand& command, int workers, size_t runs) {
+/// The selection of a command, once the worker has said which backends it has.
+Selection selection_of(const RunCommand& command, const Hello& hello) {
+  Selection selection = command.selection;
+  if (command.selftest) selection.backends = selftest_backends(selection.backends, hello.backends, hello.device);
+  return selection;
+}
+
+/// What the run's readers have to know: the real backends, and the planted ones that it runs.
+std::vector<Declaration> declarations_of(const Hello& hello, const Selection& selection) {
+  std::vector<Declaration> declarations;
+  for (const Declaration& declaration : hello.backends)
+    if (!is_planted(declaration.name) || std::ranges::find(selection.backends, declaration.name) != selection.backends.end())
+      declarations.push_back(declaration);
+  return declarations;
+}
+
+nlohmann::json environment_of(const Hello& hello, const RunCommand& command, const Selection& selection, int workers,
+                              size_t runs) {
   nlohmann::json environment = hello.environment;
   environment["worker"] = hello.worker;
   environment["workers"] = workers;
   environment["runs"] = runs;
   environment["device"] = hello.device;
-  environment["backends"] = hello.backends;
-  environment["gated"] = gated_backends(command.gate, hello.backends);
-  const Shard& shard = command.selection.shard;
+  const std::vector<Declaration> declarations = declarations_of(hello, selection);
+  environment["backends"] = declarations;
+  environment["gated"] = gated_backends(command.gate, declarations);
+  const Shard& shard = selection.shard;
   if (shard.count > 1) environment["shard"] = {{"index", shard.index}, {"count", shard.count}};
-  environment["not_on_device"] = not_on_device(command.selection, hello.backends, hello.device);
+  environment["not_on_device"] = not_on_device(selection, hello.backends, hello.device);
   return environment;
 }
 
@@ -114,15 +133,21 @@ int workers_of(const WorkerOptions& options) {
   return std::clamp(cores / kCoresOfWorker, 1, kMostWorkers);
 }
 
-/// attnbench-worker, or the user's command: the shell splits and unquotes that; "$@" hands on the options that are added here.
-std::vector<std::string> worker_command(const WorkerOptions& options) {
-  if (!options.command.empty())
-    return {"/bin/sh", "-c", "exec " + options.command + " \"$@\"", "worker", "--device", options.device};
+/// attnbench-worker, or the user's command: the shell splits and unquotes that; "$@" hands on the options that are added later.
+std::vector<std::string> worker_program(const WorkerOptions& options) {
+  if (!options.command.empty()) return {"/bin/sh", "-c", "exec " + options.command + " \"$@\"", "worker"};
   const fs::path worker = fs::read_symlink("/proc/self/exe").parent_path() / "attnbench-worker";
   if (access(worker.c_str(), X_OK) != 0)
     throw InfrastructureError(
         fmt::format("{}: there is no worker beside attnbench; build it, or name another with --worker", worker.string()));
-  return {worker.string(), "--device", options.device};
+  return {worker.string()};
+}
+
+std::vector<std::string> worker_command(const WorkerOptions& options) {
+  std::vector<std::string> command = worker_program(options);
+  command.insert(command.end(), {"--device", options.device});
+  if (options.planted) command.push_back("--planted");
+  return command;
 }
 
 /// Workers that share a machine do not each take all cores for their oracles. What the user has set holds.
@@ -145,9 +170,9 @@ std::string run_name(const std::vector<Suite>& suites) {
   return fmt::format("{}", fmt::join(names, "+"));
 }
 
-std::vector<PlannedCase> plan_run(const RunCommand& command, const std::vector<Suite>& suites, const Hello& hello,
+std::vector<PlannedCase> plan_run(const Selection& selection, const std::vector<Suite>& suites, const Hello& hello,
                                   const RunData* earlier) {
-  std::vector<PlannedCase> plan = make_plan(suites, command.selection, hello.backends, hello.device);
+  std::vector<PlannedCase> plan = make_plan(suites, selection, hello.backends, hello.device);
   if (plan.empty())
     throw NothingMatched(
         "nothing matched: no run is left after --backend, --pass, --filter, --shard and the cases' own device=; "
@@ -173,8 +198,9 @@ std::optional<int> run_in(RunFolder& folder, const RunCommand& command, const st
     share_cores(workers);
     WorkerPool pool(worker_settings(command.worker, folder.worker_log()), workers);
     const Hello& hello = pool.hello();
-    const std::vector<PlannedCase> plan = plan_run(command, suites, hello, earlier);
-    const nlohmann::json environment = environment_of(hello, command, workers, count_runs(plan));
+    const Selection selection = selection_of(command, hello);
+    const std::vector<PlannedCase> plan = plan_run(selection, suites, hello, earlier);
+    const nlohmann::json environment = environment_of(hello, command, selection, workers, count_runs(plan));
     if (earlier) check_same_device(*earlier, environment);
     folder.append(to_line(RunHeader{fields.run, named_by_program(arguments), utc_now(), environment}));
     Progress progress(stderr, count_runs(plan));
@@ -212,7 +238,8 @@ RunOutcome run_suites(RunCommand command, const std::vector<std::string>& argume
   }
   const std::vector<Suite> suites = load_cases(command.suites, command.cases);
   const std::string dump = dump_folder(command.dump);
-  const std::string run_id = earlier ? earlier->headers.front().run : make_run_id(run_name(suites));
+  const std::string run_id =
+      earlier ? earlier->headers.front().run : make_run_id(command.selftest ? "selftest" : run_name(suites));
   RunFolder folder = earlier ? RunFolder::reopen(command.resume)
                              : RunFolder::create(command.out.empty() ? default_run_folder(run_id) : command.out);
   try {

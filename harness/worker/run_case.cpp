@@ -5,6 +5,7 @@
 
 #include <fmt/format.h>
 
+#include "harness/run/planted.hpp"
 #include "harness/worker/attempt.hpp"
 #include "harness/worker/cuda_device.hpp"
 #include "harness/worker/memory.hpp"
@@ -80,7 +81,7 @@ constexpr ComparedTensor kCompared[] = {{"o", Pass::forward, &Outputs::o},
                                         {"dk", Pass::backward, &Outputs::dk},
                                         {"dv", Pass::backward, &Outputs::dv}};
 
-/// Every pair of backends that computed this pass; tensors that were not judged (malformed, missing) are left out.
+/// Every pair of real backends that computed this pass; tensors that were not judged (malformed, missing) are left out.
 void compare(const std::deque<Attempt>& attempts, Pass pass, const Case& c, const Replies& replies) {
   Comparison comparison;
   comparison.case_line = format_case(c);
@@ -90,7 +91,8 @@ void compare(const std::deque<Attempt>& attempts, Pass pass, const Case& c, cons
     std::vector<const Attempt*> judged;
     std::vector<at::Tensor> outputs;
     for (const Attempt& attempt : attempts) {
-      if (attempt.record().pass != pass || attempt.record().errors.count(compared.name) == 0) continue;
+      const Record& record = attempt.record();
+      if (record.pass != pass || record.errors.count(compared.name) == 0 || is_planted(record.backend)) continue;
       judged.push_back(&attempt);
       outputs.push_back(attempt.outputs().*compared.tensor);
     }

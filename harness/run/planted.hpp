@@ -1,0 +1,27 @@
+// Planted backends: each is a real one with one defect, which the judge has to see. A worker has them with --planted.
+#pragma once
+
+#include <string>
+#include <string_view>
+
+namespace attnbench {
+
+/// "flash_varlen:last_key_dropped": the real backend, a colon, the defect. No real backend has a colon in its name.
+inline bool is_planted(std::string_view backend) {
+  return backend.find(':') != std::string_view::npos;
+}
+
+/// "flash_varlen"; a real backend's own name.
+inline std::string real_backend_of(std::string_view backend) {
+  return std::string(backend.substr(0, backend.find(':')));
+}
+
+/// "last_key_dropped"; empty for a real backend.
+inline std::string defect_of(std::string_view backend) {
+  return is_planted(backend) ? std::string(backend.substr(backend.find(':') + 1)) : "";
+}
+
+/// How the reason of an unsupported record begins where shape and mask alone prove that the defect cannot show.
+inline constexpr std::string_view kEquivalent = "equivalent: ";
+
+}  // namespace attnbench
