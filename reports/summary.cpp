@@ -80,7 +80,8 @@ std::string tables_section(const std::string& title, const std::vector<TextTable
 
 std::string findings_markdown(const RunData& run) {
   const std::string id = run.headers.empty() ? "" : " of run " + run.headers.front().run;
-  return "# Findings" + id + "\n\n" + command_section(run) + "\n" + findings_section(run);
+  const std::string warnings = run.warnings.empty() ? "" : "\n" + list_section("Warnings", run.warnings, "");
+  return "# Findings" + id + "\n\n" + command_section(run) + "\n" + findings_section(run) + warnings;
 }
 
 std::string summary_markdown(const RunData& run) {

@@ -162,10 +162,11 @@ SelftestCommand finish_selftest(const CLI::App& app, SelftestCommand selftest) {
   return selftest;
 }
 
-/// What a --resume without cases may say: the rest is known from the run.
+/// What a --resume may not say, since it is known from the run.
 void check_resume(const CLI::App& app, const RunCommand& run) {
-  if (run.resume.empty() || !run.suites.empty() || !run.cases.empty()) return;
-  for (const char* option : {"--backend", "--pass", "--filter", "--shard", "--check-only", "--assume-sm", "--device"})
+  if (run.resume.empty()) return;
+  for (const char* option :
+       {"--suite", "--case", "--backend", "--pass", "--filter", "--shard", "--check-only", "--assume-sm", "--device"})
     if (app.count(option) > 0)
       throw UsageError(
           fmt::format("--resume {}: continues with the options of the run; leave out {}", run.resume.string(), option));

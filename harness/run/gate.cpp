@@ -65,21 +65,27 @@ GateResult apply_gate(const RunData& run) {
   const auto is_gated = [&](const Record& record) { return std::ranges::find(run.gated, record.backend) != run.gated.end(); };
   const bool any_gated = std::ranges::any_of(run.records, is_gated);
   int64_t red = 0, findings = 0, judged = 0, set_aside = 0, considered = 0;
+  std::string why_set_aside;
   for (const Record& record : run.records) {
     const bool gated = is_gated(record), is_finding = is_red(record, run);
     if (is_finding) ++(gated ? red : findings);
     if ((gated || gates_nothing) && is_judged(record)) ++judged;
     if (any_gated && !gated) continue;
     ++considered;
-    if (!is_finding && !is_judged(record)) ++set_aside;  // skipped, or outside what the backend declares
+    if (is_finding || is_judged(record)) continue;
+    ++set_aside;  // skipped, or outside what the backend declares
+    if (why_set_aside.empty()) why_set_aside = record.reason;
   }
   const std::string who = gates_nothing ? "no backend is gated" : fmt::format("gated: {}", fmt::join(run.gated, ", "));
   const std::string counts =
       fmt::format("{} judged, {} red, {} finding{} in others; {}", judged, red, findings, findings == 1 ? "" : "s", who);
   if (red > 0) return {kExitGate, "FAILED: " + counts};
+  if (!run.is_complete) return {kExitInfrastructure, fmt::format("incomplete: {}: {}", fmt::join(run.warnings, "; "), counts)};
   if (judged > 0) return {kExitOk, "passed: " + counts};
   if (considered > 0 && set_aside == considered)
-    return {kExitAllSkipped, "nothing to judge: everything was skipped or lies outside what the backends declare: " + counts};
+    return {kExitAllSkipped,
+            fmt::format("nothing to judge: everything was skipped or lies outside what the backends declare ({}): {}",
+                        why_set_aside, counts)};
   return {kExitInfrastructure,
           "too little evidence: nothing that was judged is gated (--gate NAME gates other backends): " + counts};
 }

@@ -93,7 +93,7 @@ int execute(const SupportCommand& command, const std::vector<std::string>&) {
 }
 
 int execute(const MergeCommand& command, const std::vector<std::string>&) {
-  for (const std::string& message : merge_runs(command.runs, command.out)) fmt::print(stderr, "attnbench merge: {}\n", message);
+  merge_runs(command.runs, command.out);
   return conclude(command.out);
 }
 

@@ -1,10 +1,12 @@
 #include "harness/run/merge_runs.hpp"
 
 #include <map>
+#include <optional>
 #include <set>
 #include <tuple>
 
 #include <fmt/format.h>
+#include <fmt/ranges.h>
 
 #include "harness/run/json_reader.hpp"
 #include "harness/run/run_folder.hpp"
@@ -35,46 +37,50 @@ void add_record(const Record& record, const fs::path& run, Records& records) {
                   name_of(there->second.record.status), name_of(record.status), record.case_line));
 }
 
-/// By the number of parts that a run was cut into: the parts that are there.
-using Shards = std::map<int64_t, std::set<int64_t>>;
-
-void note_shard(const RunHeader& header, Shards& shards) {
-  const JsonReader environment(header.environment, "run.environment");
-  if (!environment.has("shard")) return;
-  const JsonReader shard = environment.object("shard");
-  shards[shard.integer("count")].insert(shard.integer("index"));
+/// What the parts of one run have in common: the words of the command, but for those that may differ between them.
+std::vector<std::string> command_of(const RunData& run) {
+  const std::set<std::string> own = {"--shard", "--out", "--worker", "--workers", "--timeout", "--dump"};
+  std::vector<std::string> words = run.headers.front().argv, common;
+  for (size_t i = 1; i < words.size(); ++i) {
+    const std::string option = words[i].substr(0, words[i].find('='));
+    if (!own.contains(option))
+      common.push_back(words[i]);
+    else if (option == words[i])
+      ++i;  // its value
+  }
+  return common;
 }
 
-void warn_of_missing(const Shards& shards, std::vector<std::string>& warnings) {
-  for (const auto& [count, there] : shards)
-    for (int64_t index = 1; index <= count; ++index)
-      if (!there.contains(index)) warnings.push_back(fmt::format("merge: shard {}/{} is missing", index, count));
+void check_parts_of_one_run(const RunData& first, const fs::path& first_path, const RunData& other, const fs::path& path) {
+  const auto refuse = [&](const std::string& why) {
+    throw RunError(fmt::format("merge: {} and {} are no parts of one run: {}", first_path.string(), path.string(), why));
+  };
+  const std::vector<std::string> ours = command_of(first), theirs = command_of(other);
+  if (ours != theirs) refuse(fmt::format("'attnbench {}' and 'attnbench {}'", fmt::join(ours, " "), fmt::join(theirs, " ")));
+  const int64_t count = shard_of(first.headers.front()).count;
+  for (const RunHeader& header : other.headers)
+    if (const int64_t got = shard_of(header).count; got != count) refuse(fmt::format("shards of {} and of {}", count, got));
 }
 
 }  // namespace
 
-std::vector<std::string> merge_runs(const std::vector<fs::path>& runs, const fs::path& out) {
-  std::vector<std::string> warnings;
+void merge_runs(const std::vector<fs::path>& runs, const fs::path& out) {
   std::map<std::pair<std::string, std::string>, nlohmann::json> headers;  // by start and text: any order, no duplicates
   std::set<std::string> comparisons;
   Records records;
-  Shards shards;
+  std::optional<RunData> first;
   for (const fs::path& path : runs) {
     const RunData run = read_run(path);
-    warnings.insert(warnings.end(), run.warnings.begin(), run.warnings.end());
-    for (const RunHeader& header : run.headers) {
-      headers[{header.started, to_text(to_line(header))}] = to_line(header);
-      note_shard(header, shards);
-    }
+    if (!first) first = run;
+    check_parts_of_one_run(*first, runs.front(), run, path);
+    for (const RunHeader& header : run.headers) headers[{header.started, to_text(to_line(header))}] = to_line(header);
     for (const Record& record : run.records) add_record(record, path, records);
     for (const Comparison& comparison : run.comparisons) comparisons.insert(to_text(to_line(comparison)));
   }
-  warn_of_missing(shards, warnings);
   RunFolder folder = RunFolder::create(out);
   for (const auto& [key, header] : headers) folder.append(header);
   for (const auto& [key, found] : records) folder.append(to_line(found.record));
   for (const std::string& comparison : comparisons) folder.append(nlohmann::json::parse(comparison));
-  return warnings;
 }
 
 }  // namespace attnbench

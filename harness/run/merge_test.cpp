@@ -42,13 +42,40 @@ TEST_F(Attnbench, AMergeOfTwoShardsOfThreeIsNotTheWhole) {
   EXPECT_EQ(run(cases(7)).exit_code, kExitOk);
   for (int shard : {1, 3}) run(joined(cases(7, fmt::format("part{}", shard)), {"--shard", fmt::format("{}/3", shard)}));
   const Answer answer = run({"merge", path("part1"), path("part3"), "--out", path("merged")}, "none");
-  EXPECT_EQ(answer.exit_code, kExitOk);
+  EXPECT_EQ(answer.exit_code, kExitInfrastructure) << answer.out;
   EXPECT_THAT(answer.out, HasSubstr("shard 2/3 is missing"));
+  EXPECT_THAT(answer.out, HasSubstr("incomplete: "));
   EXPECT_NE(outcomes(results("merged")), outcomes(results()));
+  EXPECT_THAT(run({"report", path("merged"), "--format", "junit"}, "none").out, HasSubstr("shard 2/3 is missing"));
+  const Answer resumed = run({"--resume", path("merged")});
+  EXPECT_EQ(resumed.exit_code, kExitUsage);
+  EXPECT_THAT(resumed.out, HasSubstr("was merged from shards"));
+}
+
+TEST_F(Attnbench, APartThatHasNotEndedLeavesTheMergeIncomplete) {
+  for (int shard : {1, 2}) run(joined(cases(7, fmt::format("part{}", shard)), {"--shard", fmt::format("{}/2", shard)}));
+  const fs::path file = folder_ / "part2" / kResultsFile;
+  fs::resize_file(file, fs::file_size(file) * 2 / 3);
+  const Answer answer = run({"merge", path("part1"), path("part2"), "--out", path("merged")}, "none");
+  EXPECT_EQ(answer.exit_code, kExitInfrastructure) << answer.out;
+  EXPECT_THAT(answer.out, HasSubstr("of 28 results are here: the run has not ended; resume the parts"));
+}
+
+TEST_F(Attnbench, RunsOfOtherCommandsAreNotMerged) {
+  run(joined(cases(4, "part1"), {"--shard", "1/2"}));
+  run(joined(cases(4, "third"), {"--shard", "2/3"}));
+  run(joined(cases(4, "eager"), {"--shard", "2/2", "--backend", "eager"}));
+  const Answer counts = run({"merge", path("part1"), path("third"), "--out", path("merged")}, "none");
+  EXPECT_EQ(counts.exit_code, kExitUsage);
+  EXPECT_THAT(counts.out, HasSubstr("shards of 2 and of 3"));
+  const Answer commands = run({"merge", path("part1"), path("eager"), "--out", path("merged")}, "none");
+  EXPECT_EQ(commands.exit_code, kExitUsage);
+  EXPECT_THAT(commands.out, HasSubstr("--backend eager'"));
+  EXPECT_FALSE(fs::exists(folder_ / "merged"));
 }
 
 TEST_F(Attnbench, RunsThatOverlapAreNotMerged) {
-  EXPECT_EQ(run(cases(1, "good")).exit_code, kExitOk);
+  EXPECT_EQ(run(cases(2, "good")).exit_code, kExitOk);
   EXPECT_EQ(run(cases(2, "bad"), "--status failed").exit_code, kExitGate);
   const Answer answer = run({"merge", path("bad"), path("good"), "--out", path("merged")}, "none");
   EXPECT_EQ(answer.exit_code, kExitUsage);

@@ -50,11 +50,12 @@ TEST_F(Attnbench, ResumeFinishesACutRunWithoutDuplicates) {
     EXPECT_EQ(outcomes(results()), whole);
   }
   EXPECT_EQ(results().headers.size(), 4u);
-  EXPECT_EQ(run(joined({"--resume", path("out")}, {"--case", "attention lq=1,2,3,4,5 d=64"})).exit_code, kExitOk);
-  EXPECT_EQ(results().records.size(), 20u);
-  const Answer twice = run({"--resume", path("out"), "--pass", "forward"});
-  EXPECT_EQ(twice.exit_code, kExitUsage);
-  EXPECT_THAT(twice.out, HasSubstr("leave out --pass"));
+  for (const auto& [option, value] :
+       {std::pair("--pass", "forward"), std::pair("--case", "attention lq=9 d=64"), std::pair("--suite", "edge")}) {
+    const Answer other = run({"--resume", path("out"), option, value});
+    EXPECT_EQ(other.exit_code, kExitUsage);
+    EXPECT_THAT(other.out, HasSubstr(std::string("leave out ") + option));
+  }
 }
 
 TEST_F(Attnbench, ABrokenLineInTheMiddleIsNamed) {

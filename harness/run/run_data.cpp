@@ -59,17 +59,38 @@ void read_line(const std::string& text, RunData& run) {
     throw std::runtime_error(fmt::format("record: expected run, result or comparison, got \"{}\"", kind));
 }
 
-/// Headers say how many results they promise.
-void warn_if_unfinished(const fs::path& folder, RunData& run) {
-  const nlohmann::json& environment = run.headers.front().environment;
-  if (!environment.contains("runs") || !environment["runs"].is_number_unsigned()) return;  // of an older version
-  const auto promised = environment["runs"].get<size_t>();
-  if (run.records.size() >= promised) return;
-  run.warnings.push_back(fmt::format("{} of {} results are here: the run has not ended; attnbench --resume {} goes on with it",
-                                     run.records.size(), promised, folder.string()));
+/// Headers say how many results their part promises, and of how many parts it is one.
+void look_for_gaps(const fs::path& folder, RunData& run) {
+  std::map<ShardOfRun, size_t> promised;  // a resume has a header of its own, which promises nothing new
+  for (const RunHeader& header : run.headers) {
+    const nlohmann::json runs = header.environment.value("runs", nlohmann::json(0));
+    promised.emplace(shard_of(header), runs.is_number_unsigned() ? runs.get<size_t>() : 0);
+  }
+  size_t all = 0;
+  for (const auto& [shard, results] : promised) all += results;
+  const bool is_merged = promised.size() > 1;
+  if (run.records.size() < all) {
+    run.is_complete = false;
+    const std::string advice = is_merged ? "resume the parts that have not ended, and merge again"
+                                         : fmt::format("attnbench --resume {} goes on with it", folder.string());
+    run.warnings.push_back(fmt::format("{} of {} results are here: the run has not ended; {}", run.records.size(), all, advice));
+  }
+  const int64_t count = is_merged ? promised.begin()->first.count : 1;  // one shard alone is whole
+  for (int64_t index = 1; index <= count; ++index) {
+    if (count == 1 || promised.contains({index, count})) continue;
+    run.is_complete = false;
+    run.warnings.push_back(fmt::format("shard {}/{} is missing", index, count));
+  }
 }
 
 }  // namespace
+
+ShardOfRun shard_of(const RunHeader& header) {
+  const JsonReader environment(header.environment, "run.environment");
+  if (!environment.has("shard")) return {};
+  const JsonReader shard = environment.object("shard");
+  return {shard.integer("index"), shard.integer("count")};
+}
 
 RunData read_run(const fs::path& folder_or_file) {
   const fs::path file = fs::is_directory(folder_or_file) ? folder_or_file / kResultsFile : folder_or_file;
@@ -95,7 +116,7 @@ RunData read_run(const fs::path& folder_or_file) {
   if (run.headers.empty())
     throw RunError(
         fmt::format("{}: holds no whole line: its run ended before it began; start it again with --out", file.string()));
-  warn_if_unfinished(file.parent_path(), run);
+  look_for_gaps(file.parent_path(), run);
   return run;
 }
 

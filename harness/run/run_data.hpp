@@ -1,6 +1,8 @@
 // A run read back: everything that a report may know. Reports read this and nothing else.
 #pragma once
 
+#include <compare>
+#include <cstdint>
 #include <filesystem>
 #include <map>
 #include <stdexcept>
@@ -18,6 +20,13 @@ class RunError : public std::runtime_error {
   using std::runtime_error::runtime_error;
 };
 
+/// A part of a run; 1/1 where it was not cut into shards.
+struct ShardOfRun {
+  int64_t index = 1, count = 1;
+  auto operator<=>(const ShardOfRun&) const = default;
+};
+ShardOfRun shard_of(const RunHeader& header);
+
 struct RunData {
   std::vector<RunHeader> headers;       ///< the first line, and one for each resume
   std::vector<Record> records;          ///< in the order in which they were written
@@ -27,7 +36,8 @@ struct RunData {
   std::vector<std::string> gated;  ///< backends whose red results decide the exit code: environment.gated, else `ours`
   /// By kind of device: backends that have nothing for it and were left out. The last header of a kind counts.
   std::map<std::string, std::vector<std::string>> not_on_device;
-  std::vector<std::string> warnings;  ///< what is missing: the end of a run, a cut last line
+  bool is_complete = true;            ///< every result that the headers promise is here, of every shard
+  std::vector<std::string> warnings;  ///< what is missing: the end of a run, a shard, a cut last line
 };
 
 inline constexpr const char* kResultsFile = "results.jsonl";

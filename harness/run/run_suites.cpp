@@ -66,9 +66,13 @@ void remove_finished(std::vector<PlannedCase>& plan, const RunData& earlier) {
   std::erase_if(plan, [](const PlannedCase& planned) { return planned.runs.empty(); });
 }
 
-/// A resume that names no cases means those of the run: its own arguments, then what the resume adds.
+/// A resume goes on with the run's own arguments, and what may be said anew.
 void take_options_of(const RunData& earlier, RunCommand& command) {
   const RunCommand again = std::move(command);
+  for (const RunHeader& header : earlier.headers)
+    if (shard_of(header) != shard_of(earlier.headers.front()))
+      throw RunError(fmt::format("{}: was merged from shards; resume those that have not ended, and merge them again",
+                                 again.resume.string()));
   const std::vector<std::string>& words = earlier.headers.front().argv;
   const Command recorded = parse_command_line({words.begin() + (words.empty() ? 0 : 1), words.end()}, {});
   if (!std::holds_alternative<RunCommand>(recorded))
@@ -234,7 +238,7 @@ RunOutcome run_suites(RunCommand command, const std::vector<std::string>& argume
   std::optional<RunData> earlier;
   if (!command.resume.empty()) {
     earlier = read_run(command.resume);
-    if (command.suites.empty() && command.cases.empty()) take_options_of(*earlier, command);
+    take_options_of(*earlier, command);
   }
   const std::vector<Suite> suites = load_cases(command.suites, command.cases);
   const std::string dump = dump_folder(command.dump);

@@ -102,6 +102,12 @@ inline Range query_block(const Band& band, int64_t number) {
   return intersect({number * kBackwardQueryBlock, (number + 1) * kBackwardQueryBlock}, {0, band.lq});
 }
 
+/// The numbers of the blocks that these queries lie in; an empty range, which may lie anywhere, lies in none.
+inline Range blocks_of(Range queries) {
+  if (queries.empty()) return {};
+  return {queries.begin / kBackwardQueryBlock, (queries.end - 1) / kBackwardQueryBlock + 1};
+}
+
 /// The numbers of the blocks of keys that some of the queries see.
 inline Range key_blocks_of(const Band& band, Range queries) {
   const Range keys = band.keys_of(queries);
@@ -230,9 +236,10 @@ void compute_backward(const Variant& variant, const Backward& args, const KeyBlo
   clear(tiles.dV, keys.size(), shape.d);
   const Range seen_by = plan.band.queries_of(keys);
   if (seen_by.empty() && !variant.writes_unseen_keys()) return;
+  const Range query_blocks = blocks_of(seen_by);
   const int64_t group = shape.hq / shape.hkv;
   for (int64_t head = variant.first_head(kv_head * group, group); head < (kv_head + 1) * group; ++head) {
-    for (int64_t number = seen_by.begin / kBackwardQueryBlock; number * kBackwardQueryBlock < seen_by.end; ++number) {
+    for (int64_t number = query_blocks.begin; number < query_blocks.end; ++number) {
       add_queries(variant, args, plan, {head, number, query_block(plan.band, number)}, task.block, keys, shared, tiles);
     }
   }
