@@ -79,8 +79,10 @@ class LineReader {
   Token key_and_value(bool in_metadata) {
     const size_t first = at_;
     while (!at_end() && !is_space(line_[at_]) && line_[at_] != '=' && line_[at_] != '#') ++at_;
-    Token token{std::string(line_.substr(first, at_ - first)), "", place(first)};
-    if (at_end() || line_[at_] != '=' || token.key.empty()) {
+    constexpr size_t kLongestKey = 64;  // several times what there is: a key stands in every value of its sweep
+    const std::string_view key = line_.substr(first, at_ - first);
+    Token token{std::string(key.substr(0, kLongestKey)), "", place(first)};
+    if (at_end() || line_[at_] != '=' || key.empty() || key.size() > kLongestKey) {
       at_ = first;
       throw CaseError(fmt::format("{}: got '{}', expected key=value", token.place, printable(rest_of_word(false))));
     }
