@@ -170,6 +170,10 @@ class FakeWorker {
     }
     if (how == "hang") sleep_forever();
     if (how == "rubbish") write_bytes("\x01\xff not JSON\n");
+    if (how == "nested") {
+      constexpr size_t kDepth = 200'000;
+      write_bytes("{\"result\":" + std::string(kDepth, '[') + std::string(kDepth, ']') + "}\n");
+    }
     if (how == "cut") {
       write_bytes("{\"result\":{\"request\":1,\"rec");
       _exit(0);
