@@ -5,6 +5,7 @@
 #include <algorithm>
 
 #include "harness/run/case.hpp"
+#include "harness/run/case_limits.hpp"
 
 namespace attnbench {
 namespace {
@@ -135,10 +136,12 @@ std::vector<Token> sweep_values(const Token& token) {
   int depth = 0;
   for (char c : token.value) {
     depth += (c == '(') - (c == ')');
-    if (c == ',' && depth == 0)
+    if (c == ',' && depth == 0) {
+      if (static_cast<int64_t>(values.size()) > kMaxCases) refuse(token, fmt::format("at most {} values", kMaxCases));
       values.push_back({token.key, "", token.place});
-    else
+    } else {
       values.back().value += c;
+    }
   }
   for (const Token& value : values)
     if (value.value.empty()) refuse(token, "a value on each side of every comma");
