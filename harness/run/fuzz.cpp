@@ -4,6 +4,7 @@
 #include <chrono>
 #include <fstream>
 #include <map>
+#include <optional>
 
 #include <fmt/format.h>
 
@@ -40,11 +41,11 @@ class OneRecord : public ResultSink {
   void take(const Comparison&) override {}
   void on_stage(const PlannedCase&, const Stage&) override {}
   void tick() override { folder_.sync_if_due(); }
-  const Record& record() const { return record_; }
+  const std::optional<Record>& record() const { return record_; }
 
  private:
   RunFolder& folder_;
-  Record record_;
+  std::optional<Record> record_;
 };
 
 /// Wrong and crashed are the same to whoever shrinks; to be mistrusted, or to refuse what is declared, is another matter.
@@ -157,8 +158,13 @@ class Fuzzer {
 
   Record run_alone(const Case& c, const std::string& backend, Pass pass) {
     OneRecord sink(folder_);
-    pool_.run_case({c, format_case(c), kSuite, {{backend, pass}}}, fields_, sink);
-    return sink.record();
+    try {
+      pool_.run_case({c, format_case(c), kSuite, {{backend, pass}}}, fields_, sink);
+    } catch (const InfrastructureError&) {
+      // One case in a row of others that no worker lives to begin with: for a run the end, here what is being shrunk.
+      if (!sink.record()) throw;
+    }
+    return sink.record().value();
   }
 
   void write_report() const {

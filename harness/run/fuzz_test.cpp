@@ -18,7 +18,6 @@ namespace {
 
 namespace fs = std::filesystem;
 using testing::HasSubstr;
-using testing::Not;
 
 class Fuzz : public Attnbench {
  protected:
@@ -77,6 +76,13 @@ TEST_F(Fuzz, ACrashIsShrunkToo) {
   EXPECT_EQ(count(results(), Status::error), 3);
   EXPECT_THAT(report(), HasSubstr("\nattention d=1 lq=0\n"));
   EXPECT_THAT(report(), HasSubstr("signal 11"));
+}
+
+TEST_F(Fuzz, ADeathBeforeAnyBackendBeginsIsShrunkToo) {
+  const Answer answer = fuzz({"--count", "2", "--backend", "flash_varlen", "--pass", "forward"}, "--behaviour die-early");
+  EXPECT_EQ(answer.exit_code, kExitGate) << answer.out;
+  EXPECT_THAT(report(), HasSubstr("\nattention d=1 lq=0\n"));
+  EXPECT_THAT(report(), HasSubstr("exited with code 5 before any stage"));
 }
 
 TEST_F(Fuzz, WhatIsNotRedAgainIsNotShrunk) {
