@@ -16,4 +16,7 @@ inline constexpr int64_t kMaxHeadDim = 1 << 12;
 /// Cases that one suite, or one line with sweeps, may expand into.
 inline constexpr int64_t kMaxCases = 100'000;
 
+/// Bytes of the lines that those cases would be, written one by one: several times what kMaxCases lines of usual length need.
+inline constexpr int64_t kMaxCaseBytes = int64_t{64} << 20;
+
 }  // namespace attnbench

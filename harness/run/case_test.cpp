@@ -109,6 +109,13 @@ TEST(Case, AnErrorNamesThePlaceAndTheNearestRightThing) {
   expect_message("attention d=64 lq=4 # d=3", {"unknown key 'd'", "why"});
 }
 
+TEST(Case, AKeyAsLongAsAFileIsRefusedBeforeItsValuesAreRead) {
+  // Each of the values would hold the key: 80 GB.
+  std::string ones;
+  for (int i = 0; i < 200'000; ++i) ones += "1,";
+  expect_message("attention " + ones + "=" + ones + "1 d=8 lq=1", {"column 11: got '1,1,", "expected key=value"});
+}
+
 TEST(Case, ValuesOutOfRangeAreRefused) {
   expect_message("attention d=0 lq=4", {"column 11: d=0: expected a whole number from 1 to 4096"});
   expect_message("attention d=64 hq=6 hkv=4 lq=4", {"column 21: hkv=4: expected a divisor of hq=6"});

@@ -5,6 +5,7 @@
 #include <algorithm>
 
 #include "harness/run/case.hpp"
+#include "harness/run/case_limits.hpp"
 
 namespace attnbench {
 namespace {
@@ -79,8 +80,10 @@ class LineReader {
   Token key_and_value(bool in_metadata) {
     const size_t first = at_;
     while (!at_end() && !is_space(line_[at_]) && line_[at_] != '=' && line_[at_] != '#') ++at_;
-    Token token{std::string(line_.substr(first, at_ - first)), "", place(first)};
-    if (at_end() || line_[at_] != '=' || token.key.empty()) {
+    constexpr size_t kLongestKey = 64;  // several times what there is: a key stands in every value of its sweep
+    const std::string_view key = line_.substr(first, at_ - first);
+    Token token{std::string(key.substr(0, kLongestKey)), "", place(first)};
+    if (at_end() || line_[at_] != '=' || key.empty() || key.size() > kLongestKey) {
       at_ = first;
       throw CaseError(fmt::format("{}: got '{}', expected key=value", token.place, printable(rest_of_word(false))));
     }
@@ -133,10 +136,12 @@ std::vector<Token> sweep_values(const Token& token) {
   int depth = 0;
   for (char c : token.value) {
     depth += (c == '(') - (c == ')');
-    if (c == ',' && depth == 0)
+    if (c == ',' && depth == 0) {
+      if (static_cast<int64_t>(values.size()) > kMaxCases) refuse(token, fmt::format("at most {} values", kMaxCases));
       values.push_back({token.key, "", token.place});
-    else
+    } else {
       values.back().value += c;
+    }
   }
   for (const Token& value : values)
     if (value.value.empty()) refuse(token, "a value on each side of every comma");

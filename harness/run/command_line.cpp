@@ -7,6 +7,7 @@
 #include <fmt/ranges.h>
 #include <CLI/CLI.hpp>
 
+#include "harness/run/case_limits.hpp"
 #include "harness/run/errors.hpp"
 #include "harness/run/nearest.hpp"
 #include "harness/run/planted.hpp"
@@ -25,6 +26,7 @@ Examples:
   attnbench --suite full --shard 2/8               the second of eight parts; `attnbench merge` joins them
   attnbench list --suite smoke                     the cases of a suite, one line each
   attnbench selftest                               plants defects in backends: does the judge see them?
+  attnbench fuzz --seed 7 --minutes 60             random cases; what fails is shrunk to a small case
   attnbench support                                which backend can do what on this machine, and why not
 
 Exit codes: 0 passed | 1 a gated backend is wrong | 2 bad option, case or file | 3 no worker, or too little evidence
@@ -44,7 +46,7 @@ Exit codes: 0 every defect was seen, or is known to survive | 1 one was not, a k
 /// Texts as they were typed, before they are checked.
 struct TypedOptions {
   std::vector<std::string> backends;
-  std::string pass = "both", shard = "1/1", assume_sm;
+  std::string pass = "both", shard = "1/1", assume_sm, seed = "0";
 };
 
 [[noreturn]] void refuse(const std::string& option, const std::string& got, const std::string& expected) {
@@ -56,6 +58,13 @@ std::optional<int64_t> whole_number(std::string_view text) {
   const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), number);
   if (error != std::errc() || end != text.data() + text.size() || text.empty()) return std::nullopt;
   return number;
+}
+
+uint64_t parse_seed(const std::string& text) {
+  uint64_t seed = 0;
+  const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), seed);
+  if (error != std::errc() || end != text.data() + text.size()) refuse("--seed", text, "a whole number from 0 to 2^64 - 1");
+  return seed;
 }
 
 Shard parse_shard(const std::string& text) {
@@ -113,6 +122,17 @@ void add_workers_option(CLI::App& app, WorkerOptions& worker) {
 void check_workers(const CLI::App& app, const WorkerOptions& worker) {
   if (app.count("--workers") > 0 && (worker.workers < 1 || worker.workers > kMostWorkers))
     refuse("--workers", std::to_string(worker.workers), fmt::format("a number from 1 to {}", kMostWorkers));
+  check(worker);
+}
+
+/// What every command takes that judges cases.
+void add_judging_options(CLI::App& app, TypedOptions& typed, std::string& gate, WorkerOptions& worker) {
+  app.add_option("--backend", typed.backends, "only these (a,b,…)")->delimiter(',')->type_name("LIST");
+  app.add_option("--pass", typed.pass, "forward, backward or both")->type_name("PASS")->capture_default_str();
+  app.add_option("--gate", gate, "backends that decide the exit code: NAME,…, all or none [the project's own]")
+      ->type_name("LIST");
+  add_workers_option(app, worker);
+  add_worker_options(app, worker);
 }
 
 void add_filter_option(CLI::App& app, std::string& filter) {
@@ -125,14 +145,10 @@ void add_filter_option(CLI::App& app, std::string& filter) {
 void add_run_options(CLI::App& app, RunCommand& run, TypedOptions& typed) {
   app.add_option("--suite", run.suites, "names or files; attnbench list shows them")->type_name("NAME|FILE");
   app.add_option("--case", run.cases, "a case, as the suites write it")->type_name("LINE");
-  app.add_option("--backend", typed.backends, "only these (a,b,…)")->delimiter(',')->type_name("LIST");
-  app.add_option("--pass", typed.pass, "forward, backward or both")->type_name("PASS")->capture_default_str();
+  add_judging_options(app, typed, run.gate, run.worker);
   add_filter_option(app, run.selection.filter);
   app.add_option("--shard", typed.shard, "only part I of N")->type_name("I/N");
-  app.add_option("--gate", run.gate, "backends that decide the exit code: NAME,…, all or none [the project's own]")
-      ->type_name("LIST");
   app.add_flag("--check-only", run.check_only, "judge, do not measure");
-  add_workers_option(app, run.worker);
   app.add_option("--out", run.out, "folder of the results [runs/<date>-<time>-<suite>]")->type_name("DIR");
   app.add_option("--resume", run.resume, "go on with the run in this folder; alone, with its own options")->type_name("DIR");
   app.add_option("--dump", run.dump, "folder for what was given, computed and expected, as .npy files")->type_name("DIR");
@@ -156,10 +172,19 @@ void add_selftest_options(CLI::App& app, SelftestCommand& selftest) {
 SelftestCommand finish_selftest(const CLI::App& app, SelftestCommand selftest) {
   RunCommand& run = selftest.run;
   check_workers(app, run.worker);
-  check(run.worker);
   if (run.suites.empty()) run.suites = {"defects"};
   run.selftest = run.check_only = run.worker.planted = true;
   return selftest;
+}
+
+void add_fuzz_options(CLI::App& app, FuzzCommand& fuzz, TypedOptions& typed) {
+  app.add_option("--seed", typed.seed, "the same seed draws the same cases on every machine")
+      ->type_name("N")
+      ->capture_default_str();
+  app.add_option("--count", fuzz.count, "cases")->type_name("N")->capture_default_str();
+  app.add_option("--minutes", fuzz.minutes, "draw cases until these are over, instead of a count")->type_name("M");
+  app.add_option("--out", fuzz.out, "folder of the results [runs/<date>-<time>-fuzz]")->type_name("DIR");
+  add_judging_options(app, typed, fuzz.gate, fuzz.worker);
 }
 
 /// What a --resume may not say, since it is known from the run.
@@ -184,8 +209,21 @@ RunCommand finish_run(const CLI::App& app, RunCommand run, const TypedOptions& t
   run.selection.pass = parse_pass(typed.pass);
   run.selection.shard = parse_shard(typed.shard);
   run.assume_sm = parse_sm(typed.assume_sm);
-  check(run.worker);
   return run;
+}
+
+FuzzCommand finish_fuzz(const CLI::App& app, FuzzCommand fuzz, const TypedOptions& typed) {
+  constexpr double kLongest_min = 1e6;
+  check_workers(app, fuzz.worker);
+  if (app.count("--count") > 0 && fuzz.minutes) throw UsageError("--count with --minutes: give one of them");
+  if (fuzz.count < 1 || fuzz.count > kMaxCases)
+    refuse("--count", std::to_string(fuzz.count), fmt::format("a number from 1 to {}", kMaxCases));
+  if (fuzz.minutes && !(*fuzz.minutes > 0 && *fuzz.minutes <= kLongest_min))
+    refuse("--minutes", fmt::format("{}", *fuzz.minutes), "minutes, above 0 and at most a million");
+  fuzz.seed = parse_seed(typed.seed);
+  fuzz.selection.backends = typed.backends;
+  fuzz.selection.pass = parse_pass(typed.pass);
+  return fuzz;
 }
 
 /// Options and subcommands, and what CLI11 writes into for each.
@@ -195,8 +233,8 @@ class Grammar {
     app_.footer(kRunExamples);
     app_.require_subcommand(0, 1);
     add_run_options(app_, run_, typed_);
-    add_worker_options(app_, run_.worker);
     add_selftest_options(*selftest_app_, selftest_);
+    add_fuzz_options(*fuzz_app_, fuzz_, typed_fuzz_);
     add_list();
     add_support();
     add_merge();
@@ -206,7 +244,7 @@ class Grammar {
   /// CLI11 answers --help before it looks at the rest, so a command that is not there is refused first.
   void check_command(const std::string& word) const {
     std::vector<std::string_view> known{"run"};
-    for (const CLI::App* command : {list_app_, support_app_, selftest_app_, merge_app_, report_app_})
+    for (const CLI::App* command : {fuzz_app_, list_app_, support_app_, selftest_app_, merge_app_, report_app_})
       known.push_back(command->get_name());
     if (!word.starts_with('-') && std::find(known.begin(), known.end(), word) == known.end())
       throw UsageError(
@@ -222,6 +260,7 @@ class Grammar {
 
   /// What was parsed, checked.
   Command command() const {
+    if (*fuzz_app_) return finish_fuzz(*fuzz_app_, fuzz_, typed_fuzz_);
     if (*list_app_) return list_;
     if (*support_app_) return finished_support();
     if (*selftest_app_) return finish_selftest(*selftest_app_, selftest_);
@@ -290,14 +329,16 @@ class Grammar {
       "Runs identical attention cases through every backend of this machine, judges outputs and gradients against a\n"
       "float64 oracle, and times only what is right.\n",
       "attnbench"};
+  CLI::App* fuzz_app_ = app_.add_subcommand("fuzz", "judge random cases, and shrink those that a gated backend gets wrong");
   CLI::App* list_app_ = app_.add_subcommand("list", "the suites, or the cases of suites");
   CLI::App* support_app_ = app_.add_subcommand("support", "backends x capabilities on this machine, and every reason why not");
   CLI::App* selftest_app_ = app_.add_subcommand("selftest", "plant defects in backends, and see whether the judge sees them");
   CLI::App* merge_app_ = app_.add_subcommand("merge", "join the parts of a run (--shard) into one");
   CLI::App* report_app_ = app_.add_subcommand("report", "print a run again, from its records alone");
   RunCommand run_;
-  TypedOptions typed_;
+  TypedOptions typed_, typed_fuzz_;
   SelftestCommand selftest_;
+  FuzzCommand fuzz_;
   ListCommand list_;
   SupportCommand support_;
   std::string support_sm_;

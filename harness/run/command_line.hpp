@@ -36,6 +36,15 @@ struct SelftestCommand {
   RunCommand run;
   std::filesystem::path known;  ///< empty: the list that comes with the program
 };
+struct FuzzCommand {
+  uint64_t seed = 0;
+  int64_t count = 256;
+  std::optional<double> minutes;  ///< as many cases as these allow, instead of `count`
+  Selection selection;            ///< backends and pass
+  std::string gate;               ///< "": the backends marked ours
+  std::filesystem::path out;
+  WorkerOptions worker;
+};
 struct ListCommand {
   std::vector<std::string> suites;  ///< empty: the names of all suites
   bool explain = false;
@@ -58,7 +67,8 @@ struct HelpCommand {
   bool asked_for = true;
 };
 
-using Command = std::variant<RunCommand, SelftestCommand, ListCommand, SupportCommand, MergeCommand, ReportCommand, HelpCommand>;
+using Command =
+    std::variant<RunCommand, SelftestCommand, FuzzCommand, ListCommand, SupportCommand, MergeCommand, ReportCommand, HelpCommand>;
 
 /// `arguments` without the program's name. Throws UsageError: unknown options with the nearest known one, values out of range,
 /// options that exclude each other. `report_formats`: what --format takes.

@@ -2,6 +2,8 @@
 //   --behaviour B           always, for the run that it is made for; --on BACKEND/PASS names that run (else: every one)
 //   --start B               instead of saying hello: exit=N, rubbish, silent
 //   --status STATUS         of every record (passed)
+//   --wrong KEY=VALUE       every case that has this key and value is failed; several: all of them
+//   --least-lq N            … and as many queries in its longest sequence
 //   --once FILE             misbehave only if FILE does not exist, and make it
 //   --delay-ms N            before each record
 //   --gpu-backend           declare a third backend, gpu_only, which has nothing for a CPU
@@ -19,6 +21,7 @@
 #include <unistd.h>
 #include <CLI/CLI.hpp>
 
+#include "harness/run/case_keys.hpp"
 #include "harness/run/json_reader.hpp"
 #include "harness/run/planted.hpp"
 #include "harness/run/protocol.hpp"
@@ -30,7 +33,9 @@ using nlohmann::json;
 
 struct Options {
   std::string device = "cpu", behaviour, on, start, status = "passed", once;
+  std::vector<std::string> wrong;
   int requests = -1, replies = -1, delay_ms = 0;
+  int64_t least_lq = 0;
   bool gpu_backend = false, planted = false;
 };
 
@@ -122,6 +127,7 @@ class FakeWorker {
     record.pass = pass;
     for (Status status : {Status::passed, Status::failed, Status::mistrusted, Status::unsupported, Status::skipped})
       if (options_.status == name_of(status)) record.status = status;
+    if (is_wrong(c, backend, pass)) record.status = Status::failed;
     if (record.status != Status::passed) record.reason = "as the test asked";
     for (const Declaration& declaration : hello().backends)
       if (const auto why = why_not(declaration, c, pass, device()); why && declaration.name == backend) {
@@ -149,9 +155,24 @@ class FakeWorker {
     record.reason = "gate rms is 12, its limit 1";
   }
 
+  bool is_on(const std::string& backend, Pass pass) const {
+    return options_.on.empty() || options_.on == fmt::format("{}/{}", backend, name_of(pass));
+  }
+
+  /// A defect that some cases show.
+  bool is_wrong(const Case& c, const std::string& backend, Pass pass) const {
+    if (options_.wrong.empty() || !is_on(backend, pass)) return false;
+    for (const std::string& pair : options_.wrong) {
+      const size_t equals = pair.find('=');
+      const Key& key = find_key(case_keys(), {pair.substr(0, equals), "", "--wrong"});
+      if (key.format(c) != pair.substr(equals + 1)) return false;
+    }
+    return sequence_lengths(c.problem, c.seed).max_q() >= options_.least_lq;
+  }
+
   bool misbehaves(const std::string& backend, Pass pass) const {
     if (options_.behaviour.empty()) return false;
-    if (!options_.on.empty() && options_.on != fmt::format("{}/{}", backend, name_of(pass))) return false;
+    if (!is_on(backend, pass)) return false;
     if (options_.once.empty()) return true;
     const bool first = !std::ifstream(options_.once).good();
     std::ofstream(options_.once) << "done";
@@ -174,6 +195,10 @@ class FakeWorker {
     }
     if (how == "hang") sleep_forever();
     if (how == "rubbish") write_bytes("\x01\xff not JSON\n");
+    if (how == "nested") {
+      constexpr size_t kDepth = 200'000;
+      write_bytes("{\"result\":" + std::string(kDepth, '[') + std::string(kDepth, ']') + "}\n");
+    }
     if (how == "cut") {
       write_bytes("{\"result\":{\"request\":1,\"rec");
       _exit(0);
@@ -224,6 +249,8 @@ int main(int argc, char** argv) {
   app.add_option("--on", options.on);
   app.add_option("--start", options.start);
   app.add_option("--status", options.status);
+  app.add_option("--wrong", options.wrong);
+  app.add_option("--least-lq", options.least_lq);
   app.add_option("--once", options.once);
   app.add_option("--delay-ms", options.delay_ms);
   app.add_flag("--gpu-backend", options.gpu_backend);

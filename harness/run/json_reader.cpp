@@ -1,5 +1,6 @@
 #include "harness/run/json_reader.hpp"
 
+#include <algorithm>
 #include <cmath>
 #include <cstdlib>
 #include <limits>
@@ -21,12 +22,40 @@ std::string shown(const nlohmann::json& value) {
   throw std::runtime_error(fmt::format("{}: expected {}, got {}", path, what, shown(got)));
 }
 
+/// Of text that is JSON up to its first error, the depth that a parser reaches.
+int depth_of(std::string_view text) {
+  int depth = 0, deepest = 0;
+  bool quoted = false;
+  for (size_t i = 0; i < text.size(); ++i) {
+    const char c = text[i];
+    if (quoted && c == '\\')
+      ++i;
+    else if (c == '"')
+      quoted = !quoted;
+    else if (!quoted && (c == '[' || c == '{'))
+      deepest = std::max(deepest, ++depth);
+    else if (!quoted && (c == ']' || c == '}'))
+      --depth;
+  }
+  return deepest;
+}
+
 }  // namespace
 
 nlohmann::json number_to_json(double value) {
   if (std::isnan(value)) return "nan";
   if (std::isinf(value)) return value > 0 ? "inf" : "-inf";
   return std::strtod(fmt::format("{:.{}g}", value, kRecordedDigits).c_str(), nullptr);
+}
+
+nlohmann::json parse_json(std::string_view text) {
+  if (const int depth = depth_of(text); depth > kDeepest)
+    throw std::runtime_error(fmt::format("not JSON of ours: nested {} deep; expected at most {}", depth, kDeepest));
+  try {
+    return nlohmann::json::parse(text);
+  } catch (const nlohmann::json::exception& error) {
+    throw std::runtime_error(fmt::format("not JSON: {}", error.what()));
+  }
 }
 
 std::string to_text(const nlohmann::json& value) {

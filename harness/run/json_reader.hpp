@@ -18,6 +18,13 @@ inline constexpr int kRecordedDigits = 9;
 /// JSON has no non-finite numbers: they are written as "nan", "inf", "-inf".
 nlohmann::json number_to_json(double value);
 
+/// Arrays and objects within each other; a record has less than ten.
+inline constexpr int kDeepest = 100;
+
+/// Throws std::runtime_error on what is not JSON, and on what is nested deeper than kDeepest: to copy, to compare and to write a
+/// value takes stack for each level.
+nlohmann::json parse_json(std::string_view text);
+
 /// One line of text without its end; bytes that are not UTF-8 are replaced, so that no text from outside can break a run.
 std::string to_text(const nlohmann::json& value);
 

@@ -9,6 +9,7 @@
 
 #include "harness/run/command_line.hpp"
 #include "harness/run/exit_code.hpp"
+#include "harness/run/fuzz.hpp"
 #include "harness/run/gate.hpp"
 #include "harness/run/interrupt.hpp"
 #include "harness/run/list_cases.hpp"
@@ -34,12 +35,14 @@ TextStyle style_of_stdout() {
 }
 
 /// Writes the reports beside the records, prints the console's, and answers with the run's exit code.
-int conclude(const fs::path& folder) {
+/// `more`: text to print before the results; `file`: the one that holds it.
+int conclude(const fs::path& folder, const std::string& more = "", const std::string& file = "") {
   write_reports(folder);
   const RunData run = read_run(folder);
   const GateResult result = apply_gate(run);
-  fmt::print("{}\nresults: {}/ (results.jsonl, results.csv, summary.md, benchmark.json)\n{}\n",
-             render_report(run, "table", style_of_stdout()), folder.string(), result.sentence);
+  fmt::print("{}\n{}results: {}/ (results.jsonl, results.csv, summary.md, benchmark.json{})\n{}\n",
+             render_report(run, "table", style_of_stdout()), more.empty() ? "" : more + "\n", folder.string(),
+             file.empty() ? "" : ", " + file, result.sentence);
   return result.exit_code;
 }
 
@@ -69,6 +72,17 @@ int execute(const SelftestCommand& command, const std::vector<std::string>& argu
   fmt::print("{}\nresults: {}/ (results.jsonl, selftest.md, selftest.json)\n{}\n", selftest_console(selftest, style_of_stdout()),
              outcome.folder.string(), result.sentence);
   return result.exit_code;
+}
+
+int execute(const FuzzCommand& command, const std::vector<std::string>& arguments) {
+  catch_interrupts();
+  const FuzzOutcome outcome = fuzz(command, arguments);
+  if (!outcome.run.interrupted) return conclude(outcome.run.folder, outcome.findings, kFuzzFile);
+  if (outcome.run.folder.empty())
+    fmt::print(stderr, "attnbench: interrupted before the first case\n");
+  else
+    fmt::print(stderr, "attnbench: interrupted; what was judged is in {}\n", outcome.run.folder.string());
+  return exit_code_of_signal(*outcome.run.interrupted);
 }
 
 int execute(const ListCommand& command, const std::vector<std::string>&) {

@@ -4,6 +4,7 @@
 #include <cmath>
 #include <numeric>
 
+#include "harness/run/draws.hpp"
 #include "harness/run/names.hpp"
 
 namespace attnbench {
@@ -12,18 +13,10 @@ namespace {
 /// Which random numbers a draw belongs to: draws of different streams are independent.
 enum class Stream : uint64_t { query_lengths = 1, key_lengths = 2, positions = 3 };
 
-/// The finaliser of splitmix64 (Steele, Lea, Flood, 2014): a bijection of 64 bits that mixes well.
-uint64_t mix(uint64_t x) {
-  x += 0x9e3779b97f4a7c15;
-  x = (x ^ (x >> 30)) * 0xbf58476d1ce4e5b9;
-  x = (x ^ (x >> 27)) * 0x94d049bb133111eb;
-  return x ^ (x >> 31);
-}
-
 /// A whole number in [0, count), a function of the counters alone.
 uint64_t draw_below(uint64_t count, uint64_t seed, Stream stream, uint64_t row, uint64_t index) {
   const uint64_t bits = mix(mix(mix(mix(seed) ^ static_cast<uint64_t>(stream)) ^ row) ^ index);
-  return static_cast<uint64_t>((static_cast<unsigned __int128>(bits) * count) >> 64);
+  return scaled_below(count, bits);
 }
 
 std::vector<int64_t> lengths_from(const LengthSpec& spec, int64_t count, int64_t equal_length, uint64_t seed, Stream stream) {

@@ -1,5 +1,8 @@
 #include "harness/run/protocol.hpp"
 
+#include <cmath>
+#include <limits>
+
 #include <fmt/format.h>
 
 #include "harness/run/json_reader.hpp"
@@ -54,8 +57,14 @@ void from_json(const json& line, Request& request) {
     request.runs.emplace_back(run[0], run[1] == name_of(Pass::forward) ? Pass::forward : Pass::backward);
   }
   request.check_only = in.boolean("check_only");
-  request.min_rounds = static_cast<int>(in.integer("min_rounds"));
+  const int64_t rounds = in.integer("min_rounds");
+  if (rounds < 0 || rounds > std::numeric_limits<int>::max())
+    throw std::runtime_error(fmt::format("{}: expected a number of rounds, got {}", in.field("min_rounds"), rounds));
+  request.min_rounds = static_cast<int>(rounds);
   request.time_budget_s = in.number("time_budget_s");
+  if (!(request.time_budget_s >= 0) || std::isinf(request.time_budget_s))
+    throw std::runtime_error(
+        fmt::format("{}: expected seconds, 0 or more, got {}", in.field("time_budget_s"), request.time_budget_s));
   request.dump = line.contains("dump") ? in.text("dump") : "";
 }
 

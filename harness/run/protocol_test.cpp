@@ -47,6 +47,14 @@ TEST(Protocol, NamesTheFieldThatIsWrong) {
   json request = Request{7, "attention lq=1 d=64", {{"eager", Pass::forward}}};
   request["runs"] = json::parse(R"([["eager","sideways"]])");
   EXPECT_THAT(why_not_a<Request>(request), HasSubstr("request.runs: expected"));
+  request = Request{7, "attention lq=1 d=64", {{"eager", Pass::forward}}};
+  request["min_rounds"] = 4294967297;  // 1, if it were cut to an int
+  EXPECT_THAT(why_not_a<Request>(request), HasSubstr("request.min_rounds: expected a number of rounds, got 4294967297"));
+  request["min_rounds"] = 1;
+  for (const char* budget : {"nan", "inf"}) {
+    request["time_budget_s"] = budget;
+    EXPECT_THAT(why_not_a<Request>(request), HasSubstr("request.time_budget_s: expected seconds, 0 or more"));
+  }
   json stage = Stage{7, "eager", Pass::backward, "judge"};
   stage["request"] = "seven";
   EXPECT_THAT(why_not_a<Stage>(stage), HasSubstr("stage.request: expected a whole number, got \"seven\""));

@@ -7,6 +7,7 @@
 #include <gtest/gtest.h>
 
 #include "harness/run/json_reader.hpp"
+#include "harness/run/test_records.hpp"
 
 namespace attnbench {
 namespace {
@@ -16,48 +17,6 @@ using testing::HasSubstr;
 
 constexpr double kNan = std::numeric_limits<double>::quiet_NaN();
 constexpr double kInfinity = std::numeric_limits<double>::infinity();
-
-/// A record in which no field has its default.
-Record full_record() {
-  Record record;
-  record.run = "20250102-030405-gradient";
-  record.suite = "gradient";
-  record.safety = {true, true, "refused", "a reason", "https://example.org/1"};
-  record.case_line = "attention lq=64 d=128 seed=7";
-  record.name = "token_tail";
-  record.expect = Expect::must_differ;
-  record.backend = "flash_varlen";
-  record.version = "0.1.0";
-  record.device = "cuda:0";
-  record.sm = 90;
-  record.pass = Pass::backward;
-  record.oracle = "eigen";
-  TensorErrors errors;
-  errors.max_abs = 0.25;
-  errors.rel_l2 = kNan;
-  errors.cosine = 0.5;
-  errors.max_z = kInfinity;
-  errors.elements = 8192;
-  errors.bad = 3;
-  errors.gates["z"] = {7.5, 7.25, 8192, Gate::Verdict::fail};
-  errors.gates["bias"] = {-kInfinity, 1e-300, 17, Gate::Verdict::no_power};
-  errors.field_rules["2x_eager"] = {0.1, 0.2, true};
-  errors.first_bad = Element{0, 1, 2, 3};
-  errors.worst = Element{3, 2, 1, 0};
-  errors.worst_got = 0.1;
-  errors.worst_expected = -0.300000012;
-  record.errors["dq"] = errors;
-  WindowTime window{12.5, 11, 14, {12, 13}, 20, {{12.5, 12.25}, {13}}, false, 4, {}};
-  window.gpu = GpuConditions{1980, {{1980, kNan}, {1975}}, 512.5, 61, {"sw_power_cap"}, 2, 1};
-  record.time = Timing{"cooled", {{"op", window}}, 1.5, 2.5, 18446744073709551615ull};
-  window.gpu = GpuConditions{};
-  record.other_regimes = {Timing{"sustained", {{"op", window}, {"autograd", window}}, 1.25, 2.25, 3}};
-  record.memory = Memory{1, 2, 3};
-  record.kernels = "math";
-  record.seconds = 1.75;
-  record.repro = "attnbench --case \"…\"";
-  return record;
-}
 
 std::string why_not_a_record(json line) {
   try {
@@ -176,6 +135,17 @@ TEST(RunHeader, ComesBackAsItWasWritten) {
   const json line = to_line(header);
   EXPECT_EQ(line["record"], "run");
   EXPECT_EQ(to_line(run_header_from(line)), line);
+}
+
+TEST(ParseJson, RefusesWhatIsNestedTooDeep) {
+  const auto nested = [](int depth) {
+    return std::string(static_cast<size_t>(depth), '[') + std::string(static_cast<size_t>(depth), ']');
+  };
+  EXPECT_EQ(to_text(parse_json(nested(kDeepest))), nested(kDeepest));
+  EXPECT_THROW(parse_json(nested(kDeepest + 1)), std::runtime_error);
+  EXPECT_THROW(parse_json("{\"a\":" + nested(200'000) + "}"), std::runtime_error);  // whose copy overflows the stack
+  EXPECT_EQ(parse_json("\"\\\"" + nested(200) + "\"").get<std::string>(), "\"" + nested(200));
+  EXPECT_THROW(parse_json("{\"a\":"), std::runtime_error);
 }
 
 TEST(ToText, SurvivesBytesThatAreNotUtf8) {

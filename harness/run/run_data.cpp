@@ -43,7 +43,7 @@ void read_environment(const nlohmann::json& environment, RunData& run) {
 }
 
 void read_line(const std::string& text, RunData& run) {
-  const nlohmann::json line = nlohmann::json::parse(text);
+  const nlohmann::json line = parse_json(text);
   const std::string kind = JsonReader(line, "line").text("record");
   if (kind == "run") {
     run.headers.push_back(run_header_from(line));

@@ -85,7 +85,8 @@ class SuiteReader {
     text.keys = add_defaults(std::move(text.keys), defaults_.keys);
     text.metadata = add_defaults(std::move(text.metadata), defaults_.metadata);
     text.metadata = add_defaults(overrides_, text.metadata);
-    count_sweep(text, kMaxCases - static_cast<int64_t>(cases.size()));
+    const int64_t count = count_sweep(text, kMaxCases - static_cast<int64_t>(cases.size()));
+    count_bytes(text, count);
     for (const CaseText& line : expand_sweep(text)) {
       const Case c = case_from(line);
       if (identities_.insert(format_case(c)).second) cases.push_back({c, where});
@@ -93,6 +94,16 @@ class SuiteReader {
   }
 
  private:
+  /// One long list of lengths in a sweep over other keys, or below a `with`, would fill any memory.
+  void count_bytes(const CaseText& text, int64_t count) {
+    const int64_t line = longest_line(text);
+    if (line > (kMaxCaseBytes - bytes_) / count)
+      throw CaseError(
+          fmt::format("{}: the cases up to here stand for more than {} bytes of text, {} in each of {} cases of this line",
+                      text.place, kMaxCaseBytes, line, count));
+    bytes_ += count * line;
+  }
+
   void read_line(const std::string& line, const std::string& where, const fs::path& file) {
     const size_t first = line.find_first_not_of(" \t\r");
     if (first == std::string::npos || line[first] == '#') return;
@@ -140,6 +151,7 @@ class SuiteReader {
   CaseText defaults_;             ///< the last `with` of the file being read
   std::vector<Token> overrides_;  ///< metadata of the `include` lines on the way to it
   std::unordered_set<std::string> identities_;
+  int64_t bytes_ = 0;  ///< of the lines that the cases would be
 };
 
 }  // namespace

@@ -115,6 +115,20 @@ TEST_F(SuiteFiles, AnErrorNamesFileLineAndColumn) {
   expect_part(message("# nothing\n"), "the suite holds no case");
 }
 
+TEST_F(SuiteFiles, LongLinesAreRefusedBeforeASweepRepeatsThem) {
+  std::string lengths = "1", dims = "1", ones = "1";
+  for (int i = 0; i < 100'000; ++i) lengths += "+1";
+  for (int i = 2; i <= 4096; ++i) dims += "," + std::to_string(i);
+  for (int i = 0; i < 200'000; ++i) ones += ",1";
+  expect_part(message("attention lens=" + lengths + " d=" + dims),
+              "x.suite:1, column 1: the cases up to here stand for more than 67108864 bytes of text");
+  std::string many = "with lens=" + lengths + "\n";
+  for (int i = 1; i <= 1000; ++i) many += "attention d=" + std::to_string(i) + "\n";
+  expect_part(message(many), "stand for more than 67108864 bytes of text");
+  expect_part(message("attention lq=1 d=" + dims + " # why=" + std::string(100'000, 'a')), "stand for more than 67108864 bytes");
+  expect_part(message("attention d=1 lq=" + ones), "expected at most 100000 values");
+}
+
 TEST_F(SuiteFiles, HugeSweepsAreRefusedBeforeTheyAreExpanded) {
   std::string values = "0";
   for (int i = 1; i < 1000; ++i) values.append(",").append(std::to_string(i));

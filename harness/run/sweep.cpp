@@ -1,5 +1,7 @@
 #include "harness/run/sweep.hpp"
 
+#include <algorithm>
+
 #include <fmt/format.h>
 
 #include "harness/run/case.hpp"
@@ -17,6 +19,18 @@ int64_t count_sweep(const CaseText& text, int64_t limit) {
     count *= values;
   }
   return count;
+}
+
+int64_t longest_line(const CaseText& text) {
+  const auto bytes = [](const Token& token) { return token.key.size() + token.value.size(); };
+  size_t sum = text.operation.size();
+  for (const Token& token : text.keys) {
+    size_t longest = 0;
+    for (const Token& value : sweep_values(token)) longest = std::max(longest, bytes(value));
+    sum += longest;
+  }
+  for (const Token& token : text.metadata) sum += bytes(token);
+  return static_cast<int64_t>(sum);
 }
 
 std::vector<CaseText> expand_sweep(const CaseText& text) {

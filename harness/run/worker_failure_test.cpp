@@ -40,6 +40,7 @@ TEST_F(Attnbench, EveryEndOfAWorkerIsSaid) {
       {"lose-context", "the CUDA context failed: an illegal memory access"},
       {"corrupt-heap", kEndOfACorruptHeap},
       {"rubbish", "did not keep to the protocol"},
+      {"nested", "expected a JSON object, got \"{\\\"result\\\":[[[["},
       {"cut", "exited with code 0"},
       {"unasked", "nobody asked for nobody forward"},
       {"hang", "0.5 s of silence"},

@@ -103,7 +103,6 @@ void WorkerPool::run(const std::vector<PlannedCase>& plan, const RunFields& fiel
   helpers.clear();  // waits for them
   queue.rethrow();
   for (const PlannedCase* planned : alone) first_.run_case(*planned, fields, sink);
-  first_.finish();
 }
 
 }  // namespace attnbench

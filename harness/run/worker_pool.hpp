@@ -14,11 +14,17 @@ class WorkerPool {
   WorkerPool(const WorkerSettings& settings, int workers);
 
   const Hello& hello() const { return first_.hello(); }
+  int workers() const { return workers_; }
 
   /// Every run of every case ends as one record. With one worker the cases keep their order; with several those that are not to
   /// be timed come first, in any order, then the others through the first worker, when all others have ended.
   /// Throws what Coordinator and the sink throw; nobody begins with another case after that.
   void run(const std::vector<PlannedCase>& plan, const RunFields& fields, ResultSink& sink);
+  /// One case through the first worker.
+  void run_case(const PlannedCase& planned, const RunFields& fields, ResultSink& sink) { first_.run_case(planned, fields, sink); }
+
+  /// Ends the first worker in peace; the others end with their run().
+  void finish() { first_.finish(); }
 
  private:
   const WorkerSettings settings_;

@@ -166,9 +166,12 @@ std::optional<WorkerEvent> WorkerProcess::take_line() {
   }
   const std::string line = received_.substr(0, end);
   received_.erase(0, end + 1);
-  nlohmann::json message = nlohmann::json::parse(line, nullptr, false);
-  if (!message.is_object()) return WorkerEvent{WorkerEvent::Kind::rubbish, {}, quoted_rubbish(line)};
-  return WorkerEvent{WorkerEvent::Kind::message, std::move(message), ""};
+  try {
+    nlohmann::json message = parse_json(line);
+    if (message.is_object()) return WorkerEvent{WorkerEvent::Kind::message, std::move(message), ""};
+  } catch (const std::runtime_error&) {  // not JSON
+  }
+  return WorkerEvent{WorkerEvent::Kind::rubbish, {}, quoted_rubbish(line)};
 }
 
 /// The end is only noticed, not collected: until close() collects it, no other process can get the group's number.

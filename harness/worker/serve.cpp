@@ -12,6 +12,7 @@
 #include <unistd.h>
 
 #include "harness/run/exit_code.hpp"
+#include "harness/run/json_reader.hpp"
 #include "harness/worker/environment.hpp"
 #include "harness/worker/gpu_environment.hpp"
 
@@ -63,7 +64,7 @@ void send(int fd, const json& message) {
 }
 
 Request parse_request(const std::string& line) {
-  const json message = json::parse(line);
+  const json message = parse_json(line);
   if (!message.is_object() || !message.contains("request")) throw std::runtime_error("expected {\"request\":{…}}");
   return message["request"].get<Request>();
 }

@@ -168,6 +168,11 @@ TEST(FlashVarlenCpu, windows) {
   }
 }
 
+/// Beyond query 130 nobody sees the keys: for whole tiles of keys the range of queries is empty, and does not begin at a block.
+TEST(FlashVarlenCpu, tiles_of_keys_that_no_query_sees) {
+  check({.lq = {130}, .lk = {384}, .hq = 1, .d = 8, .right = 3, .bottom_right = false});
+}
+
 TEST(FlashVarlenCpu, peaked_and_negative_scores) {
   check({.lq = {70}, .lk = {300}, .hq = 1, .d = 16, .right = 0, .spread = 8});
   Attention a({.lq = {65}, .lk = {193}, .hq = 1, .d = 16});

@@ -1,0 +1,203 @@
+#include "harness/run/fuzz.hpp"
+
+#include <algorithm>
+#include <chrono>
+#include <fstream>
+#include <map>
+#include <optional>
+
+#include <fmt/format.h>
+
+#include "harness/run/errors.hpp"
+#include "harness/run/gate.hpp"
+#include "harness/run/progress.hpp"
+#include "harness/run/random_case.hpp"
+#include "harness/run/recorder.hpp"
+#include "harness/run/shrink.hpp"
+
+namespace attnbench {
+namespace {
+
+using Clock = std::chrono::steady_clock;
+
+constexpr const char* kSuite = "fuzz";
+constexpr int64_t kBatch = 64;                             // of --minutes: what is found is shrunk after each
+constexpr auto kLongestShrink = std::chrono::minutes(10);  // a worker that hangs costs a timeout a try
+
+/// One red result, and the smallest case that was red in the same way.
+struct Finding {
+  enum class Shrunk { yes, not_red_alone, too_many };
+  uint64_t number = 0;
+  Record found, smallest;
+  Shrunk shrunk = Shrunk::yes;
+  int tries = 0;
+};
+
+/// Keeps the record of a single run.
+class OneRecord : public ResultSink {
+ public:
+  explicit OneRecord(RunFolder& folder) : folder_(folder) {}
+  void take(const Record& record) override { record_ = record; }
+  void take(const Comparison&) override {}
+  void on_stage(const PlannedCase&, const Stage&) override {}
+  void tick() override { folder_.sync_if_due(); }
+  const std::optional<Record>& record() const { return record_; }
+
+ private:
+  RunFolder& folder_;
+  std::optional<Record> record_;
+};
+
+/// Wrong and crashed are the same to whoever shrinks; to be mistrusted, or to refuse what is declared, is another matter.
+bool are_alike(const Record& a, const Record& b) {
+  const auto kind = [](const Record& record) { return record.status == Status::error ? Status::failed : record.status; };
+  return kind(a) == kind(b);
+}
+
+std::string text_of(const Finding& finding) {
+  const Record &found = finding.found, &smallest = finding.smallest;
+  std::string text = fmt::format("## {} {}: {}\n\nfound as number {}:\n\n```\n{}\n```\n\n{}\n\n", found.backend,
+                                 name_of(found.pass), name_of(found.status), finding.number, found.case_line, found.reason);
+  switch (finding.shrunk) {
+    case Finding::Shrunk::not_red_alone:
+      return text + fmt::format("Run again, alone, it was not red: not shrunk.\n\n```\n{}\n```\n", found.repro);
+    case Finding::Shrunk::too_many:
+      return text +
+             fmt::format("Not shrunk: {} others of this backend and pass are.\n\n```\n{}\n```\n", kMostShrunk, found.repro);
+    case Finding::Shrunk::yes:
+      break;
+  }
+  return text + fmt::format("smallest, after {} tries, {}:\n\n```\n{}\n```\n\n{}\n\n```\n{}\n```\n", finding.tries,
+                            name_of(smallest.status), smallest.case_line, smallest.reason, smallest.repro);
+}
+
+class Fuzzer {
+ public:
+  Fuzzer(RunFolder& folder, const FuzzCommand& command, const std::string& run_id, const std::vector<std::string>& arguments)
+      : folder_(folder), command_(command), pool_(start_workers(command.worker, folder)), begin_(Clock::now()) {
+    fields_.run = run_id;
+    fields_.check_only = true;
+    gated_ = gated_backends(command.gate, pool_.hello().backends);
+    first_ = plan_batch();
+    if (first_.empty()) throw NothingMatched("nothing matched: no backend of this device is left after --backend");
+    folder_.append(to_line(
+        RunHeader{run_id, named_by_program(arguments), utc_now(), environment_of(pool_, command.selection, command.gate)}));
+  }
+
+  void run() {
+    run_batch(first_);
+    while (goes_on()) run_batch(plan_batch());
+    pool_.finish();
+  }
+
+  /// The text of fuzz.md.
+  std::string report() const {
+    std::string text = fmt::format("# Fuzz\n\n--seed {}, cases 0 to {}; red results of gated backends: {}\n", command_.seed,
+                                   next_ - 1, findings_.size());
+    for (const Finding& finding : findings_) text += "\n" + text_of(finding);
+    return text;
+  }
+
+ private:
+  bool goes_on() const {
+    return command_.minutes && Clock::now() - begin_ < std::chrono::duration<double, std::ratio<60>>(*command_.minutes);
+  }
+
+  std::vector<PlannedCase> plan_batch() {
+    Suite suite{kSuite, {}};
+    const int64_t count = command_.minutes ? kBatch : command_.count;
+    for (int64_t i = 0; i < count; ++i) {
+      const Case c = random_case(command_.seed, next_);
+      if (numbers_.try_emplace(format_case(c), next_).second) suite.cases.push_back({c, kSuite});
+      ++next_;
+    }
+    return make_plan({suite}, command_.selection, pool_.hello().backends, pool_.hello().device);
+  }
+
+  void run_batch(const std::vector<PlannedCase>& plan) {
+    std::vector<Record> red;
+    {
+      Progress progress(stderr, count_runs(plan));
+      Recorder recorder(folder_, progress, pool_.hello().backends, gated_);
+      pool_.run(plan, fields_, recorder);
+      red = recorder.red();
+    }
+    // Several workers answer in any order.
+    std::ranges::stable_sort(red, {}, [&](const Record& record) { return numbers_.at(record.case_line); });
+    write_report();
+    for (const Record& record : red) {
+      findings_.push_back(shrink_record(record));
+      write_report();
+    }
+  }
+
+  Finding shrink_record(const Record& found) {
+    Finding finding{numbers_.at(found.case_line), found, found, Finding::Shrunk::yes, 0};
+    if (++red_runs_[{found.backend, found.pass}] > kMostShrunk) {
+      finding.shrunk = Finding::Shrunk::too_many;
+      return finding;
+    }
+    const Clock::time_point deadline = Clock::now() + kLongestShrink;
+    const auto still_fails = [&](const Case& c) {
+      if (Clock::now() >= deadline) return false;
+      ++finding.tries;
+      const Record record = run_alone(c, found.backend, found.pass);
+      const bool fails = is_red(record, pool_.hello().backends) && are_alike(record, found);
+      if (fails) finding.smallest = record;
+      return fails;
+    };
+    const Case c = random_case(command_.seed, finding.number);
+    if (!still_fails(c)) {
+      finding.shrunk = Finding::Shrunk::not_red_alone;
+      return finding;
+    }
+    shrink(c, still_fails);
+    fmt::print(stderr, "smallest, after {} tries: {}\n", finding.tries, finding.smallest.repro);
+    return finding;
+  }
+
+  Record run_alone(const Case& c, const std::string& backend, Pass pass) {
+    OneRecord sink(folder_);
+    try {
+      pool_.run_case({c, format_case(c), kSuite, {{backend, pass}}}, fields_, sink);
+    } catch (const InfrastructureError&) {
+      // One case in a row of others that no worker lives to begin with: for a run the end, here what is being shrunk.
+      if (!sink.record()) throw;
+    }
+    return sink.record().value();
+  }
+
+  void write_report() const {
+    const auto file = folder_.path() / kFuzzFile;
+    std::ofstream out(file, std::ios::binary);
+    out << report();
+    if (!out.flush()) throw RunError(fmt::format("{}: cannot be written", file.string()));
+  }
+
+  RunFolder& folder_;
+  const FuzzCommand& command_;
+  WorkerPool pool_;
+  const Clock::time_point begin_;
+  RunFields fields_;
+  std::vector<std::string> gated_;
+  uint64_t next_ = 0;                        ///< number of the next case
+  std::map<std::string, uint64_t> numbers_;  ///< of the cases so far, by their lines
+  std::vector<PlannedCase> first_;
+  std::map<std::pair<std::string, Pass>, int> red_runs_;
+  std::vector<Finding> findings_;
+};
+
+}  // namespace
+
+FuzzOutcome fuzz(const FuzzCommand& command, const std::vector<std::string>& arguments) {
+  const std::string run_id = make_run_id(kSuite);
+  FuzzOutcome outcome;
+  outcome.run = write_run(create_run(command.out, run_id), [&](RunFolder& folder) {
+    Fuzzer fuzzer(folder, command, run_id, arguments);
+    fuzzer.run();
+    outcome.findings = fuzzer.report();
+  });
+  return outcome;
+}
+
+}  // namespace attnbench

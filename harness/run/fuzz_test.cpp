@@ -1,0 +1,143 @@
+// attnbench fuzz as a user meets it: a defect that random cases find, and what is left of them.
+#include <algorithm>
+#include <csignal>
+#include <filesystem>
+#include <string>
+
+#include <fmt/format.h>
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include "harness/run/exit_code.hpp"
+#include "harness/run/fuzz.hpp"
+#include "harness/run/random_case.hpp"
+#include "harness/run/test_attnbench.hpp"
+
+namespace attnbench {
+namespace {
+
+namespace fs = std::filesystem;
+using testing::HasSubstr;
+
+class Fuzz : public Attnbench {
+ protected:
+  Answer fuzz(const std::vector<std::string>& options, const std::string& worker = "") const {
+    return run(joined({"fuzz", "--out", path("out"), "--device", "cpu"}, options), worker);
+  }
+  std::string report() const { return read_text(folder_ / "out" / kFuzzFile); }
+};
+
+TEST_F(Fuzz, WithoutADefectItPasses) {
+  const Answer answer = fuzz({"--count", "40", "--seed", "5"});
+  EXPECT_EQ(answer.exit_code, kExitOk) << answer.out;
+  const RunData run = results();
+  ASSERT_EQ(run.records.size(), 160u);
+  EXPECT_TRUE(run.warnings.empty());
+  for (uint64_t i = 0; i < 40; ++i) EXPECT_EQ(run.records[4 * i].case_line, format_case(random_case(5, i)));
+  EXPECT_EQ(run.records.front().suite, "fuzz");
+  EXPECT_THAT(report(), HasSubstr("--seed 5, cases 0 to 39; red results of gated backends: 0\n"));
+  for (const char* file : {"results.csv", "summary.md", "benchmark.json"})
+    EXPECT_TRUE(fs::exists(folder_ / "out" / file)) << file;
+}
+
+TEST_F(Fuzz, ADefectIsFoundShrunkAndPrinted) {
+  const Answer answer = fuzz({"--count", "150"}, "--wrong mask=causal --least-lq 65 --on flash_varlen/backward");
+  EXPECT_EQ(answer.exit_code, kExitGate) << answer.out;
+  const std::string repro = "attnbench --case \"attention d=1 lq=65 lk=0 mask=causal\" --backend flash_varlen --pass backward";
+  EXPECT_THAT(answer.out, HasSubstr("\n" + repro + "\n"));
+  EXPECT_THAT(report(), HasSubstr("\n" + repro + "\n"));
+  const RunData run = results();
+  EXPECT_EQ(run.records.size(), 600u) << "what was tried on the way is no result of the run";
+  const int red = count(run, Status::failed);
+  EXPECT_GE(red, 2);
+  EXPECT_THAT(report(), HasSubstr(fmt::format("red results of gated backends: {}\n", red)));
+  const Record& first = *std::ranges::find(run.records, Status::failed, &Record::status);
+  EXPECT_THAT(report(), HasSubstr("## flash_varlen backward: failed\n\nfound as number "));
+  EXPECT_THAT(report(), HasSubstr("\n" + first.case_line + "\n"));
+}
+
+TEST_F(Fuzz, OfManyRedCasesOnlySomeAreShrunk) {
+  const Answer answer = fuzz({"--count", "150", "--pass", "forward", "--backend", "flash_varlen"}, "--status failed");
+  EXPECT_EQ(answer.exit_code, kExitGate) << answer.out;
+  const auto times = [&](const std::string& part) {
+    int found = 0;
+    const std::string text = report();
+    for (size_t at = 0; (at = text.find(part, at)) != std::string::npos; ++at) ++found;
+    return found;
+  };
+  EXPECT_EQ(times("\nattention d=1 lq=0\n"), kMostShrunk);
+  EXPECT_EQ(times("Not shrunk: 16 others"), count(results(), Status::failed) - kMostShrunk);
+  EXPECT_GT(times("Not shrunk: 16 others"), 0);
+}
+
+TEST_F(Fuzz, ACrashIsShrunkToo) {
+  const Answer answer = fuzz({"--count", "3", "--backend", "flash_varlen"}, "--behaviour crash --on flash_varlen/forward");
+  EXPECT_EQ(answer.exit_code, kExitGate) << answer.out;
+  EXPECT_EQ(count(results(), Status::error), 3);
+  EXPECT_THAT(report(), HasSubstr("\nattention d=1 lq=0\n"));
+  EXPECT_THAT(report(), HasSubstr("signal 11"));
+}
+
+TEST_F(Fuzz, ADeathBeforeAnyBackendBeginsIsShrunkToo) {
+  const Answer answer = fuzz({"--count", "2", "--backend", "flash_varlen", "--pass", "forward"}, "--behaviour die-early");
+  EXPECT_EQ(answer.exit_code, kExitGate) << answer.out;
+  EXPECT_THAT(report(), HasSubstr("\nattention d=1 lq=0\n"));
+  EXPECT_THAT(report(), HasSubstr("exited with code 5 before any stage"));
+}
+
+TEST_F(Fuzz, WhatIsNotRedAgainIsNotShrunk) {
+  const Answer answer =
+      fuzz({"--count", "3", "--backend", "flash_varlen"}, "--behaviour crash --on flash_varlen/forward --once " + path("done"));
+  EXPECT_EQ(answer.exit_code, kExitGate) << answer.out;
+  EXPECT_THAT(report(), HasSubstr("Run again, alone, it was not red: not shrunk."));
+}
+
+TEST_F(Fuzz, ADefectOfWhatIsNotGatedIsAFinding) {
+  const Answer answer = fuzz({"--count", "20"}, "--wrong mask=causal --on eager/forward");
+  EXPECT_EQ(answer.exit_code, kExitOk) << answer.out;
+  EXPECT_GT(count(results(), Status::failed), 0);
+  EXPECT_THAT(report(), HasSubstr("red results of gated backends: 0\n"));
+}
+
+TEST_F(Fuzz, GoesOnUntilItsMinutesAreOver) {
+  const Answer answer = fuzz({"--minutes", "0.02"}, "--delay-ms 1");
+  EXPECT_EQ(answer.exit_code, kExitOk) << answer.out;
+  const size_t records = results().records.size();
+  EXPECT_GE(records, 256u) << "it begins with a batch";
+  EXPECT_EQ(records % 256, 0u) << "and ends with one";
+  EXPECT_EQ(results().headers.size(), 1u);
+}
+
+TEST_F(Fuzz, AnInterruptKeepsWhatWasJudged) {
+  const pid_t process = start({"fuzz", "--out", path("out"), "--device", "cpu"}, "--delay-ms 5");
+  wait_for(8);
+  kill(process, SIGINT);
+  const Answer answer = finish(process);
+  EXPECT_EQ(answer.exit_code, kExitInterrupted) << answer.out;
+  EXPECT_THAT(answer.out, HasSubstr("interrupted; what was judged is in"));
+  EXPECT_GE(results().records.size(), 8u);
+  const Answer again = run({"--resume", path("out")});
+  EXPECT_EQ(again.exit_code, kExitUsage);
+  EXPECT_THAT(again.out, HasSubstr("was not made by a run; cannot be resumed"));
+}
+
+TEST_F(Fuzz, BadRequestsAreSentences) {
+  const std::vector<std::pair<std::vector<std::string>, std::string>> bad{
+      {{"--count", "0"}, "--count 0: expected a number from 1 to 100000"},
+      {{"--count", "3", "--minutes", "1"}, "--count with --minutes"},
+      {{"--minutes", "nan"}, "--minutes nan: expected minutes"},
+      {{"--seed", "-1"}, "--seed -1: expected a whole number from 0 to 2^64 - 1"},
+      {{"--sed", "1"}, "did you mean '--seed'?"},
+      {{"--backend", "eagr"}, "did you mean 'eager'?"},
+      {{"--workers", "0"}, "a number from 1 to 64"},
+  };
+  for (const auto& [options, sentence] : bad) {
+    const Answer answer = fuzz(options);
+    EXPECT_EQ(answer.exit_code, kExitUsage) << answer.out;
+    EXPECT_THAT(answer.out, HasSubstr(sentence));
+    EXPECT_FALSE(fs::exists(folder_ / "out"));
+  }
+}
+
+}  // namespace
+}  // namespace attnbench

@@ -1,0 +1,52 @@
+// Records for tests.
+#pragma once
+
+#include <limits>
+
+#include "harness/run/record.hpp"
+
+namespace attnbench {
+
+/// A record in which no field has its default.
+inline Record full_record() {
+  Record record;
+  record.run = "20250102-030405-gradient";
+  record.suite = "gradient";
+  record.safety = {true, true, "refused", "a reason", "https://example.org/1", std::nullopt};
+  record.case_line = "attention lq=64 d=128 seed=7";
+  record.name = "token_tail";
+  record.expect = Expect::must_differ;
+  record.backend = "flash_varlen";
+  record.version = "0.1.0";
+  record.device = "cuda:0";
+  record.sm = 90;
+  record.pass = Pass::backward;
+  record.oracle = "eigen";
+  TensorErrors errors;
+  errors.max_abs = 0.25;
+  errors.rel_l2 = std::numeric_limits<double>::quiet_NaN();
+  errors.cosine = 0.5;
+  errors.max_z = std::numeric_limits<double>::infinity();
+  errors.elements = 8192;
+  errors.bad = 3;
+  errors.gates["z"] = {7.5, 7.25, 8192, Gate::Verdict::fail};
+  errors.gates["bias"] = {-std::numeric_limits<double>::infinity(), 1e-300, 17, Gate::Verdict::no_power};
+  errors.field_rules["2x_eager"] = {0.1, 0.2, true};
+  errors.first_bad = Element{0, 1, 2, 3};
+  errors.worst = Element{3, 2, 1, 0};
+  errors.worst_got = 0.1;
+  errors.worst_expected = -0.300000012;
+  record.errors["dq"] = errors;
+  WindowTime window{12.5, 11, 14, {12, 13}, 20, {{12.5, 12.25}, {13}}, false, 4, {}};
+  window.gpu = GpuConditions{1980, {{1980, std::numeric_limits<double>::quiet_NaN()}, {1975}}, 512.5, 61, {"sw_power_cap"}, 2, 1};
+  record.time = Timing{"cooled", {{"op", window}}, 1.5, 2.5, 18446744073709551615ull};
+  window.gpu = GpuConditions{};
+  record.other_regimes = {Timing{"sustained", {{"op", window}, {"autograd", window}}, 1.25, 2.25, 3}};
+  record.memory = Memory{1, 2, 3};
+  record.kernels = "math";
+  record.seconds = 1.75;
+  record.repro = "attnbench --case \"…\"";
+  return record;
+}
+
+}  // namespace attnbench
