@@ -84,6 +84,7 @@ constexpr DefectFacts kDefects[] = {
     {Defect::dv_zero, "dv_zero", "dV is 0", false, true},
     {Defect::unseen_keys_unwritten, "unseen_keys_unwritten", "dK and dV of a tile that no query sees are not written", false,
      true},
+    {Defect::unseen_keys_stale, "unseen_keys_stale", "dK of the last key of a tile that no query sees is not 0", false, true},
 };
 
 }  // namespace

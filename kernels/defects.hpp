@@ -87,6 +87,7 @@ enum class Defect {
   dk_zero,
   dv_zero,
   unseen_keys_unwritten,
+  unseen_keys_stale,
 };
 
 struct DefectFacts {

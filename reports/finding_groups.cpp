@@ -1,6 +1,7 @@
 #include "reports/finding_groups.hpp"
 
 #include <algorithm>
+#include <cmath>
 #include <limits>
 #include <set>
 #include <tuple>
@@ -54,8 +55,9 @@ Excess excess_of(const Record& record) {
   for (const auto& [tensor, errors] : record.errors)
     for (const auto& [name, gate] : errors.gates) {
       if (gate.verdict != Gate::Verdict::fail) continue;
-      const double ratio = gate.limit > 0 ? gate.value / gate.limit : std::numeric_limits<double>::infinity();
-      if (!(ratio <= most.ratio))
+      const bool is_finite = gate.limit > 0 && !std::isnan(gate.value);
+      const double ratio = is_finite ? gate.value / gate.limit : std::numeric_limits<double>::infinity();
+      if (ratio > most.ratio)
         most = {ratio, fmt::format("{} of {} is {}, limit {}", name, tensor, significant(gate.value), significant(gate.limit))};
     }
   return most;

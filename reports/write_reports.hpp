@@ -10,7 +10,7 @@
 
 namespace attnbench {
 
-/// What `attnbench report --format` takes: table, markdown, csv, google-benchmark, junit, latex.
+/// What `attnbench report --format` takes: table, markdown, findings, csv, google-benchmark, junit, latex.
 const std::vector<std::string>& report_formats();
 
 /// The run in one of report_formats(); `style` is for the table. Throws std::invalid_argument with a sentence on another name.

@@ -45,7 +45,7 @@ flash_varlen::Shape flash_varlen_shape(const Case& c, const Inputs& inputs) {
     shape.window_left = problem.window->left;
     shape.window_right = problem.window->right;
   }
-  if (problem.mask == Mask::causal) shape.window_right = shape.window_right < 0 ? 0 : std::min<int64_t>(shape.window_right, 0);
+  if (problem.mask == Mask::causal) shape.window_right = 0;
   shape.bottom_right = problem.align == Align::bottom_right;
   shape.scale = static_cast<float>(inputs.scale);
   shape.type = type_of(inputs.q.scalar_type());

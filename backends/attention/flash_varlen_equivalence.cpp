@@ -212,6 +212,7 @@ bool backward_defect_shows(Defect defect, const Tiling& tiling) {
     case Defect::dout_strides_ignored:
       return false;  // see below
     case Defect::unseen_keys_unwritten:
+    case Defect::unseen_keys_stale:
       return some_key_tile_is_unseen(tiling);
     default:
       return true;

@@ -180,6 +180,7 @@ std::string Coordinator::handle(const json& message, const PlannedCase& planned,
     const JsonReader in(message, "message");
     const std::string kind = message.begin().key();
     const JsonReader body = in.object(kind.c_str());
+    if (kind == "error") return fmt::format("the worker says: {}", body.text("message"));
     if (body.integer("request") != exchange.request)
       return fmt::format("{}: expected request {}, got {}", kind, exchange.request, body.integer("request"));
     if (kind == "stage") {

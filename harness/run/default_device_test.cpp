@@ -28,7 +28,9 @@ TEST(DefaultDevice, IsAGpuWhereOneIsThereAndNotHidden) {
   const std::string restored = before ? before : "";
   unsetenv("CUDA_VISIBLE_DEVICES");
   EXPECT_EQ(default_device(dev), "cpu");
-  std::ofstream(dev / "nvidia0") << "";
+  for (const char* other : {"nvidiactl", "nvidia-uvm", "nvidia"}) std::ofstream(dev / other) << "";
+  EXPECT_EQ(default_device(dev), "cpu") << "the driver alone";
+  std::ofstream(dev / "nvidia3") << "";
   EXPECT_EQ(default_device(dev), kWithGpu);
   for (const char* hidden : {"", "-1"}) {
     setenv("CUDA_VISIBLE_DEVICES", hidden, 1);

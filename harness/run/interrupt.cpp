@@ -1,11 +1,13 @@
 #include "harness/run/interrupt.hpp"
 
+#include <atomic>
 #include <csignal>
 
 namespace attnbench {
 namespace {
 
-volatile std::sig_atomic_t caught_signal = 0;
+std::atomic<int> caught_signal = 0;  // read by every thread that waits for a worker
+static_assert(std::atomic<int>::is_always_lock_free);
 
 void remember(int signal) {
   caught_signal = signal;

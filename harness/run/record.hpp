@@ -116,8 +116,8 @@ struct Record {
   std::string reason;                          ///< a sentence unless passed
   std::string oracle;                          ///< "eigen" or "torch": which float64 oracle judged
   std::map<std::string, TensorErrors> errors;  ///< "o", "lse" | "dq", "dk", "dv", "dq_given_o", "dk_given_o"
-  std::optional<Timing> time;                  ///< absent unless passed; on a GPU the regime cooled
-  std::vector<Timing> other_regimes;           ///< of a record with a time; on a GPU sustained, with every window
+  std::optional<Timing> time;                  ///< absent unless passed; in the first regime that was measured
+  std::vector<Timing> other_regimes;           ///< of a record with a time: the others; on a GPU sustained has every window
   std::optional<Memory> memory;
   std::string kernels;  ///< what a dispatcher picked; empty: not asked
   double seconds = 0;   ///< spent on this record, judging included

@@ -58,6 +58,15 @@ TEST_F(Attnbench, ResumeFinishesACutRunWithoutDuplicates) {
   }
 }
 
+TEST_F(Attnbench, AFileOfSomethingElseIsLeftAlone) {
+  fs::create_directories(folder_ / "out");
+  std::ofstream(folder_ / "out" / kResultsFile) << "notes without an end of line";
+  const Answer answer = run(cases(1));
+  EXPECT_EQ(answer.exit_code, kExitUsage);
+  EXPECT_THAT(answer.out, HasSubstr("is no run's"));
+  EXPECT_EQ(read_text(folder_ / "out" / kResultsFile), "notes without an end of line");
+}
+
 TEST_F(Attnbench, ABrokenLineInTheMiddleIsNamed) {
   EXPECT_EQ(run(cases(1)).exit_code, kExitOk);
   const fs::path file = folder_ / "out" / kResultsFile;

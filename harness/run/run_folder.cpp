@@ -42,9 +42,12 @@ RunFolder RunFolder::create(const fs::path& folder) {
   fs::create_directories(folder, error);
   if (error) cannot_be_written(folder, error.value());
   RunFolder run(folder, O_CREAT);
-  run.remove_cut_line();  // of a run that was killed before it had written its header
-  if (lseek(run.file_, 0, SEEK_END) > 0)
+  if (run.end_of_whole_lines() > 0)
     throw RunError(fmt::format("{}: holds a run already; continue it with --resume {}", folder.string(), folder.string()));
+  char first = '{';
+  if (pread(run.file_, &first, 1, 0) == 1 && first != '{')
+    throw RunError(fmt::format("{}: is no run's; choose another --out", (folder / kResultsFile).string()));
+  run.remove_cut_line();  // of a run that was killed before it had written its header
   return run;
 }
 
@@ -66,13 +69,17 @@ RunFolder::~RunFolder() {
   close(file_);
 }
 
-void RunFolder::remove_cut_line() {
+off_t RunFolder::end_of_whole_lines() const {
   off_t end = lseek(file_, 0, SEEK_END);
   for (char last = 0; end > 0; --end) {
     if (pread(file_, &last, 1, end - 1) != 1) cannot_be_written(folder_ / kResultsFile, errno);
     if (last == '\n') break;
   }
-  if (ftruncate(file_, end) != 0) cannot_be_written(folder_ / kResultsFile, errno);
+  return end;
+}
+
+void RunFolder::remove_cut_line() {
+  if (ftruncate(file_, end_of_whole_lines()) != 0) cannot_be_written(folder_ / kResultsFile, errno);
 }
 
 void RunFolder::append(const nlohmann::json& line) {

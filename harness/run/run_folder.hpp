@@ -36,6 +36,7 @@ class RunFolder {
 
  private:
   RunFolder(std::filesystem::path folder, int open_flags);
+  off_t end_of_whole_lines() const;
   void remove_cut_line();
 
   std::filesystem::path folder_;

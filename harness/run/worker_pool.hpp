@@ -9,8 +9,8 @@ namespace attnbench {
 
 class WorkerPool {
  public:
-  /// Starts the first worker; throws what Coordinator throws. The others, of `workers` in all, start with the first case that
-  /// they take; each has a log of its own: worker.log, worker-2.log, …
+  /// Starts the first worker; throws what Coordinator throws. The others, of `workers` in all, start with the run; each has a log
+  /// of its own: worker.log, worker-2.log, …
   WorkerPool(const WorkerSettings& settings, int workers);
 
   const Hello& hello() const { return first_.hello(); }

@@ -193,7 +193,9 @@ std::string WorkerProcess::close(Deadline deadline) {
   if (had_to_be_killed) return "had to be killed";
   if (WIFSIGNALED(status)) {
     const int signal = WTERMSIG(status);
-    return fmt::format("was killed by signal {} (SIG{}: {})", signal, sigabbrev_np(signal), strsignal(signal));
+    const char* const name = sigabbrev_np(signal);  // a real-time signal has none
+    if (!name) return fmt::format("was killed by signal {}", signal);
+    return fmt::format("was killed by signal {} (SIG{}: {})", signal, name, strsignal(signal));
   }
   exit_code_ = WEXITSTATUS(status);
   return fmt::format("exited with code {}", exit_code_);

@@ -50,7 +50,7 @@ class WorkerProcess {
   }
 
   /// Closes the request descriptor, waits for the end until `deadline`, then kills the group. Says how it ended:
-  /// "exited with code 3", "was killed by signal 11 (Segmentation fault)", "had to be killed".
+  /// "exited with code 3", "was killed by signal 11 (SIGSEGV: Segmentation fault)", "had to be killed".
   std::string close(Deadline deadline);
   /// Exit code of a worker that ended by itself; -1: by a signal, or killed here. After close().
   int exit_code() const { return exit_code_; }

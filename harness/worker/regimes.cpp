@@ -6,7 +6,7 @@
 
 namespace attnbench {
 
-// What a GPU costs: suite perf has about 15 cases of at most 18 (backend, pass), each with
+// What a GPU costs: suite perf has 17 cases of at most 19 (backend, pass), each with
 //   cooled     5 rounds x (200 ms of idle + about 15 ms of samples)    1.1 s
 //   sustained  10 rounds x about 7 ms, and its other windows           0.1 s
 // which is 15 to 20 s a case. The idle is nearly all of it, so samples after it are cheap and further rounds are not.

@@ -236,6 +236,7 @@ void compute_backward(const Variant& variant, const Backward& args, const KeyBlo
   clear(tiles.dV, keys.size(), shape.d);
   const Range seen_by = plan.band.queries_of(keys);
   if (seen_by.empty() && !variant.writes_unseen_keys()) return;
+  if (seen_by.empty()) variant.unseen_keys(tiles.dK, keys.size(), shape.d);
   const Range query_blocks = blocks_of(seen_by);
   const int64_t group = shape.hq / shape.hkv;
   for (int64_t head = variant.first_head(kv_head * group, group); head < (kv_head + 1) * group; ++head) {

@@ -119,7 +119,7 @@ class Planted : public Sound {
       case Defect::base_two:
         return cpu::exp(x * std::log(2.f));
       case Defect::exp_oscillates:
-        return each(x, [](float y) { return std::exp(y) * (1 + 0x1p-9f * std::sin(40 * y)); });
+        return each(x, [](float y) { return y < -80 ? 0 : std::exp(y) * (1 + 0x1p-9f * std::sin(40 * y)); });
       case Defect::exp_drifts:
         return each(x, [](float y) { return std::exp(y) * (1 + 0x1p-8f * std::max(y, -8.f) / 8); });
       case Defect::exp_flushed:
@@ -256,6 +256,9 @@ class Planted : public Sound {
 
   int64_t first_head(int64_t first, int64_t group) const { return is(Defect::dk_dv_one_head) ? first + group - 1 : first; }
   bool writes_unseen_keys() const { return !is(Defect::unseen_keys_unwritten); }
+  void unseen_keys(Tile dK, int64_t keys, int64_t d) const {
+    if (is(Defect::unseen_keys_stale)) std::fill_n(dK.row(keys - 1), d, 0x1p-10f);
+  }
   float dq_scale(float scale) const { return is(Defect::dq_unscaled) ? 1 : is(Defect::dq_zero) ? 0 : scale; }
   /// Q was multiplied by score_scale(scale).
   float dk_factor(float scale) const {

@@ -67,6 +67,7 @@ struct Sound {
   void dq_added(Tile, Tile, Tile, const Shape&, const Place&, Range, int64_t, int64_t, Range) const {}
   int64_t first_head(int64_t first, int64_t) const { return first; }
   bool writes_unseen_keys() const { return true; }
+  void unseen_keys(Tile, int64_t, int64_t) const {}
   float dq_scale(float scale) const { return scale; }
   float dk_factor(float) const { return 1; }
   float dv_factor() const { return 1; }

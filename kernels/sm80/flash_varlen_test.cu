@@ -181,13 +181,15 @@ double relative_l2(const std::vector<float>& got, const std::vector<float>& expe
   return size > 0 ? std::sqrt(error / size) : std::sqrt(error);
 }
 
-/// Largest difference; infinite ones must be equal.
+/// Largest difference; infinite ones must be equal, and NaN, which is what is never written holds, is no number.
 double largest_difference(const std::vector<float>& got, const std::vector<float>& expected) {
+  if (got.size() != expected.size()) return std::numeric_limits<double>::quiet_NaN();
   double largest = 0;
   for (size_t i = 0; i < got.size(); i++) {
     if (got[i] == expected[i]) continue;
     const double error = std::abs(double(got[i]) - expected[i]);
-    if (!(error <= largest)) largest = error;
+    if (std::isnan(error)) return error;
+    largest = std::max(largest, error);
   }
   return largest;
 }
@@ -207,6 +209,13 @@ void expect_equal(const Setting& setting, double limit) {
     EXPECT_LE(relative_l2(got.dk, expected.dk), limit) << "dk " << what;
     EXPECT_LE(relative_l2(got.dv, expected.dv), limit) << "dv " << what;
   }
+}
+
+TEST(LargestDifference, IsNanWhereOneElementWasNotWritten) {
+  const float nan = std::numeric_limits<float>::quiet_NaN();
+  EXPECT_EQ(largest_difference({1, 2, 3}, {1, 2, 5}), 2);
+  EXPECT_TRUE(std::isnan(largest_difference({1, nan, 3}, {1, 2, 3.5})));
+  EXPECT_TRUE(std::isnan(largest_difference({1, 2}, {1, 2, 3})));
 }
 
 TEST(FlashVarlenSm80, EqualsTheCpuKernelsInFloat32) {

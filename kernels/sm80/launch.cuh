@@ -1,4 +1,4 @@
-// What both launchers need: checked CUDA calls, the device's shared memory, strides of 16-byte rows.
+// What the launchers need: checked CUDA calls, what the device offers, strides of 16-byte rows.
 #pragma once
 
 #include <cuda_runtime.h>

@@ -83,17 +83,6 @@ __device__ inline float to_float(Half x) {
 __device__ inline float to_float(Bfloat x) {
   return __bfloat162float(x);
 }
-template <class T>
-__device__ inline T round_to(float x);
-template <>
-__device__ inline Half round_to<Half>(float x) {
-  return __float2half_rn(x);
-}
-template <>
-__device__ inline Bfloat round_to<Bfloat>(float x) {
-  return __float2bfloat16_rn(x);
-}
-
 /// 2^x, relative error at most 2^-22.5; 0 for -inf.
 __device__ inline float exp2_approx(float x) {
   float y;

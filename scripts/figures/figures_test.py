@@ -1,5 +1,6 @@
 """What a figure shows is what the records say. Runs where Python imports matplotlib: python3 scripts/figures/figures_test.py"""
 import contextlib
+import gzip
 import io
 import pathlib
 import sys
@@ -200,6 +201,15 @@ class FiguresTest(unittest.TestCase):
         bf16 = next(f for f in figures_over_length(published, "") if (f.dtype, f.direction) == ("bf16", "forward"))
         self.assertEqual((bf16.device, bf16.regime), ("cpu: AMD EPYC", "cpu_hot"))
         self.assertEqual(bf16.panels[0].gaps[512, "sdpa_flash"], "failed")
+
+    def test_a_compressed_run_is_read_as_it_is(self):
+        run = made.write(self.folder / "run", made.records())
+        plain = read_run(run)
+        file = run / "results.jsonl"
+        (run / "results.jsonl.gz").write_bytes(gzip.compress(file.read_bytes()))
+        file.unlink()
+        self.assertEqual(read_run(run), plain)
+        self.assertEqual(read_run(run / "results.jsonl.gz"), plain)
 
     def test_bad_input_is_answered_with_a_sentence(self):
         run = made.write(self.folder / "run", made.records())

@@ -1,9 +1,11 @@
 """A run read for drawing: the records of results.jsonl as plain numbers, each with the regime in which it was measured."""
 import dataclasses
+import gzip
 import json
 import pathlib
 import re
 import sys
+import zlib
 
 SCHEMA = 1
 
@@ -33,11 +35,15 @@ class Run:
 
 
 def read_run(path: pathlib.Path) -> Run:
-    """A run's folder or its results.jsonl. A last line without its end is left out with a warning."""
+    """A run's folder or its results.jsonl, compressed (.gz) or not. A last line without its end is left out with a warning."""
     file = path / "results.jsonl" if path.is_dir() else path
+    compressed = file.with_name(file.name + ".gz")
+    if not file.exists() and compressed.exists():
+        file = compressed
     try:
-        text = file.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
+        data = file.read_bytes()
+        text = (gzip.decompress(data) if file.suffix == ".gz" else data).decode("utf-8")
+    except (OSError, EOFError, zlib.error, UnicodeDecodeError) as error:
         raise RunError(f"{path}: expected a run's folder or its results.jsonl: {error}") from None
     lines = text.split("\n")
     if lines.pop():
