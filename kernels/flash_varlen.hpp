@@ -73,7 +73,8 @@ struct CudaLaunch {
   int shared_memory_bytes = 0;   ///< limit a block; 0: what the device offers
 };
 
-/// CUDA kernels for SM 8.0 and later: head dim 64 and 128, bf16 and fp16, rows that start at multiples of 16 bytes.
+/// CUDA kernels for SM 8.0 and later: head dim 64 and 128, bf16 and fp16, rows that start at multiples of 16 bytes, a scale of at
+/// least 0, at most 65535 sequences and heads, lengths and windows below 2^30.
 /// workspace: device memory of backward_cuda_workspace_bytes, 16-byte aligned, contents irrelevant.
 /// Throw std::invalid_argument with a sentence on a shape they do not take, std::runtime_error when the device refuses a launch.
 size_t backward_cuda_workspace_bytes(const Shape& shape, const CudaLaunch& launch);

@@ -8,8 +8,8 @@
 
 namespace attnbench {
 
-/// Failures and findings first (those of the first kinds), then warnings and safety flags, verdict counts, times, rates, memory, and the
-/// differences between the backends. `style.max_rows` bounds each table of times and rates.
+/// Failures and findings first (those of the first kinds), then warnings and safety flags, verdict counts, times, rates, memory,
+/// and the differences between the backends. `style.max_rows` bounds each table of times and rates.
 std::string console_report(const RunData& run, const TextStyle& style);
 
 }  // namespace attnbench

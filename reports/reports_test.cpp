@@ -125,6 +125,17 @@ TEST(Times, AreGroupedAndUnconvergedOnesMarked) {
   EXPECT_FALSE(contains(tables[1].note, "unconverged"));
 }
 
+TEST(Times, WithTheGapsOfTheHostAreMarked) {
+  RunData run = test_run();
+  EXPECT_FALSE(contains(time_tables(run).at(0).note, "h: the host"));
+  for (Record& record : run.records)
+    if (record.time) record.time->windows.at("op").gpu.emplace().samples_without_hold = record.backend == "eager" ? 3 : 0;
+  const TextTable times = time_tables(run).at(0);
+  EXPECT_TRUE(contains(times.note, "h: the host"));
+  EXPECT_EQ(times.rows[0][1].text, "101 ±0.5% ");
+  EXPECT_EQ(times.rows[0][2].text, "401 ±0.1%*h");
+}
+
 TEST(Times, ABackwardThroughAutogradStandsApart) {
   RunData run = test_run();
   Record own = run.records[5];

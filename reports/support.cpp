@@ -61,6 +61,7 @@ TextTable capability_table(const Hello& hello) {
     const Case c = parse_case(probe.line, "support");
     add_row(probe.capability, [&](const auto& d) { return capability_cell(d, c, hello.device); });
   }
+  add_row("scale below 0", [](const auto& d) { return Cell{d.capabilities.negative_scale ? "yes" : "no"}; });
   add_row("returns LSE", [](const auto& d) { return Cell{d.capabilities.returns_lse ? "yes" : "no"}; });
   add_row("deterministic", [](const auto& d) { return Cell{d.capabilities.deterministic ? "yes" : "no"}; });
   return table;

@@ -95,9 +95,15 @@ CaseLabels labels_of(const Group& group) {
   return label_cases(lines);
 }
 
+/// Some samples began before the host had launched everything: the GPU waited for it within them.
+bool holds_gaps(const WindowTime& time) {
+  return time.gpu && time.gpu->samples_without_hold > 0;
+}
+
 std::string time_text(const WindowTime& time, const Unit& unit) {
   const double half_percent = 50 * (time.ci95_us[1] - time.ci95_us[0]) / time.median_us;
-  return fmt::format("{} ±{:.1f}%{}", significant(time.median_us / unit.size), half_percent, time.converged ? " " : "*");
+  return fmt::format("{} ±{:.1f}%{}{}", significant(time.median_us / unit.size), half_percent, time.converged ? " " : "*",
+                     holds_gaps(time) ? "h" : "");
 }
 
 /// The best value in the good tone, if there is something to compare it with. values[i] is shown in row[1 + i].
@@ -131,7 +137,7 @@ TextTable time_table(const Group& group, const RunData& run) {
   const CaseLabels labels = labels_of(group);
   const auto backends = backends_in(group, run);
   std::vector<double> medians;
-  bool all_converged = true, layout_window = false, autograd = false;
+  bool all_converged = true, layout_window = false, autograd = false, gaps = false;
   std::size_t capped = 0;
   for (const auto& [r, timing] : group.entries) {
     for (const auto& [window, time] : timing->windows) {
@@ -140,6 +146,7 @@ TextTable time_table(const Group& group, const RunData& run) {
       layout_window = layout_window || window == "op+layout";
       autograd = autograd || window == "autograd";
       capped += power_capped(time);
+      gaps = gaps || holds_gaps(time);
     }
   }
   const Unit unit = time_unit(medians);
@@ -164,6 +171,7 @@ TextTable time_table(const Group& group, const RunData& run) {
   }
   table.note = "Window op; ± half of the 95% confidence interval of the median";
   if (!all_converged) table.note += "; * unconverged: it is wider than the target";
+  if (gaps) table.note += "; h: the host took too long to be waited for, so that its gaps are in the time";
   if (layout_window) table.note += "; op+layout: unpad, operation and pad";
   if (autograd) table.note += "; autograd: a backward that LibTorch's autograd drives, with its own overhead";
   if (capped > 0) table.note += fmt::format("; {} of {} times at the GPU's power limit", capped, medians.size());

@@ -130,6 +130,7 @@ class FlashVarlen : public VarlenBackend {
     can.max_head_dim = 128;
     can.head_dim_multiple = 64;
     can.strides = {Strides::contiguous, Strides::transposed, Strides::stride0};  // rows start at multiples of 16 bytes
+    can.negative_scale = false;
     can.deterministic = false;
   }
 

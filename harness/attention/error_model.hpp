@@ -28,6 +28,9 @@
 //   var += n e^2 (x^2 + sum of squared terms)   on o, dv, dq, dk;   and eL = sL, as P is recomputed from an L that wrong.
 // Measured with LibTorch's fp32 kernels on a CPU (flash and math, lengths 1 to 512, all fills): without this term 47 of 360
 // verdicts were false alarms, o up to 4.6 times its z limit; with it 0 of 800, the largest z at 0.38 of its limit.
+//
+// fp32 arithmetic may take a subnormal P or dS for 0, in every profile: var += c^2/3 for each visible key, weighted as hB and hS
+// are, c = 2^-126 for P and 2^-120 for dS (a flushed P is multiplied by dP - D, here at most 64).
 #pragma once
 
 #include <cstdint>
@@ -35,6 +38,9 @@
 #include "harness/run/declaration.hpp"
 
 namespace attnbench {
+
+/// Variances of a P, and of a dS, that fp32 arithmetic may have flushed to 0.
+inline constexpr double kFlushedP2 = 0x1p-252 / 3, kFlushedDs2 = 0x1p-240 / 3;
 
 /// A profile resolved for one dtype, head dim and scale: what rounds, and by how much.
 struct Rounding {

@@ -97,10 +97,15 @@ struct Gradients {
   Array wq;    ///< weights of K^2 in the variance of dq, and of Q^2 in that of dk
 };
 
+/// `value` where a query sees a key.
+Array visible(const Block& b, double value) {
+  return (b.P != 0).select(Array::Constant(b.rows, b.keys.size(), value), 0);
+}
+
 void finish_gradients(const HeadProblem& h, const Block& b, Gradients& g) {
   const Rounding& r = h.rounding;
   g.dS = b.P * (g.dP.colwise() - g.D);
-  g.wq = g.dS.square() * b.eS2;
+  g.wq = g.dS.square() * b.eS2 + visible(b, kFlushedDs2);
   if (!r.ds) return;
   Array hS2 = largest_error2(r, b, g.dS);
   if (r.ds_from_rounded_p) hS2 += largest_error2(r, b, b.P) * (g.dP.colwise() - g.D).square();
@@ -198,6 +203,7 @@ void add_dv(const HeadProblem& h, const Operands& x, const Block& b, HeadAnswer&
     w += P2.colwise() * (b.eL2 + r.accumulation * static_cast<double>(h.queries * h.problem->group()));
   }
   if (r.ds || r.scores) w += largest_error2(r, b, b.P) / 3;
+  w += visible(b, kFlushedP2);
   Map dv = rows(out.dv), variance = rows(out.dv_variance);
   dv.middleRows(b.keys.begin, b.keys.size()).noalias() += b.P.matrix().transpose() * b.rows_of(x.G);
   variance.middleRows(b.keys.begin, b.keys.size()).noalias() += w.matrix().transpose() * b.rows_of(x.G2);

@@ -294,7 +294,7 @@ Tensor TorchHeads::ds_error2(const Block& b, const Gradient& g) const {
 }
 
 void TorchHeads::add_dq_dk(const Block& b, const Gradient& g) {
-  Tensor w = g.dS2 * b.eS2;
+  Tensor w = (g.dS2 * b.eS2).add_(b.P != 0, kFlushedDs2);
   if (r_.ds) w += ds_error2(b, g).div_(3);
   const Tensor dq = g.dS.matmul(b.K).mul_(h_.scale), accumulated = b.n * r_.accumulation;
   const Tensor weights = r_.accumulation > 0 ? w + g.dS2 * accumulated : w;
@@ -353,6 +353,7 @@ void TorchHeads::add_dv(const Block& b) {
   }
   const bool rounds_p = r_.ds || r_.scores;
   if (rounds_p) w += largest_error2(b, b.P2, f2_).div_(3);
+  w.add_(b.P != 0, kFlushedP2);
   of_keys(dv_, b).add_(b.P.mT().matmul(b.G));
   of_keys(dv_var_, b).add_(w.mT().matmul(b.G.square()));
   if (rounds_p && b.fills) uniform_dout_ += at::where(b.filled, b.G, 0.0).sum(1, true);

@@ -90,6 +90,8 @@ std::optional<std::string> why_not_features(const Declaration& backend, const Pr
   if (problem.alibi && !can.alibi) return lacks("alibi");
   if (problem.sink && !can.sink) return lacks("sink");
   if (problem.dropout.p > 0 && !can.dropout) return lacks("dropout");
+  if (problem.softmax_scale() < 0 && !can.negative_scale)
+    return fmt::format("scale={}: {} takes no scale below 0", problem.softmax_scale(), backend.name);
   if (problem.hq != problem.hkv && !can.gqa)
     return fmt::format("hq={} hkv={}: {} needs as many key heads as query heads", problem.hq, problem.hkv, backend.name);
   return std::nullopt;

@@ -62,6 +62,7 @@ struct Capabilities {
   bool unequal_lengths = true;  ///< lq != lk
   bool empty_sequences = true;  ///< a length of 0
   std::vector<Strides> strides;
+  bool negative_scale = true;  ///< a softmax scale below 0
   bool returns_lse = true;
   bool deterministic = true;
 };

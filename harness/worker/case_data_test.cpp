@@ -1,9 +1,10 @@
-// Which backends of a case are judged by one yardstick.
+// Which backends of a case are judged by one yardstick, and what the inputs notice.
 #include "harness/worker/case_data.hpp"
 
 #include <limits>
 
 #include <ATen/TensorOperators.h>
+#include <ATen/ops/equal.h>
 #include <gtest/gtest.h>
 
 #include "harness/attention/emulator.hpp"
@@ -23,6 +24,36 @@ Conventions with_rows(Conventions::EmptyRow empty_row) {
   c.poison = Conventions::Poison::finite;
   c.padded_rows_zero = false;
   return c;
+}
+
+TEST(SealedInputs, AWriteToTheFirstOrLastByteOfAnyOfThemIsSeen) {
+  // 9 rows of 3 heads of 5 channels in bf16: the storages are no multiples of 8 bytes.
+  for (const char* line : {"attention hq=3 lens=4+5 d=5", "attention hq=3 lens=4+5 d=5 layout=padded pad=left"}) {
+    SealedInputs inputs(parse_case(line), Conventions::Poison::nan, kCpu);
+    EXPECT_EQ(inputs.overwritten(), "");
+    for (const auto& [name, tensor] : named_tensors(inputs.get())) {
+      auto* const bytes = static_cast<char*>(tensor.storage().mutable_data());
+      for (const size_t at : {size_t(0), tensor.storage().nbytes() - 1}) {
+        bytes[at] ^= 1;
+        EXPECT_EQ(inputs.overwritten(), name) << line << ", byte " << at;
+        bytes[at] ^= 1;
+      }
+    }
+    EXPECT_EQ(inputs.overwritten(), "");
+  }
+}
+
+TEST(SealedInputs, NegatedHeadsAreThoseAskedForAndUndone) {
+  SealedInputs inputs(parse_case("attention hq=4 hkv=2 lens=4+5 d=8 layout=padded"), Conventions::Poison::nan, kCpu);
+  const at::Tensor v = inputs.get().v.clone(), dout = inputs.get().dout.clone();
+  inputs.negate_heads({false, true}, {true, false});
+  EXPECT_TRUE(at::equal(inputs.get().v.select(-2, 0).nan_to_num(), v.select(-2, 0).nan_to_num()));
+  EXPECT_TRUE(at::equal(inputs.get().v.select(-2, 1).nan_to_num(), -v.select(-2, 1).nan_to_num()));
+  for (const int64_t head : {0, 1}) EXPECT_TRUE(at::equal(inputs.get().dout.select(-2, head), -dout.select(-2, head)));
+  for (const int64_t head : {2, 3}) EXPECT_TRUE(at::equal(inputs.get().dout.select(-2, head), dout.select(-2, head)));
+  EXPECT_EQ(inputs.overwritten(), "v, dout");
+  inputs.negate_heads({}, {});
+  EXPECT_EQ(inputs.overwritten(), "") << "to the bit, NaN included";
 }
 
 TEST(CaseData, EmptyRowsAreJudgedByTheBackendsOwnConvention) {

@@ -39,10 +39,11 @@ dim3 both_bands(size_t band_bytes) {
 
 }  // namespace
 
-void write_gpu_guards(void* block, size_t bytes, size_t band_bytes, uint16_t pattern) {
-  write_bands<<<both_bands(band_bytes), kThreads>>>(static_cast<unsigned char*>(block), bytes, band_bytes, pattern);
+void write_gpu_guards(void* block, size_t bytes, size_t band_bytes, uint16_t pattern, void* stream) {
+  const auto on = static_cast<cudaStream_t>(stream);
+  write_bands<<<both_bands(band_bytes), kThreads, 0, on>>>(static_cast<unsigned char*>(block), bytes, band_bytes, pattern);
   cudaError_t status = cudaGetLastError();
-  if (status == cudaSuccess) status = cudaMemsetAsync(block, 0xff, bytes);
+  if (status == cudaSuccess) status = cudaMemsetAsync(block, 0xff, bytes, on);
   if (status != cudaSuccess) throw std::runtime_error(std::string("guard bands on the GPU: ") + cudaGetErrorString(status));
 }
 

@@ -6,6 +6,7 @@
 #include <ATen/Context.h>
 #include <c10/cuda/CUDACachingAllocator.h>
 #include <c10/cuda/CUDAException.h>
+#include <c10/cuda/CUDAStream.h>
 #include <torch/csrc/cuda/CUDAPluggableAllocator.h>
 
 #include "harness/worker/block_ledger.hpp"
@@ -24,7 +25,10 @@ class DeviceMemory final : public BlockMemory {
  public:
   explicit DeviceMemory(caching::CUDAAllocator& allocator) : allocator_(allocator) {}
 
-  void guard(char* block, size_t bytes) override { write_gpu_guards(block, bytes, kGuardBytes, kGuardPattern); }
+  /// On the stream that LibTorch allocates for: its user's work comes behind it.
+  void guard(char* block, size_t bytes) override {
+    write_gpu_guards(block, bytes, kGuardBytes, kGuardPattern, c10::cuda::getCurrentCUDAStream().stream());
+  }
 
   void look(char* block, size_t bytes) override {
     if (looks_ == kSlots) collect();

@@ -9,6 +9,7 @@
 #include "harness/worker/attempt.hpp"
 #include "harness/worker/cuda_device.hpp"
 #include "harness/worker/memory.hpp"
+#include "harness/worker/process_state.hpp"
 
 namespace attnbench {
 
@@ -60,9 +61,12 @@ void measure_all(const std::vector<Attempt*>& attempts, CaseData& data, const De
   options.time_budget_s = request.time_budget_s;
   options.order_seed = uint64_t(request.id);
   options.cooled = data.test_case().metadata.cooled;
+  const ProcessState state;
   const std::vector<Measured> measured = measure(operations, options, device);
   check_context(device);
-  const std::string misconduct = misconduct_while_timed(data);
+  std::string misconduct = misconduct_while_timed(data);
+  if (const std::string left = state.restore(); misconduct.empty() && !left.empty())
+    misconduct = "one of the backends timed together " + left;
   for (size_t i = 0; i < attempts.size(); ++i) {
     attempts[i]->take_times({measured.begin() + first[i], measured.begin() + first[i + 1]}, options.order_seed);
     if (attempts[i]->record().status == Status::passed) attempts[i]->judge_again();

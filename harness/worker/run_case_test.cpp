@@ -353,6 +353,18 @@ TEST_F(RunCase, OtherStridesOfAnInputHarmWhoMadeThemAlone) {
   EXPECT_EQ(answers.records.at(1).status, Status::passed) << answers.records.at(1).reason;
 }
 
+TEST_F(RunCase, AnotherNumberOfThreadsLeftBehindWhileTimedIsCaughtAndPutBack) {
+  const int before = at::get_num_threads();
+  add("saboteur", [before](int call, const Inputs&, Outputs&) {
+    if (call > 2) at::set_num_threads(before + 1);
+  });
+  const Record r = run(Pass::forward, kCase, false).records.at(0);
+  EXPECT_EQ(r.status, Status::failed);
+  EXPECT_THAT(r.reason, HasSubstr("threads to LibTorch"));
+  EXPECT_FALSE(r.time);
+  EXPECT_EQ(at::get_num_threads(), before);
+}
+
 TEST_F(RunCase, AnotherNumberOfThreadsLeftBehindIsCaughtAndPutBack) {
   const int before = at::get_num_threads();
   add("greedy", [before](int, const Inputs&, Outputs&) { at::set_num_threads(before + 1); });

@@ -132,6 +132,20 @@ TEST(Defect, NanFailsTheNonfiniteGateInEveryTensor) {
   }
 }
 
+TEST(Defect, InfinityWhereTheDtypeHoldsTheValueFails) {
+  for (const char* dtype : {"bf16", "fp16", "fp32"}) {
+    const Bench b("attention hq=2 lq=40 d=32 dtype=" + std::string(dtype));
+    for (const double infinity : {kInfinity, -kInfinity}) {
+      Outputs x = b.copy();
+      x.o[7][1][3] = infinity;
+      expect_fails(b.judge.judge(x, Pass::forward), "o", "nonfinite");
+      x = b.copy();
+      x.lse[7][1] = infinity;
+      expect_fails(b.judge.judge(x, Pass::forward), "lse", "nonfinite");
+    }
+  }
+}
+
 TEST(Defect, NanInTheReferenceIsNoWildcard) {
   Conventions nan_rows;
   nan_rows.empty_row = Conventions::EmptyRow::nan;

@@ -245,6 +245,12 @@ TEST(FlashVarlenSm80, RefusesWhatItDoesNotTake) {
   narrow.shared_memory_bytes = 16 * 1024;
   f.q.token_stride = 128;
   EXPECT_THROW(forward_cuda(f, narrow), std::invalid_argument);
+  f.shape.scale = -1;
+  EXPECT_THROW(forward_cuda(f, launch), std::invalid_argument);
+  EXPECT_THROW(backward_cuda({.shape = f.shape}, launch, nullptr), std::invalid_argument);
+  f.shape.scale = 1;
+  f.shape.sequences = 65536;
+  EXPECT_THROW(forward_cuda(f, launch), std::invalid_argument);
 }
 
 }  // namespace

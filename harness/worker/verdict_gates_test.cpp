@@ -1,0 +1,127 @@
+// Every gate just below and just above its limit; the limits are worked out here from the rule, by hand.
+#include "harness/worker/verdict_gates.hpp"
+
+#include <cmath>
+#include <limits>
+
+#include <gtest/gtest.h>
+
+namespace attnbench {
+namespace {
+
+constexpr double kNan = std::numeric_limits<double>::quiet_NaN();
+constexpr double kU = 0x1p-8;  // bf16
+
+/// A tensor in which nothing but the gate under test can fail.
+GateScale scale() {
+  return {.u = kU, .terms = 0, .emulator_rms = 0.8, .samples = 10000, .distinct = kInfinity};
+}
+ErrorStatistics quiet(int64_t elements) {
+  ErrorStatistics s;
+  s.elements = elements;
+  return s;
+}
+
+/// `statistic` of the tensor has this limit: at it the gate passes, beyond it, or where it is no number, it fails.
+void expect_limit(const char* gate, double ErrorStatistics::*statistic, ErrorStatistics s, const GateScale& scale, double limit) {
+  const auto verdict = [&](double value) {
+    s.*statistic = value;
+    return error_gates(s, scale).at(gate).verdict;
+  };
+  EXPECT_EQ(verdict(limit * (1 - 1e-4)), Gate::Verdict::pass) << gate << " below " << limit;
+  EXPECT_EQ(verdict(limit * (1 + 1e-4)), Gate::Verdict::fail) << gate << " above " << limit;
+  EXPECT_EQ(verdict(kNan), Gate::Verdict::fail) << gate;
+  EXPECT_EQ(verdict(kInfinity), Gate::Verdict::fail) << gate;
+}
+
+void expect_no_power(const char* gate, const ErrorStatistics& s, const GateScale& scale) {
+  EXPECT_EQ(error_gates(s, scale).at(gate).verdict, Gate::Verdict::no_power) << gate;
+}
+
+TEST(Gates, ZOfOneElement) {
+  const auto z = &ErrorStatistics::max_z;
+  expect_limit("z", z, quiet(1), scale(), 6.5);
+  expect_limit("z", z, quiet(131072), scale(), 7.2515);     // sqrt(2 ln(2^18 / 1e-6))
+  expect_limit("z", z, quiet(100000000), scale(), 8.1153);  // sqrt(2 ln(2e8 / 1e-6))
+  GateScale eager = scale();
+  eager.eager = true;
+  expect_limit("z", z, quiet(1), eager, 8);
+}
+
+TEST(Gates, RmsOfATensor) {
+  const auto rms = &ErrorStatistics::rms_z;
+  expect_limit("rms", rms, quiet(10000), scale(), 0.848);  // r = 1 + 6 / 100
+  GateScale s = scale();
+  s.samples = 1e8;
+  expect_limit("rms", rms, quiet(10000), s, 0.84);  // r = 1.05
+  s = scale();
+  s.emulator_rms = 0.1;
+  expect_limit("rms", rms, quiet(10000), s, 0.53);  // the floor of 0.5
+  s.lazy_rescale = true;
+  expect_limit("rms", rms, quiet(10000), s, 0.848);  // the floor of 0.8
+  s = scale();
+  s.allowance = 0.1;
+  expect_limit("rms", rms, quiet(10000), s, 1.148);
+  s = scale();
+  s.terms = 0x1p20;
+  ErrorStatistics strong = quiet(10000);
+  strong.signal = 100;
+  expect_limit("rms", rms, strong, s, 1.77777);  // hypot(0.848, 100 / 64)
+  s = scale();
+  s.distinct = 400;
+  expect_limit("rms", rms, quiet(10000), s, 1.04);  // r = 1 + 6 / 20
+}
+
+TEST(Gates, BiasOfATensor) {
+  const auto gain = &ErrorStatistics::gain;
+  expect_limit("bias", gain, quiet(10000), scale(), 0.2 * kU);
+  ErrorStatistics coherent = quiet(10000);
+  coherent.gain_error = 2e-4;
+  expect_limit("bias", gain, coherent, scale(), 1.078e-3);  // 5.39 x 2e-4
+  GateScale s = scale();
+  s.terms = 0x1p20;
+  expect_limit("bias", gain, quiet(10000), s, 0.2 * kU + 0x1p-6);
+  s = scale();
+  s.distinct = 100;
+  expect_limit("bias", gain, quiet(10000), s, 1.21560e-3);  // 5.39 u / sqrt(300)
+}
+
+TEST(Gates, HaveNoPowerWhereTheyCouldNotTell) {
+  GateScale s = scale();
+  s.samples = 0;
+  expect_no_power("rms", quiet(10000), s);
+  s.samples = 143;  // r = 1.5017
+  expect_no_power("rms", quiet(10000), s);
+  s.samples = 145;  // r = 1.4983
+  EXPECT_EQ(error_gates(quiet(10000), s).at("rms").verdict, Gate::Verdict::pass);
+  ErrorStatistics coherent = quiet(10000);
+  coherent.gain_error = 0.6 * kU / 5.39 * 1.001;
+  expect_no_power("bias", coherent, scale());
+  coherent.gain_error = 0.6 * kU / 5.39 * 0.999;
+  EXPECT_EQ(error_gates(coherent, scale()).at("bias").verdict, Gate::Verdict::pass);
+  s = scale();
+  s.has_power = false;
+  for (const char* gate : {"z", "rms", "bias"}) expect_no_power(gate, quiet(10000), s);
+  s = scale();
+  s.bias = false;
+  EXPECT_EQ(error_gates(quiet(10000), s).count("bias"), 0u);
+}
+
+TEST(Gates, LseAndCounts) {
+  ErrorStatistics s = quiet(100);
+  for (const auto& [value, verdict] :
+       {std::pair(3.999, Gate::Verdict::pass), std::pair(4.001, Gate::Verdict::fail), std::pair(kNan, Gate::Verdict::fail)}) {
+    s.max_z = value;
+    EXPECT_EQ(lse_gate(s).verdict, verdict) << value;
+  }
+  s = quiet(100);
+  s.exact_elements = 10;
+  EXPECT_EQ(exact_gates(s).at("nonfinite").verdict, Gate::Verdict::pass);
+  EXPECT_EQ(exact_gates(s).at("exact_zero").verdict, Gate::Verdict::pass);
+  s.nonfinite_mismatches = s.exact_violations = 1;
+  EXPECT_EQ(exact_gates(s).at("nonfinite").verdict, Gate::Verdict::fail);
+  EXPECT_EQ(exact_gates(s).at("exact_zero").verdict, Gate::Verdict::fail);
+}
+
+}  // namespace
+}  // namespace attnbench
