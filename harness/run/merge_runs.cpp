@@ -51,15 +51,23 @@ std::vector<std::string> command_of(const RunData& run) {
   return common;
 }
 
-void check_parts_of_one_run(const RunData& first, const fs::path& first_path, const RunData& other, const fs::path& path) {
+/// What the first of the runs says of the whole.
+struct Whole {
+  fs::path path;
+  std::vector<std::string> command;
+  int64_t shards = 1;
+};
+
+void check_part(const Whole& whole, const RunData& other, const fs::path& path) {
   const auto refuse = [&](const std::string& why) {
-    throw RunError(fmt::format("merge: {} and {} are no parts of one run: {}", first_path.string(), path.string(), why));
+    throw RunError(fmt::format("merge: {} and {} are no parts of one run: {}", whole.path.string(), path.string(), why));
   };
-  const std::vector<std::string> ours = command_of(first), theirs = command_of(other);
-  if (ours != theirs) refuse(fmt::format("'attnbench {}' and 'attnbench {}'", fmt::join(ours, " "), fmt::join(theirs, " ")));
-  const int64_t count = shard_of(first.headers.front()).count;
+  const std::vector<std::string> theirs = command_of(other);
+  if (whole.command != theirs)
+    refuse(fmt::format("'attnbench {}' and 'attnbench {}'", fmt::join(whole.command, " "), fmt::join(theirs, " ")));
   for (const RunHeader& header : other.headers)
-    if (const int64_t got = shard_of(header).count; got != count) refuse(fmt::format("shards of {} and of {}", count, got));
+    if (const int64_t got = shard_of(header).count; got != whole.shards)
+      refuse(fmt::format("shards of {} and of {}", whole.shards, got));
 }
 
 }  // namespace
@@ -68,11 +76,11 @@ void merge_runs(const std::vector<fs::path>& runs, const fs::path& out) {
   std::map<std::pair<std::string, std::string>, nlohmann::json> headers;  // by start and text: any order, no duplicates
   std::set<std::string> comparisons;
   Records records;
-  std::optional<RunData> first;
+  std::optional<Whole> whole;
   for (const fs::path& path : runs) {
     const RunData run = read_run(path);
-    if (!first) first = run;
-    check_parts_of_one_run(*first, runs.front(), run, path);
+    if (!whole) whole = {path, command_of(run), shard_of(run.headers.front()).count};
+    check_part(*whole, run, path);
     for (const RunHeader& header : run.headers) headers[{header.started, to_text(to_line(header))}] = to_line(header);
     for (const Record& record : run.records) add_record(record, path, records);
     for (const Comparison& comparison : run.comparisons) comparisons.insert(to_text(to_line(comparison)));

@@ -1,9 +1,6 @@
-#include "harness/worker/run_case.hpp"
-
+// One request, from the first step to the last record.
 #include <cstring>
-#include <map>
 #include <stdexcept>
-#include <utility>
 
 #include <ATen/Parallel.h>
 #include <ATen/ops/empty.h>
@@ -14,54 +11,14 @@
 
 #include "harness/attention/emulator.hpp"
 #include "harness/worker/attempt.hpp"
-#include "harness/worker/fake_backend.hpp"
 #include "harness/worker/memory.hpp"
+#include "harness/worker/test_run_case.hpp"
 
 namespace attnbench {
 namespace {
 
 using testing::HasSubstr;
 using testing::StartsWith;
-
-constexpr char kCase[] = "attention b=2 hq=4 hkv=2 lq=24 d=16 dtype=bf16 mask=causal";
-
-struct Answers {
-  std::vector<Record> records;
-  std::vector<Comparison> comparisons;
-  std::vector<std::string> stages;
-};
-
-/// A bench of fake backends, and one request to it.
-class RunCase : public testing::Test {
- protected:
-  void SetUp() override { bench.device = {"cpu", 0, std::nullopt, "test"}; }
-
-  FakeBackend& add(const std::string& name, FakeBackend::Tamper tamper = {}) {
-    bench.backends.push_back(std::make_unique<FakeBackend>(fake_declaration(name), std::move(tamper)));
-    return static_cast<FakeBackend&>(*bench.backends.back());
-  }
-
-  /// Every backend of the bench in one pass.
-  Answers run(Pass pass, const std::string& line = kCase, bool check_only = true) {
-    Request request{7, line, {}, check_only, 10, 0.02};
-    for (const auto& backend : bench.backends) request.runs.emplace_back(backend->declaration().name, pass);
-    return run(request);
-  }
-  Answers run(const Request& request) {
-    Answers answers;
-    run_case(
-        request, bench,
-        {[&](const Stage& s) { answers.stages.push_back(s.backend + " " + s.stage); },
-         [&](const Record& r) { answers.records.push_back(r); }, [&](const Comparison& c) { answers.comparisons.push_back(c); }});
-    return answers;
-  }
-
-  Bench bench;
-};
-
-char* bytes_of_tensor(const at::Tensor& t) {
-  return static_cast<char*>(t.data_ptr());
-}
 
 TEST_F(RunCase, ARightBackendPassesIsTimedAndCompared) {
   add("one");
@@ -163,215 +120,6 @@ TEST_F(RunCase, MemoryThatRunsOutIsNoErrorOfTheBackend) {
     EXPECT_THAT(r.reason, HasSubstr("tried to allocate 34 GiB")) << r.backend;
     EXPECT_FALSE(r.time);
   }
-}
-
-TEST_F(RunCase, AnOverwrittenInputFailsAndTheNextBackendGetsTheRightOne) {
-  add("vandal", [](int, const Inputs& inputs, Outputs&) { bytes_of_tensor(inputs.k)[3] ^= 1; });
-  add("honest");
-  const Answers answers = run(Pass::forward);
-  EXPECT_EQ(answers.records.at(0).status, Status::failed);
-  EXPECT_EQ(answers.records.at(0).reason, "wrote to its input k");
-  EXPECT_EQ(answers.records.at(1).status, Status::passed) << answers.records.at(1).reason;
-}
-
-TEST_F(RunCase, AnInputOverwrittenOnlyWhileTimedFails) {
-  add("vandal", [](int call, const Inputs& inputs, Outputs&) {
-    if (call == 5) bytes_of_tensor(inputs.v)[3] ^= 1;
-  });
-  const Record r = run(Pass::forward, kCase, false).records.at(0);
-  EXPECT_EQ(r.status, Status::failed);
-  EXPECT_FALSE(r.time);
-}
-
-TEST_F(RunCase, AWritePastAnInputOnlyWhileTimedFails) {
-  add("vandal", [](int call, const Inputs& inputs, Outputs&) {
-    if (call == 5) bytes_of_tensor(inputs.q)[inputs.q.storage().nbytes() + 8] = 1;
-  });
-  const Record r = run(Pass::forward, kCase, false).records.at(0);
-  EXPECT_EQ(r.status, Status::failed);
-  EXPECT_THAT(r.reason, HasSubstr("timed together wrote 1 bytes past the end of a block"));
-  EXPECT_FALSE(r.time);
-}
-
-TEST_F(RunCase, AWritePastTheEndFails) {
-  add("output", [](int, const Inputs&, Outputs& outputs) { bytes_of_tensor(outputs.o)[outputs.o.nbytes()] = 1; });
-  add("input", [](int, const Inputs& inputs, Outputs&) { bytes_of_tensor(inputs.q)[inputs.q.storage().nbytes() + 8] = 1; });
-  add("scratch", [](int, const Inputs&, Outputs&) { bytes_of_tensor(at::empty({8}, at::kFloat))[-4] = 1; });
-  const Answers answers = run(Pass::forward);
-  for (const Record& r : answers.records) EXPECT_EQ(r.status, Status::failed) << r.backend;
-  EXPECT_THAT(answers.records.at(0).reason, StartsWith("wrote 1 bytes past the end of its output o"));
-  EXPECT_THAT(answers.records.at(1).reason, StartsWith("wrote 1 bytes past the end of its input q"));
-  EXPECT_THAT(answers.records.at(2).reason, StartsWith("wrote 1 bytes before the start of a block that it allocated"));
-}
-
-TEST_F(RunCase, AnUnwrittenOutputFails) {
-  add("lazy", [](int, const Inputs&, Outputs& outputs) {
-    if (outputs.dv.defined()) outputs.dv = at::empty(outputs.dv.sizes(), outputs.dv.options());
-  });
-  const Record r = run(Pass::backward).records.at(0);
-  EXPECT_EQ(r.status, Status::failed);
-  EXPECT_THAT(r.reason, HasSubstr("dv"));
-  EXPECT_THAT(r.reason, HasSubstr("nonfinite"));
-}
-
-TEST_F(RunCase, AWrongShapeFailsAndIsNotCompared) {
-  add("flat", [](int, const Inputs&, Outputs& outputs) { outputs.o = outputs.o.view({-1}); });
-  add("honest");
-  const Answers answers = run(Pass::forward);
-  EXPECT_EQ(answers.records.at(0).status, Status::failed);
-  EXPECT_THAT(answers.records.at(0).reason, HasSubstr("shape"));
-  ASSERT_EQ(answers.comparisons.size(), 1u);
-  EXPECT_EQ(answers.comparisons[0].differences.size(), 1u) << "lse alone";
-}
-
-/// The judged call is the first, the mirrored one the second; then come those that are timed.
-TEST_F(RunCase, AResultThatChangesAfterTheFirstCallIsCaughtWithoutTiming) {
-  add("fickle", [](int call, const Inputs&, Outputs& outputs) {
-    if (call > 1) bytes_of_tensor(outputs.o)[1] ^= 0x40;
-  });
-  const Record r = run(Pass::forward).records.at(0);
-  EXPECT_EQ(r.status, Status::failed);
-  EXPECT_THAT(r.reason, StartsWith("called again with V negated, whose outputs are negated back: o"));
-}
-
-TEST_F(RunCase, AResultThatChangesWhileTimedIsCaughtAfterTiming) {
-  add("fickle", [](int call, const Inputs&, Outputs& outputs) {
-    if (call > 2) bytes_of_tensor(outputs.o)[1] ^= 0x40;
-  });
-  const Record r = run(Pass::forward, kCase, false).records.at(0);
-  EXPECT_EQ(r.status, Status::failed);
-  EXPECT_THAT(r.reason, StartsWith("a timed call of op gave another result: o"));
-  EXPECT_FALSE(r.time);
-}
-
-TEST_F(RunCase, AResultThatIsWrongNowAndThenWhileTimedIsCaught) {
-  add("now and then", [](int call, const Inputs&, Outputs& outputs) {
-    if (call > 2 && call % 3 == 0) bytes_of_tensor(outputs.o)[1] ^= 0x40;
-  });
-  const Record r = run(Pass::forward, kCase, false).records.at(0);
-  EXPECT_EQ(r.status, Status::failed);
-  EXPECT_FALSE(r.time);
-}
-
-/// Computes anew only when the first bit of V, or of dO, is one that it has not seen.
-FakeBackend::Tamper remembering() {
-  return [kept = std::map<std::pair<bool, bool>, Outputs>()](int, const Inputs& inputs, Outputs& outputs) mutable {
-    const auto is_negative = [](const at::Tensor& t) { return t.flatten()[0].item<float>() < 0; };
-    const bool is_forward = outputs.o.defined();
-    const auto key = std::pair(is_forward, is_negative(is_forward ? inputs.v : inputs.dout));
-    const auto [known, is_new] = kept.try_emplace(key, outputs);
-    if (is_new) return;
-    for (const auto tensor : {&Outputs::o, &Outputs::lse, &Outputs::dq, &Outputs::dk, &Outputs::dv})
-      if ((outputs.*tensor).defined()) outputs.*tensor = (known->second.*tensor).clone();
-  };
-}
-
-TEST_F(RunCase, AResultRememberedByWhatTheInputsHoldIsCaught) {
-  add("remembers", remembering());
-  for (const Pass pass : {Pass::forward, Pass::backward}) {
-    const Record r = run(pass, "attention hq=8 lq=24 lk=40 d=16", false).records.at(0);
-    EXPECT_EQ(r.status, Status::failed) << name_of(pass);
-    EXPECT_THAT(r.reason, HasSubstr("gave another result")) << name_of(pass);
-    EXPECT_FALSE(r.time);
-  }
-}
-
-TEST_F(RunCase, ASecondBackwardOfOneForwardIsComputedAnew) {
-  add("once a forward", [gradients = Outputs()](int, const Inputs&, Outputs& outputs) mutable {
-    if (outputs.o.defined()) {
-      gradients = {};
-    } else if (!gradients.dq.defined()) {
-      gradients = outputs;
-    } else {
-      outputs = {{}, {}, gradients.dq.clone(), gradients.dk.clone(), gradients.dv.clone()};
-    }
-  });
-  const Record r = run(Pass::backward, "attention hq=8 lq=24 lk=40 d=16", false).records.at(0);
-  EXPECT_EQ(r.status, Status::failed);
-  EXPECT_FALSE(r.time);
-}
-
-/// Right results that no call computed: of the first call, kept; from call `from` on.
-FakeBackend::Tamper cached(int from, bool cloned) {
-  return [from, cloned, kept = Outputs()](int call, const Inputs&, Outputs& outputs) mutable {
-    at::Tensor Outputs::*tensor = outputs.o.defined() ? &Outputs::o : &Outputs::dv;
-    at::Tensor& first = kept.*tensor;
-    if (!first.defined()) first = outputs.*tensor;
-    if (call >= from) outputs.*tensor = cloned ? first.clone() : first;
-  };
-}
-
-TEST_F(RunCase, AResultKeptFromAnEarlierCallIsCaught) {
-  add("keeps the tensor", cached(2, false));
-  add("keeps a copy", cached(2, true));
-  for (Pass pass : {Pass::forward, Pass::backward})
-    for (const Record& r : run(pass).records) {
-      EXPECT_EQ(r.status, Status::failed) << r.backend;
-      EXPECT_THAT(r.reason, StartsWith("called again with ")) << r.backend;
-    }
-}
-
-TEST_F(RunCase, AResultKeptOnlyWhileTimedIsCaught) {
-  add("keeps the tensor", cached(5, false));
-  add("keeps a copy", cached(5, true));
-  for (Pass pass : {Pass::forward, Pass::backward}) {
-    const Answers answers = run(pass, kCase, false);
-    for (const Record& r : answers.records) {
-      EXPECT_EQ(r.status, Status::failed) << r.backend;
-      EXPECT_FALSE(r.time);
-    }
-    for (const Record& r : answers.records) EXPECT_THAT(r.reason, StartsWith("a timed call of op gave another result"));
-  }
-}
-
-TEST_F(RunCase, GradientsComputedInTheForwardAreCaught) {
-  add("early", [early = Outputs()](int, const Inputs& inputs, Outputs& outputs) mutable {
-    if (outputs.o.defined())
-      early = emulate(parse_case(kCase), inputs, fake_declaration("early").profile, Conventions::EmptyRow::zero);
-    else
-      outputs = {{}, {}, early.dq, early.dk, early.dv};
-  });
-  EXPECT_EQ(run(Pass::backward).records.at(0).status, Status::failed);
-}
-
-TEST_F(RunCase, AnInputHandedOutAsAnOutputIsCaught) {
-  add("idle", [](int, const Inputs& inputs, Outputs& outputs) {
-    if (outputs.o.defined()) outputs.o = inputs.v;
-  });
-  const Record r = run(Pass::forward, "attention hq=2 lq=1 d=16").records.at(0);
-  EXPECT_EQ(r.status, Status::failed);
-  EXPECT_EQ(r.reason, "o lies in the memory of v: no call wrote it");
-}
-
-TEST_F(RunCase, OtherStridesOfAnInputHarmWhoMadeThemAlone) {
-  add("vandal", [](int, const Inputs& inputs, Outputs&) {
-    inputs.v.unsafeGetTensorImpl()->set_sizes_and_strides(inputs.v.sizes(), {32, 0, 1});
-  });
-  add("honest");
-  const Answers answers = run(Pass::forward);
-  EXPECT_EQ(answers.records.at(0).status, Status::failed);
-  EXPECT_EQ(answers.records.at(1).status, Status::passed) << answers.records.at(1).reason;
-}
-
-TEST_F(RunCase, AnotherNumberOfThreadsLeftBehindWhileTimedIsCaughtAndPutBack) {
-  const int before = at::get_num_threads();
-  add("saboteur", [before](int call, const Inputs&, Outputs&) {
-    if (call > 2) at::set_num_threads(before + 1);
-  });
-  const Record r = run(Pass::forward, kCase, false).records.at(0);
-  EXPECT_EQ(r.status, Status::failed);
-  EXPECT_THAT(r.reason, HasSubstr("threads to LibTorch"));
-  EXPECT_FALSE(r.time);
-  EXPECT_EQ(at::get_num_threads(), before);
-}
-
-TEST_F(RunCase, AnotherNumberOfThreadsLeftBehindIsCaughtAndPutBack) {
-  const int before = at::get_num_threads();
-  add("greedy", [before](int, const Inputs&, Outputs&) { at::set_num_threads(before + 1); });
-  const Record r = run(Pass::forward).records.at(0);
-  EXPECT_EQ(r.status, Status::failed);
-  EXPECT_THAT(r.reason, HasSubstr(fmt::format("left {} threads to LibTorch, which had {}", before + 1, before)));
-  EXPECT_EQ(at::get_num_threads(), before);
 }
 
 TEST_F(RunCase, CasesThatExpectADifferenceOrAThrow) {

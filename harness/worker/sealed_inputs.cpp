@@ -128,7 +128,6 @@ std::string SealedInputs::overwritten() const {
 }
 
 void SealedInputs::negate_heads(HeadSigns v, HeadSigns dout) {
-  if (inputs_.v.stride(-2) == 0 && !v.empty()) v.assign(v.size(), v.front());
   change_signs(inputs_.v, v_signs_, v);
   change_signs(inputs_.dout, dout_signs_, dout);
   v_signs_ = std::move(v);

@@ -47,7 +47,7 @@ class SealedInputs {
   using HeadSigns = std::vector<bool>;
 
   /// V and dO with these heads negated (dO: the query heads that read them), whatever was negated before. Where heads of V share
-  /// memory, the first sign is that of all.
+  /// memory, their signs have to be the same.
   void negate_heads(HeadSigns v, HeadSigns dout);
 
   /// Draws them anew into the same memory, no head negated: who runs next is judged on the right inputs.
