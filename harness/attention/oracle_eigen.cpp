@@ -102,9 +102,16 @@ Array visible(const Block& b, double value) {
   return (b.P != 0).select(Array::Constant(b.rows, b.keys.size(), value), 0);
 }
 
+/// The one key of a row has P = 1 and dP = D, so that dS is 0; what the arithmetic leaves of it would be counted as a source.
+void clear_single_keys(const Block& b, Array& dS) {
+  for (int64_t i = 0; i < b.rows; ++i)
+    if (b.n[i] == 1 && !b.uniform[i]) dS.row(i).setZero();
+}
+
 void finish_gradients(const HeadProblem& h, const Block& b, Gradients& g) {
   const Rounding& r = h.rounding;
   g.dS = b.P * (g.dP.colwise() - g.D);
+  if (g.sD2.size() > 0) clear_single_keys(b, g.dS);
   g.wq = g.dS.square() * b.eS2 + visible(b, kFlushedDs2);
   if (!r.ds) return;
   Array hS2 = largest_error2(r, b, g.dS);

@@ -63,6 +63,7 @@ class TorchHeads {
   struct Block {
     int64_t first = 0, rows = 0, key = 0, keys = 0;
     bool fills = false;         ///< some empty row reads all stored keys
+    bool has_single = false;    ///< some row sees one key
     Tensor unread, filled;      ///< bool [rows, keys]: does not read the key; [rows, 1]: empty and reads all
     Tensor reads_any, n;        ///< [rows, 1]: reads a key; how many, in float64
     Tensor Q, G;                ///< [heads, rows, channels]
@@ -174,6 +175,7 @@ TorchHeads::Block TorchHeads::block(int64_t first) const {
     lowest = std::min(lowest, s.begin);
     highest = std::max(highest, s.end);
     b.fills = b.fills || s.empty;
+    b.has_single = b.has_single || (!s.empty && s.end - s.begin == 1);
   }
   b.key = std::min(lowest, highest);
   b.keys = highest - b.key;
@@ -277,6 +279,8 @@ TorchHeads::Gradient TorchHeads::gradient(const Block& b, const Tensor& O, const
   g.D = (b.G * O).sum(-1, true);
   g.centred = g.dP - g.D;
   g.dS = b.P * g.centred;
+  // The one key of a row has P = 1 and dP = D: what the arithmetic leaves of dS = 0 would be counted as a source.
+  if (b.has_single) g.dS.masked_fill_((b.n == 1) & b.filled.logical_not(), 0);
   g.dS2 = g.dS.square();
   g.sD2 = (g.dS2 * b.eS2).sum(-1, true);
   if (!r_.d_from_output) return g;
