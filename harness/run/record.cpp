@@ -259,6 +259,24 @@ std::string_view name_of(Gate::Verdict verdict) {
   throw std::logic_error(fmt::format("gate verdict {} has no name", int(verdict)));
 }
 
+json to_json_spending(const Spending& spent) {
+  json object = json::object();
+  for (const auto& [name, item] : spent.items) object[name] = {{"seconds", number_to_json(item.seconds)}, {"times", item.times}};
+  if (spent.fastest_call_s > 0) object["fastest_call_s"] = number_to_json(spent.fastest_call_s);
+  return object;
+}
+
+Spending spending_from(const JsonReader& in) {
+  Spending spent;
+  for (const auto& [name, value] : in.json().items()) {
+    if (name == "fastest_call_s") continue;
+    const JsonReader item(value, in.field(name));
+    spent.items[name] = {item.number("seconds"), item.integer("times")};
+  }
+  if (in.has("fastest_call_s")) spent.fastest_call_s = in.number("fastest_call_s");
+  return spent;
+}
+
 json to_line(const Record& record) {
   json errors = json::object();
   for (const auto& [tensor, tensor_errors] : record.errors) errors[tensor] = to_json_errors(tensor_errors);
@@ -283,6 +301,7 @@ json to_line(const Record& record) {
                {"kernels", text_or_null(record.kernels)},
                {"seconds", number_to_json(record.seconds)},
                {"repro", record.repro}};
+  if (!record.spent.items.empty()) line["spent"] = to_json_spending(record.spent);
   if (record.time) line["time"] = to_json_timing(*record.time);
   for (const Timing& timing : record.other_regimes) line["other_regimes"].push_back(to_json_timing(timing));
   if (record.memory) {
@@ -318,6 +337,7 @@ Record record_from(const json& line) {
   }
   record.kernels = in.optional_text("kernels");
   record.seconds = in.number("seconds");
+  if (in.has("spent")) record.spent = spending_from(in.object("spent"));
   return record;
 }
 

@@ -101,6 +101,17 @@ struct Safety {
   std::optional<int> assumed_sm;  ///< --assume-sm, for which it was asked instead of the device's: 75 = SM 7.5
 };
 
+/// Where the seconds of a record went (worker/spending.hpp). What the backends of a case share stands in the record that asked
+/// first.
+struct Spending {
+  struct Item {
+    double seconds = 0;
+    int64_t times = 0;
+  };
+  std::map<std::string, Item> items;  ///< "inputs", "oracle", "emulator", "calls", "poison", "gates"
+  double fastest_call_s = 0;          ///< 0: none
+};
+
 struct Record {
   // fields of the run, filled by the coordinator
   std::string run, suite;
@@ -121,6 +132,7 @@ struct Record {
   std::optional<Memory> memory;
   std::string kernels;  ///< what a dispatcher picked; empty: not asked
   double seconds = 0;   ///< spent on this record, judging included
+  Spending spent;       ///< their parts; empty in records of older versions
   std::string repro;
 };
 

@@ -45,6 +45,7 @@ inline Record full_record() {
   record.memory = Memory{1, 2, 3};
   record.kernels = "math";
   record.seconds = 1.75;
+  record.spent = {{{"oracle", {0.5, 2}}, {"gates", {0.25, 1}}}, 0.125};
   record.repro = "attnbench --case \"…\"";
   return record;
 }

@@ -17,6 +17,7 @@
 #include "harness/worker/memory.hpp"
 #include "harness/worker/process_state.hpp"
 #include "harness/worker/sentence.hpp"
+#include "harness/worker/spending.hpp"
 
 namespace attnbench {
 
@@ -129,6 +130,15 @@ double gib(int64_t bytes) {
   return double(bytes) / double(int64_t(1) << 30);
 }
 
+void add(Spending& sum, const Spending& more) {
+  for (const auto& [name, item] : more.items) {
+    sum.items[name].seconds += item.seconds;
+    sum.items[name].times += item.times;
+  }
+  if (more.fastest_call_s > 0)
+    sum.fastest_call_s = sum.fastest_call_s > 0 ? std::min(sum.fastest_call_s, more.fastest_call_s) : more.fastest_call_s;
+}
+
 /// Which of the outputs lies in memory of something else that is held; empty: none. Every call writes new outputs.
 std::string borrowed(const Outputs& outputs, const NamedTensors& held) {
   for (const auto& [name, tensor] : named_tensors(outputs))
@@ -156,6 +166,7 @@ Attempt::Attempt(const Backend& backend, Pass pass, const Device& device, CaseDa
 }
 
 void Attempt::guarded(const std::function<void()>& step) {
+  take_spending();  // what was spent on nobody's account, while times were taken
   const auto start = std::chrono::steady_clock::now();
   try {
     step();
@@ -169,6 +180,7 @@ void Attempt::guarded(const std::function<void()>& step) {
     clean_up(Status::error, "threw something that is no std::exception");
   }
   record_.seconds += std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+  add(record_.spent, take_spending());
 }
 
 /// After an exception, before which it may have written where it must not.

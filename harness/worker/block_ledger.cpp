@@ -2,6 +2,8 @@
 
 #include <algorithm>
 
+#include "harness/worker/spending.hpp"
+
 namespace attnbench {
 
 size_t BlockLedger::bytes_with_guards(size_t bytes, MemoryMode mode) {
@@ -13,6 +15,7 @@ void* BlockLedger::enter(void* allocated, size_t bytes, MemoryMode mode) {
   const bool guarded = mode == MemoryMode::checked;
   if (guarded) {
     data += kGuardBytes;  // a multiple of 512: the wrapped allocator's alignment stays
+    const SpendingScope poison(Expense::poison, SpendingScope::Waits::no);
     memory_->guard(data, bytes);
   }
   const std::lock_guard lock(mutex_);
@@ -63,6 +66,7 @@ void BlockLedger::reset_peak_bytes() {
 
 void BlockLedger::look(void* data, const Block& block) {
   if (!block.guarded) return;
+  const SpendingScope poison(Expense::poison, SpendingScope::Waits::no);
   memory_->look(static_cast<char*>(data), block.bytes);
   looks_.push_back({data, block.bytes});
 }

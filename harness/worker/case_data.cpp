@@ -5,6 +5,7 @@
 
 #include "harness/attention/emulator.hpp"
 #include "harness/worker/memory.hpp"
+#include "harness/worker/spending.hpp"
 
 namespace attnbench {
 
@@ -40,7 +41,10 @@ Judge CaseData::judge(const Profile& profile, const Conventions& conventions, Or
     if (yardstick->holds_for(conventions.empty_row)) eager = yardstick->eager();
   }
   const Inputs& drawn = inputs(conventions.poison).get();
-  if (!eager) eager = emulate(case_, drawn, eager_profile(), conventions.empty_row);
+  if (!eager) {
+    const SpendingScope emulator(Expense::emulator);
+    eager = emulate(case_, drawn, eager_profile(), conventions.empty_row);
+  }
   const int64_t kept_bytes = available_bytes(device_) / 10;
   yardsticks_.push_back(std::make_shared<Yardstick>(case_, drawn, profile, conventions.empty_row, oracle, *eager, kept_bytes));
   return {yardsticks_.back(), conventions};

@@ -24,4 +24,7 @@ class CudaContextFailed : public std::runtime_error {
 /// Waits for the device; throws CudaContextFailed with CUDA's error if it does not work any more. A CPU always works.
 void check_context(const Device& device);
 
+/// Waits for the current device, whatever state it is in.
+void wait_for_device();
+
 }  // namespace attnbench

@@ -15,6 +15,7 @@
 #include "harness/worker/environment.hpp"
 #include "harness/worker/memory.hpp"
 #include "harness/worker/serve.hpp"
+#include "harness/worker/spending.hpp"
 
 namespace {
 
@@ -31,6 +32,7 @@ Device find_device(const std::string& text) {
   if (!is_number) throw UsageError(fmt::format("--device {}: expected cpu, cuda or cuda:N", text));
   const Device device = find_cuda_device(std::stoi(index));
   watch_cuda_memory();
+  wait_in_spending_scopes(device);
   return device;
 }
 

@@ -19,6 +19,7 @@ int64_t available_cuda_bytes(int) {
   throw UsageError(kNoCuda);
 }
 void check_context(const Device&) {}
+void wait_for_device() {}
 void watch_cuda_memory() {
   throw UsageError(kNoCuda);
 }

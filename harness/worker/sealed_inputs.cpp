@@ -9,6 +9,7 @@
 #include <ATen/ops/tensor.h>
 
 #include "harness/worker/memory.hpp"
+#include "harness/worker/spending.hpp"
 
 namespace attnbench {
 
@@ -114,11 +115,13 @@ SealedInputs::Negated::~Negated() {
 }
 
 Inputs SealedInputs::draw() const {
+  const SpendingScope inputs(Expense::inputs);
   const MemoryScope checked(MemoryMode::checked);
   return to_device(make_inputs(case_, poison_), device_);
 }
 
 std::string SealedInputs::overwritten() const {
+  const SpendingScope poison(Expense::poison);
   std::string names;
   const NamedTensors tensors = named_tensors(inputs_);
   const std::vector<int64_t> now = fingerprints_of(tensors);

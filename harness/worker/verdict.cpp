@@ -7,6 +7,7 @@
 #include <ATen/ops/where.h>
 
 #include "harness/attention/tokens.hpp"
+#include "harness/worker/spending.hpp"
 #include "harness/worker/verdict_gates.hpp"
 #include "harness/worker/verdict_report.hpp"
 #include "harness/worker/verdict_statistics.hpp"
@@ -108,6 +109,7 @@ void Judge::judge_lse(const Outputs& outputs, Verdict& verdict) const {
 }
 
 Verdict Judge::judge(const Outputs& outputs, Pass pass) const {
+  const SpendingScope gates(Expense::gates);
   Verdict verdict;
   if (!yardstick_->finite()) {
     verdict.status = Status::mistrusted;

@@ -8,6 +8,7 @@
 
 #include "harness/worker/memory.hpp"
 #include "harness/worker/process_state.hpp"
+#include "harness/worker/spending.hpp"
 
 namespace attnbench {
 
@@ -36,21 +37,27 @@ Outputs negated(Outputs outputs) {
   return outputs;
 }
 
+Outputs timed(const std::function<Outputs()>& function) {
+  const SpendingScope calls(Expense::calls);
+  return function();
+}
+
 Outputs forward(const Window& window, const SealedInputs& inputs, Call call) {
-  if (call == Call::plain) return window.forward();
+  if (call == Call::plain) return timed(window.forward);
   const SealedInputs::Negated values(inputs, &Inputs::v);
-  return negated(window.forward());
+  return negated(timed(window.forward));
 }
 
 Outputs backward(const Window& window, const SealedInputs& inputs, Call call) {
-  if (call == Call::plain) return window.backward();
+  if (call == Call::plain) return timed(window.backward);
   const SealedInputs::Negated gradients(inputs, &Inputs::dout);
-  return negated(window.backward());
+  return negated(timed(window.backward));
 }
 
 /// `look` is called between a forward and its backward.
 Outputs call_last_window(const Run& run, Pass pass, const SealedInputs& inputs, Call call, const std::function<void()>& look) {
   const Window& window = run.windows.back();
+  const WholeCall whole;
   if (pass == Pass::forward) return forward(window, inputs, call);
   Outputs outputs = window.forward();
   look();
@@ -64,11 +71,13 @@ Outputs call_last_window(const Run& run, Pass pass, const SealedInputs& inputs, 
 }  // namespace
 
 Outputs run_unwatched(const Run& run, Pass pass, const SealedInputs& inputs, Call call) {
+  const SpendingScope poison(Expense::poison);
   const MemoryScope unwatched(MemoryMode::off);
   return call_last_window(run, pass, inputs, call, [] {});
 }
 
 WatchedRun run_watched(const Run& run, Pass pass, SealedInputs& inputs, Call call) {
+  const SpendingScope poison(Expense::poison);
   const MemoryScope checked(MemoryMode::checked);
   WatchedRun watched;
   take_overruns();

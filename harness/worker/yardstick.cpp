@@ -9,11 +9,18 @@
 
 #include "harness/attention/emulator.hpp"
 #include "harness/attention/tokens.hpp"
+#include "harness/worker/spending.hpp"
 
 namespace attnbench {
 namespace {
 
 constexpr const JudgedTensor* kAllJudged[] = {&kOutput, &kQueryGradient, &kKeyGradient, &kValueGradient};
+
+Reference timed_reference(OracleKind oracle, const Case& c, const Inputs& inputs, const Profile& profile,
+                          Conventions::EmptyRow empty_row) {
+  const SpendingScope scope(Expense::oracle);
+  return make_reference(oracle, c, inputs, profile, empty_row);
+}
 
 std::vector<int64_t> other_rows(std::vector<int64_t> rows, int64_t storage_rows) {
   std::vector<int64_t> others;
@@ -45,17 +52,18 @@ Yardstick::Yardstick(const Case& c, const Inputs& inputs, const Profile& profile
       oracle_(oracle),
       rounding_(rounding_of(profile, c.problem, inputs.scale)),
       eager_(std::move(eager)),
-      reference_(make_reference(oracle, c, inputs, profile, empty_row)),
+      reference_(timed_reference(oracle, c, inputs, profile, empty_row)),
       q_padding_(other_rows(inputs.q_rows, inputs.q_storage_rows())),
       k_padding_(other_rows(inputs.k_rows, inputs.k_storage_rows())),
       kept_bytes_(kept_bytes) {
   inspect_reference();
+  const SpendingScope emulator(Expense::emulator);
   const bool is_eager = rounding_ == rounding_of(eager_profile(), c.problem, inputs.scale);
   const Outputs emulated = is_eager ? eager_ : emulate(c, inputs, profile, empty_row);
   note_ordinary(kOutput, "o", emulated, reference_.o);
   note_ordinary(kValueGradient, "dv", emulated, reference_.dv);
   if (rounding_.conditional()) {
-    const ConditionalGradients x = given_output(oracle, c, inputs, profile, empty_row, reference_, emulated.o);
+    const ConditionalGradients x = conditional_gradients(emulated.o);
     note_ordinary(kQueryGradient, "dq_given_o", emulated, x.dq);
     note_ordinary(kKeyGradient, "dk_given_o", emulated, x.dk);
   } else {
@@ -115,10 +123,15 @@ void Yardstick::inspect_reference() {
   for (const JudgedTensor* t : kAllJudged) finite_ = finite_ && (expected(*t).value.abs() < kInfinity).all().item<bool>();
 }
 
+ConditionalGradients Yardstick::conditional_gradients(const at::Tensor& o) const {
+  const SpendingScope scope(Expense::oracle);
+  return given_output(oracle_, c_, inputs_, profile_, empty_row_, reference_, o);
+}
+
 ConditionalGradients Yardstick::given(const at::Tensor& o) const {
   for (const auto& [known, gradients] : given_)
     if (known.sizes() == o.sizes() && at::equal(known, o)) return gradients;
-  const ConditionalGradients gradients = given_output(oracle_, c_, inputs_, profile_, empty_row_, reference_, o);
+  const ConditionalGradients gradients = conditional_gradients(o);
   const size_t bytes = o.nbytes() + 2 * (gradients.dq.value.nbytes() + gradients.dk.value.nbytes());
   given_.emplace_back(o.clone(), gradients);
   while (given_.size() > 1 && static_cast<int64_t>(given_.size() * bytes) > kept_bytes_) given_.pop_front();

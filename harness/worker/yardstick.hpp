@@ -73,6 +73,7 @@ class Yardstick {
   };
 
   void inspect_reference();
+  ConditionalGradients conditional_gradients(const at::Tensor& o) const;
   void note_ordinary(const JudgedTensor& t, const std::string& gated_as, const Outputs& emulated, const Expected& against);
 
   const Case c_;

@@ -1,0 +1,52 @@
+#include "harness/worker/spending.hpp"
+
+#include <chrono>
+#include <thread>
+
+#include <gtest/gtest.h>
+
+namespace attnbench {
+namespace {
+
+void sleep_ms(int ms) {
+  std::this_thread::sleep_for(std::chrono::milliseconds(ms));
+}
+
+TEST(Spending, NoSecondCountsTwice) {
+  take_spending();
+  {
+    const SpendingScope outer(Expense::gates);
+    sleep_ms(10);
+    const SpendingScope inner(Expense::oracle);
+    sleep_ms(40);
+  }
+  const Spending spent = take_spending();
+  EXPECT_GE(spent.items.at("oracle").seconds, 0.040);
+  EXPECT_GE(spent.items.at("gates").seconds, 0.010);
+  EXPECT_LT(spent.items.at("gates").seconds, 0.040);
+  EXPECT_EQ(spent.items.at("gates").times, 1);
+  EXPECT_TRUE(take_spending().items.empty());
+}
+
+TEST(Spending, TheFastestCallIsThatWithoutItsPoison) {
+  take_spending();
+  for (const int ms : {60, 20}) {
+    const WholeCall whole;
+    const SpendingScope calls(Expense::calls);
+    sleep_ms(ms);
+    const SpendingScope poison(Expense::poison);
+    sleep_ms(60);
+  }
+  const double fastest_s = take_spending().fastest_call_s;
+  EXPECT_GE(fastest_s, 0.020);
+  EXPECT_LT(fastest_s, 0.060);
+}
+
+TEST(Spending, OtherThreadsCountForThemselves) {
+  take_spending();
+  std::thread([] { const SpendingScope scope(Expense::poison); }).join();
+  EXPECT_TRUE(take_spending().items.empty());
+}
+
+}  // namespace
+}  // namespace attnbench
