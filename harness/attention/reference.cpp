@@ -51,7 +51,8 @@ class Heads {
   const Rounding& rounding() const { return rounding_; }
   int64_t queries() const { return q_offsets_.back(); }
   int64_t keys() const { return k_offsets_.back(); }
-  int64_t key_head(int64_t head) const { return head / problem_.group(); }
+  /// int64 [count]: the key head of each query head of the group.
+  Tensor key_heads(const Group& group) const;
 
   HeadProblem head_problem(const Group& group) const;
   /// The group's place in a tensor over queries [tokens, hq, …]: [count, queries, …].
@@ -116,13 +117,17 @@ Tensor Heads::of_keys(const Tensor& tokens, const Group& group) const {
   return tokens.narrow(0, k_offsets_[group.sequence], inputs_.lengths.k[group.sequence]);
 }
 
+Tensor Heads::key_heads(const Group& group) const {
+  std::vector<int64_t> heads;
+  for (int64_t head = group.head; head < group.head + group.count; ++head) heads.push_back(head / problem_.group());
+  return to_tensor(heads, device());
+}
+
 /// Float64 [count, stored keys, channels]: for each query head of the group its key head, real keys first.
 Tensor Heads::keys_of(const Tensor& real, const std::vector<Tensor>& padding, const Group& group) const {
   Tensor rows = of_keys(real, group);
   if (!padding.empty()) rows = at::cat({rows, padding[group.sequence]}, 0);
-  std::vector<int64_t> heads;
-  for (int64_t head = group.head; head < group.head + group.count; ++head) heads.push_back(key_head(head));
-  return rows.index_select(1, to_tensor(heads, device())).transpose(0, 1).to(at::kDouble).contiguous();
+  return rows.index_select(1, key_heads(group)).transpose(0, 1).to(at::kDouble).contiguous();
 }
 
 HeadProblem Heads::head_problem(const Group& group) const {
@@ -172,23 +177,25 @@ Tensor rounding_variance(const Rounding& r, const Tensor& x) {
   return power.mul(ulp_of_one).clamp_min_(smallest).square_().div_(12);
 }
 
+/// [heads, stored keys, …] -> [keys, heads, …].
+Tensor real_keys(const Tensor& of_heads, int64_t keys) {
+  return of_heads.narrow(1, 0, keys).transpose(0, 1);
+}
+
 /// Adds each head's share of dk or dv to its key head, with the rounding of the partial sum where the profile rounds it.
 void add_share(const Heads& heads, const Group& group, const Tensor& value, const Tensor& variance, Expected& to) {
-  const Tensor values = heads.of_keys(to.value, group), variances = heads.of_keys(to.variance, group);
-  for (int64_t i = 0; i < group.count; ++i) {
-    const int64_t head = heads.key_head(group.head + i), keys = values.size(0);
-    const Tensor share = value.select(0, i).narrow(0, 0, keys);
-    values.select(1, head) += share;
-    variances.select(1, head) += variance.select(0, i).narrow(0, 0, keys);
-    if (heads.rounding().gqa_partials) variances.select(1, head) += rounding_variance(heads.rounding(), share);
-  }
+  const Tensor values = heads.of_keys(to.value, group), key_heads = heads.key_heads(group);
+  const Tensor share = real_keys(value, values.size(0)), of_share = real_keys(variance, values.size(0));
+  values.index_add_(1, key_heads, share);
+  const bool partials = heads.rounding().gqa_partials;
+  heads.of_keys(to.variance, group)
+      .index_add_(1, key_heads, partials ? of_share + rounding_variance(heads.rounding(), share.contiguous()) : of_share);
 }
 
 /// The same for sums without a variance.
 void add_sums(const Heads& heads, const Group& group, const Tensor& sums, const Tensor& to) {
   const Tensor place = heads.of_keys(to, group);
-  for (int64_t i = 0; i < group.count; ++i)
-    place.select(1, heads.key_head(group.head + i)) += sums.select(0, i).narrow(0, 0, place.size(0));
+  place.index_add_(1, heads.key_heads(group), real_keys(sums, place.size(0)));
 }
 
 /// What depends on the sum over the group: its rounding, its systematic part, in fp32 its accumulation. A key that no
