@@ -1,8 +1,9 @@
-// What a float64 oracle answers about query heads of one sequence. Two oracles implement it, each by itself; the driver
+// What a float64 oracle answers about query heads of sequences. Two oracles implement it, each by itself; the driver
 // (reference.cpp) gathers the tokens, sums over the heads of a group and adds what depends on those sums.
 #pragma once
 
 #include <cstdint>
+#include <vector>
 
 #include <ATen/core/Tensor.h>
 
@@ -10,12 +11,20 @@
 
 namespace attnbench {
 
-/// Some query heads, each with its key head; real tokens only. Contiguous float64 tensors on one device: q [heads, queries, d],
-/// dout [heads, queries, dv], k [heads, stored_keys, d], v [heads, stored_keys, dv].
-/// stored_keys > keys: padding follows the real keys; only a `uniform` empty row reads it.
+/// A sequence's lengths. stored_keys > keys: padding follows the real keys; only a `uniform` empty row reads it.
+struct SequenceOfHeads {
+  int64_t queries = 0, keys = 0, stored_keys = 0;
+};
+
+/// Some query heads, each with its key head: the same number of each sequence, those of the first sequence first. Contiguous
+/// float64 tensors on one device: q [heads, queries, d], dout [heads, queries, dv], k [heads, stored_keys, d],
+/// v [heads, stored_keys, dv], where queries, keys and stored_keys are the largest of the sequences'; rows beyond a shorter
+/// sequence's are 0, and what is answered about them means nothing.
 struct HeadProblem {
   at::Tensor q, k, v, dout;
-  int64_t heads = 1, queries = 0, keys = 0, stored_keys = 0, d = 0, dv = 0;
+  std::vector<SequenceOfHeads> sequences;  ///< at least one
+  int64_t heads = 1;                       ///< of all sequences together
+  int64_t queries = 0, keys = 0, stored_keys = 0, d = 0, dv = 0;
   const Problem* problem = nullptr;  ///< mask, alignment, window, group
   double scale = 0;
   Conventions::EmptyRow empty_row = Conventions::EmptyRow::zero;
@@ -32,8 +41,9 @@ struct HeadAnswer {
   at::Tensor dk, dk_variance, dk_allowance;  ///< [heads, stored_keys, d]; end to end
   at::Tensor dv, dv_variance;                ///< [heads, stored_keys, dv]
   at::Tensor p2, p4, ds2, ds4;               ///< [heads, stored_keys]: sums over queries of P^2, P^4, dS^2, dS^4
-  at::Tensor key_seen;                       ///< bool [stored_keys]: some query reads the key
-  at::Tensor score_samples;                  ///< [heads, any]: S_ij - m_i of every 16th visible key; see kScoreSamples
+  at::Tensor key_seen;                       ///< bool [sequences, stored_keys]: some query reads the key
+  at::Tensor score_samples;                  ///< [any]: S_ij - m_i of every 16th visible key; see kScoreSamples
+  std::vector<int64_t> sampled_heads;        ///< the head of each sample; those of a head stand in the order of its rows
   at::Tensor has_power;                      ///< bool []: eager: rounding S is a small, independent error
 };
 
@@ -43,10 +53,10 @@ struct HeadGradients {
   at::Tensor dk, dk_variance;  ///< [heads, stored_keys, d], each head's share
 };
 
-/// Scores are sampled row by row, whole rows, until a head has so many.
+/// Scores are sampled row by row, whole rows, until a head has so many; then no head after it is sampled.
 constexpr int64_t kScoreSamples = 8192;
 
-/// Eigen, float64: one head on the CPU; safe to call from several threads.
+/// Eigen, float64: one head of one sequence on the CPU; safe to call from several threads.
 HeadAnswer eigen_head(const HeadProblem& head);
 /// o: contiguous float64 [1, queries, dv].
 HeadGradients eigen_head_given_output(const HeadProblem& head, const at::Tensor& o);

@@ -256,7 +256,7 @@ HeadAnswer empty_answer(const HeadProblem& h) {
   for (at::Tensor* t : {&a.dk, &a.dk_variance, &a.dk_allowance}) *t = zeros({1, h.stored_keys, h.d});
   for (at::Tensor* t : {&a.dv, &a.dv_variance}) *t = zeros({1, h.stored_keys, h.dv});
   for (at::Tensor* t : {&a.p2, &a.p4, &a.ds2, &a.ds4}) *t = zeros({1, h.stored_keys});
-  a.key_seen = at::zeros({h.stored_keys}, at::kBool);
+  a.key_seen = at::zeros({1, h.stored_keys}, at::kBool);
   return a;
 }
 
@@ -295,7 +295,8 @@ HeadAnswer eigen_head(const HeadProblem& h) {
   }
   Map variance = rows(out.dv_variance);
   variance.array().rowwise() += (uniform.hB2 / 3 * uniform.dout_sum.square()).transpose();
-  out.score_samples = at::from_blob(samples.data(), {1, static_cast<int64_t>(samples.size())}, at::kDouble).clone();
+  out.score_samples = at::from_blob(samples.data(), {static_cast<int64_t>(samples.size())}, at::kDouble).clone();
+  out.sampled_heads.assign(samples.size(), 0);
   out.has_power = at::full({}, has_power, at::kBool);
   return out;
 }

@@ -1,4 +1,5 @@
 // The two float64 oracles, written apart, hold each other: values and error model.
+#include <algorithm>
 #include <cmath>
 #include <string>
 #include <vector>
@@ -54,6 +55,7 @@ TEST(LibTorchOracle, AnswersAboutHeadsTogetherAsOneByOne) {
     HeadProblem together;
     together.q = heads_of(inputs.q), together.k = heads_of(inputs.k);
     together.v = heads_of(inputs.v), together.dout = heads_of(inputs.dout);
+    together.sequences = {{70, 50, 50}};
     together.heads = 3;
     together.queries = 70;
     together.keys = together.stored_keys = 50;
@@ -72,10 +74,96 @@ TEST(LibTorchOracle, AnswersAboutHeadsTogetherAsOneByOne) {
            {&HeadAnswer::o, &HeadAnswer::o_variance, &HeadAnswer::lse, &HeadAnswer::lse_sigma, &HeadAnswer::dq,
             &HeadAnswer::dq_variance, &HeadAnswer::dq_allowance, &HeadAnswer::o_freedom, &HeadAnswer::dq_freedom, &HeadAnswer::dk,
             &HeadAnswer::dk_variance, &HeadAnswer::dk_allowance, &HeadAnswer::dv, &HeadAnswer::dv_variance, &HeadAnswer::p2,
-            &HeadAnswer::p4, &HeadAnswer::ds2, &HeadAnswer::ds4, &HeadAnswer::score_samples})
+            &HeadAnswer::p4, &HeadAnswer::ds2, &HeadAnswer::ds4})
         EXPECT_LE(largest_relative_difference((all.*t).narrow(0, head, 1), one.*t), 1e-9) << profile.name << " head " << head;
     }
   }
+}
+
+/// Heads of sequences of other lengths, with NaN in keys that no query sees, rows up to the longest being 0.
+HeadProblem several_sequences(const Case& c, const Profile& profile, Conventions::EmptyRow empty_row) {
+  HeadProblem h;
+  h.sequences = {{33, 50, 50}, {70, 20, 20}, {0, 9, 9}, {5, 0, 0}, {1, 64, 64}};
+  if (empty_row == Conventions::EmptyRow::uniform)
+    for (SequenceOfHeads& s : h.sequences) s.stored_keys = 64;
+  h.heads = 10;
+  h.queries = 70;
+  h.keys = h.stored_keys = 64;
+  h.d = h.dv = 32;
+  h.problem = &c.problem;
+  h.scale = 0.18;
+  h.empty_row = empty_row;
+  h.rounding = rounding_of(profile, c.problem, h.scale);
+  const Inputs drawn = make_inputs(parse_case("attention hq=10 lq=70 lk=64 d=32 dtype=fp16"), Conventions::Poison::finite);
+  const auto rows = [](const at::Tensor& t) { return t.to(at::kDouble).transpose(0, 1).contiguous(); };
+  h.q = rows(drawn.q), h.k = rows(drawn.k), h.v = rows(drawn.v), h.dout = rows(drawn.dout);
+  for (int64_t head = 0; head < h.heads; ++head) {
+    const SequenceOfHeads& s = h.sequences[head / 2];
+    for (at::Tensor* t : {&h.q, &h.dout}) t->select(0, head).narrow(0, s.queries, 70 - s.queries).zero_();
+    for (at::Tensor* t : {&h.k, &h.v}) t->select(0, head).narrow(0, s.stored_keys, 64 - s.stored_keys).zero_();
+  }
+  return h;
+}
+
+HeadProblem sequence_alone(const HeadProblem& all, int64_t n) {
+  HeadProblem one = all;
+  const SequenceOfHeads& s = all.sequences[n];
+  one.sequences = {s};
+  one.heads = 2;
+  one.queries = s.queries, one.keys = s.keys, one.stored_keys = s.stored_keys;
+  for (at::Tensor* t : {&one.q, &one.dout}) *t = t->narrow(0, 2 * n, 2).narrow(1, 0, s.queries).contiguous();
+  for (at::Tensor* t : {&one.k, &one.v}) *t = t->narrow(0, 2 * n, 2).narrow(1, 0, s.stored_keys).contiguous();
+  return one;
+}
+
+class SequencesTogether : public testing::TestWithParam<std::string> {};
+
+TEST_P(SequencesTogether, AreAnsweredAsOneByOne) {
+  const Case c = parse_case("attention hq=2 lq=70 lk=64 d=32 dtype=fp16 " + GetParam());
+  for (const Profile& profile : profiles()) {
+    const HeadProblem all = several_sequences(c, profile, conventions_of(profile).empty_row);
+    const HeadAnswer together = torch_heads(all);
+    for (int64_t n = 0; n < static_cast<int64_t>(all.sequences.size()); ++n) {
+      const HeadProblem alone = sequence_alone(all, n);
+      const HeadAnswer one = torch_heads(alone);
+      const std::string what = GetParam() + " " + profile.name + " sequence " + std::to_string(n);
+      const auto same = [&](at::Tensor HeadAnswer::*t, int64_t length) {
+        EXPECT_LE(largest_relative_difference((together.*t).narrow(0, 2 * n, 2).narrow(1, 0, length), one.*t), 1e-9) << what;
+      };
+      for (const auto t : {&HeadAnswer::o, &HeadAnswer::o_variance, &HeadAnswer::lse, &HeadAnswer::lse_sigma, &HeadAnswer::dq,
+                           &HeadAnswer::dq_variance, &HeadAnswer::dq_allowance, &HeadAnswer::o_freedom, &HeadAnswer::dq_freedom})
+        same(t, alone.queries);
+      for (const auto t : {&HeadAnswer::dk, &HeadAnswer::dk_variance, &HeadAnswer::dk_allowance, &HeadAnswer::dv,
+                           &HeadAnswer::dv_variance, &HeadAnswer::p2, &HeadAnswer::p4, &HeadAnswer::ds2, &HeadAnswer::ds4})
+        same(t, alone.stored_keys);
+      EXPECT_TRUE(together.key_seen[n].narrow(0, 0, alone.stored_keys).equal(one.key_seen[0])) << what;
+      EXPECT_EQ(
+          std::count_if(together.sampled_heads.begin(), together.sampled_heads.end(), [&](int64_t h) { return h / 2 == n; }),
+          one.score_samples.numel())
+          << what;
+      const at::Tensor o = one.o * 1.01;
+      at::Tensor all_o = together.o.clone();
+      all_o.narrow(0, 2 * n, 2).narrow(1, 0, alone.queries).copy_(o);
+      EXPECT_LE(
+          largest_relative_difference(torch_heads_given_output(all, all_o).dk.narrow(0, 2 * n, 2).narrow(1, 0, alone.stored_keys),
+                                      torch_heads_given_output(alone, o).dk),
+          1e-9)
+          << what;
+    }
+  }
+}
+
+INSTANTIATE_TEST_SUITE_P(Masks, SequencesTogether,
+                         testing::Values("mask=none", "mask=causal", "mask=causal align=top_left", "window=3:2"));
+
+TEST(SequencesTogetherOnTheSameRows, NeverReadWhatNoQueryOfTheirsSees) {
+  const Case c = parse_case("attention hq=2 lq=70 lk=64 d=32 dtype=fp16 window=2:0 align=top_left");
+  HeadProblem all = several_sequences(c, flash(), Conventions::EmptyRow::zero);
+  all.sequences = {{1, 64, 64}, {70, 64, 64}, {70, 64, 64}, {70, 64, 64}, {70, 64, 64}};
+  for (at::Tensor* t : {&all.k, &all.v}) t->narrow(0, 0, 2).narrow(1, 1, 63).fill_(NAN);  // beyond the first sequence's window
+  const HeadAnswer answer = torch_heads(all);
+  for (const at::Tensor& t : {answer.o, answer.dq, answer.dk, answer.dv, answer.dk_variance})
+    EXPECT_FALSE(t.isnan().any().item<bool>());
 }
 
 TEST(TwoOraclesOnNanRows, PropagateNanAlike) {

@@ -1,6 +1,7 @@
-// The oracle in LibTorch: float64 tensor operations on any device, on some heads of a sequence at once, in blocks of query
+// The oracle in LibTorch: float64 tensor operations on any device, on heads of several sequences at once, in blocks of query
 // rows against the keys that they read. Letters and formulas: error_model.hpp.
-// Dimensions: [heads, rows, keys or channels]; what a row has one of is [heads, rows, 1], what no head differs in [rows, …].
+// Dimensions: [heads, rows, keys or channels]; what a row has one of is [heads, rows, 1]. Masks are [1, rows, …] where there is
+// one sequence.
 // A block launches work and never waits for it: what decides the way of the program is computed on the host.
 #include <algorithm>
 #include <cmath>
@@ -27,6 +28,7 @@ using at::Tensor;
 /// Elements of S in a block: on a CPU a few such matrices stay near the core, on a GPU they keep it busy.
 constexpr int64_t kCpuBlockElements = 1 << 20, kGpuBlockElements = 1 << 23;
 constexpr int64_t kMostCpuRows = 128;
+constexpr int64_t kSampledKeys = 16;
 
 /// The keys [begin, end) that a query reads. An empty row, which sees none, reads none or all that are stored.
 struct Stretch {
@@ -35,21 +37,47 @@ struct Stretch {
   bool reads() const { return begin < end; }
 };
 
-std::vector<Stretch> read_keys(const HeadProblem& h) {
-  const int64_t shift = h.problem->align == Align::top_left ? 0 : h.keys - h.queries;
+/// By query of the sequence; rows up to the longest sequence's read nothing.
+std::vector<Stretch> read_keys(const HeadProblem& h, const SequenceOfHeads& sequence) {
+  const int64_t shift = h.problem->align == Align::top_left ? 0 : sequence.keys - sequence.queries;
   const bool fills = h.empty_row != Conventions::EmptyRow::zero;
   std::vector<Stretch> stretches;
-  for (int64_t i = 0; i < h.queries; ++i) {
-    int64_t lowest = 0, highest = h.keys - 1;
+  for (int64_t i = 0; i < sequence.queries; ++i) {
+    int64_t lowest = 0, highest = sequence.keys - 1;
     if (h.problem->mask == Mask::causal) highest = std::min(highest, i + shift);
     if (const auto& window = h.problem->window) {
       if (window->left >= 0) lowest = std::max(lowest, i + shift - window->left);
       if (window->right >= 0) highest = std::min(highest, i + shift + window->right);
     }
     const bool empty = highest < lowest;
-    stretches.push_back(empty ? Stretch{0, fills ? h.stored_keys : 0, true} : Stretch{lowest, highest + 1, false});
+    stretches.push_back(empty ? Stretch{0, fills ? sequence.stored_keys : 0, true} : Stretch{lowest, highest + 1, false});
   }
+  stretches.resize(h.queries, Stretch{0, 0, true});
   return stretches;
+}
+
+/// 1 for a key that some row reads, else 0.
+std::vector<int64_t> keys_read(const std::vector<Stretch>& stretches, int64_t keys, bool by_empty_rows) {
+  std::vector<int64_t> read(keys + 1, 0);
+  for (const Stretch& s : stretches)
+    if (by_empty_rows || !s.empty) ++read[s.begin], --read[s.end];
+  for (int64_t j = 0, open = 0; j < keys; ++j) read[j] = (open += read[j]) > 0;
+  read.pop_back();
+  return read;
+}
+
+/// The first key of a row that is sampled; every 16th follows.
+int64_t first_sample(const Stretch& s, int64_t row) {
+  return s.begin + row * 7 % kSampledKeys;
+}
+
+int64_t samples_of(const std::vector<Stretch>& stretches) {
+  int64_t count = 0;
+  for (size_t i = 0; i < stretches.size() && count < kScoreSamples; ++i) {
+    const int64_t keys = stretches[i].end - first_sample(stretches[i], static_cast<int64_t>(i));
+    if (!stretches[i].empty && keys > 0) count += (keys + kSampledKeys - 1) / kSampledKeys;
+  }
+  return count;
 }
 
 class TorchHeads {
@@ -64,8 +92,8 @@ class TorchHeads {
     int64_t first = 0, rows = 0, key = 0, keys = 0;
     bool fills = false;         ///< some empty row reads all stored keys
     bool has_single = false;    ///< some row sees one key
-    Tensor unread, filled;      ///< bool [rows, keys]: does not read the key; [rows, 1]: empty and reads all
-    Tensor reads_any, n;        ///< [rows, 1]: reads a key; how many, in float64
+    Tensor unread, filled;      ///< bool [1 or heads, rows, keys]: does not read the key; [..., 1]: empty and reads all
+    Tensor reads_any, n;        ///< [1 or heads, rows, 1]: reads a key; how many, in float64
     Tensor Q, G;                ///< [heads, rows, channels]
     Tensor K, V;                ///< [heads, keys, channels]
     Tensor S, P, P2, eS2, hS2;  ///< [heads, rows, keys]; S is -inf where no key is read
@@ -76,6 +104,9 @@ class TorchHeads {
     Tensor sD2;                      ///< undefined: D is given and has no error
   };
 
+  Tensor of_heads(const std::vector<int64_t>& of_sequences, int64_t rows) const;
+  int64_t sequence_of(int64_t head) const { return head * static_cast<int64_t>(h_.sequences.size()) / h_.heads; }
+  void choose_samples();
   void hide_unread_keys();
   int64_t step() const;
   Tensor rows(int64_t count, int64_t channels) const { return at::zeros({h_.heads, count, channels}, options_); }
@@ -99,35 +130,38 @@ class TorchHeads {
 
   const HeadProblem& h_;
   const Rounding& r_;
-  const double s2_, queries_of_group_;
+  const double s2_;
   at::TensorOptions options_;
-  std::vector<Stretch> stretches_;  ///< by query
-  Tensor begin_, end_, empty_;      ///< the same as int64 and bool [queries, 1]
+  std::vector<std::vector<Stretch>> stretches_;  ///< by sequence and query
+  Tensor begin_, end_, empty_;                   ///< the same as int64 and bool [1 or heads, queries, 1]
+  Tensor queries_of_group_;                      ///< float64 [1 or heads, 1, 1]
+  Tensor key_seen_;                              ///< bool [sequences, stored_keys]
   Tensor Q_, K_, V_, G_, f2_;
   Tensor o_, o_var_, lse_, sigma_, o_nu_, dq_, dq_var_, dq_b_, dq_nu_;
   Tensor dk_, dk_var_, dk_b_, dv_, dv_var_, p2_, p4_, ds2_, ds4_, uniform_dout_;
   std::vector<Tensor> samples_;
-  int64_t sampled_ = 0;
+  std::vector<int64_t> sampled_;  ///< samples so far of each head that is sampled
+  std::vector<int64_t> owners_;   ///< the head of each sample
   Tensor has_power_;
 };
 
 TorchHeads::TorchHeads(const HeadProblem& h)
-    : h_(h),
-      r_(h.rounding),
-      s2_(h.scale * h.scale),
-      queries_of_group_(static_cast<double>(h.queries * h.problem->group())),
-      options_(h.q.options()),
-      stretches_(read_keys(h)),
-      Q_(h.q),
-      K_(h.k),
-      V_(h.v),
-      G_(h.dout) {
-  std::vector<int64_t> begin, end, empty;
-  for (const Stretch& s : stretches_) begin.push_back(s.begin), end.push_back(s.end), empty.push_back(s.empty);
-  begin_ = to_tensor(begin, options_.device()).unsqueeze(1);
-  end_ = to_tensor(end, options_.device()).unsqueeze(1);
-  empty_ = to_tensor(empty, options_.device()).unsqueeze(1) != 0;
-  if (h.empty_row == Conventions::EmptyRow::nan) hide_unread_keys();
+    : h_(h), r_(h.rounding), s2_(h.scale * h.scale), options_(h.q.options()), Q_(h.q), K_(h.k), V_(h.v), G_(h.dout) {
+  std::vector<int64_t> begin, end, empty, terms, seen;
+  for (const SequenceOfHeads& sequence : h.sequences) {
+    stretches_.push_back(read_keys(h, sequence));
+    for (const Stretch& s : stretches_.back()) begin.push_back(s.begin), end.push_back(s.end), empty.push_back(s.empty);
+    terms.push_back(sequence.queries * h.problem->group());
+    const std::vector<int64_t> read = keys_read(stretches_.back(), h.stored_keys, true);
+    seen.insert(seen.end(), read.begin(), read.end());
+  }
+  begin_ = of_heads(begin, h.queries);
+  end_ = of_heads(end, h.queries);
+  empty_ = of_heads(empty, h.queries) != 0;
+  queries_of_group_ = of_heads(terms, 1).to(at::kDouble);
+  key_seen_ = to_tensor(seen, options_.device()).view({static_cast<int64_t>(h.sequences.size()), h.stored_keys}) != 0;
+  choose_samples();
+  if (h.empty_row == Conventions::EmptyRow::nan || h.sequences.size() > 1) hide_unread_keys();
   f2_ = at::full({1}, r_.f * r_.f, options_);
   has_power_ = at::full({}, true, options_.dtype(at::kBool));
   // Rows that no block writes read no key.
@@ -141,17 +175,32 @@ TorchHeads::TorchHeads(const HeadProblem& h)
   uniform_dout_ = rows(1, h.dv);
 }
 
-/// Keys that no query sees may hold NaN, which a probability of 0 does not cancel. No block reaches them but one with an empty
-/// row that is NaN whatever it reads.
-void TorchHeads::hide_unread_keys() {
-  int64_t lowest = h_.stored_keys, highest = 0;
-  for (const Stretch& s : stretches_) {
-    if (s.empty) continue;
-    lowest = std::min(lowest, s.begin);
-    highest = std::max(highest, s.end);
+/// int64 [1 or heads, rows, 1], from `rows` numbers of each sequence.
+Tensor TorchHeads::of_heads(const std::vector<int64_t>& of_sequences, int64_t rows) const {
+  const auto sequences = static_cast<int64_t>(h_.sequences.size());
+  const Tensor numbers = to_tensor(of_sequences, options_.device()).view({sequences, rows, 1});
+  return sequences == 1 ? numbers : numbers.repeat_interleave(h_.heads / sequences, 0);
+}
+
+/// The first heads, as many as give enough samples.
+void TorchHeads::choose_samples() {
+  int64_t total = 0;
+  for (int64_t head = 0; head < h_.heads && total < kScoreSamples; ++head) {
+    total += samples_of(stretches_[sequence_of(head)]);
+    sampled_.push_back(0);
   }
-  const Tensor j = at::arange(h_.stored_keys, options_.dtype(at::kLong)).unsqueeze(1);
-  const Tensor seen = (j >= lowest) & (j < highest);
+}
+
+/// Keys that no query sees may hold NaN, which a probability of 0 does not cancel. No block reaches them but one with an empty
+/// row that is NaN whatever it reads, and one of several sequences, of which another one reads on.
+void TorchHeads::hide_unread_keys() {
+  const bool by_empty_rows = h_.empty_row != Conventions::EmptyRow::nan;
+  std::vector<int64_t> read;
+  for (const auto& stretches : stretches_) {
+    const std::vector<int64_t> keys = keys_read(stretches, h_.stored_keys, by_empty_rows);
+    read.insert(read.end(), keys.begin(), keys.end());
+  }
+  const Tensor seen = of_heads(read, h_.stored_keys) != 0;
   K_ = at::where(seen, K_, 0.0);
   V_ = at::where(seen, V_, 0.0);
 }
@@ -169,13 +218,15 @@ TorchHeads::Block TorchHeads::block(int64_t first) const {
   b.first = first;
   b.rows = std::min(step(), h_.queries - first);
   int64_t lowest = h_.stored_keys, highest = 0;
-  for (int64_t i = first; i < first + b.rows; ++i) {
-    const Stretch& s = stretches_[i];
-    if (!s.reads()) continue;
-    lowest = std::min(lowest, s.begin);
-    highest = std::max(highest, s.end);
-    b.fills = b.fills || s.empty;
-    b.has_single = b.has_single || (!s.empty && s.end - s.begin == 1);
+  for (const auto& stretches : stretches_) {
+    for (int64_t i = first; i < first + b.rows; ++i) {
+      const Stretch& s = stretches[i];
+      if (!s.reads()) continue;
+      lowest = std::min(lowest, s.begin);
+      highest = std::max(highest, s.end);
+      b.fills = b.fills || s.empty;
+      b.has_single = b.has_single || (!s.empty && s.end - s.begin == 1);
+    }
   }
   b.key = std::min(lowest, highest);
   b.keys = highest - b.key;
@@ -185,12 +236,12 @@ TorchHeads::Block TorchHeads::block(int64_t first) const {
 
 /// What the block reads, its scores and their softmax.
 void TorchHeads::softmax(Block& b) const {
-  const Tensor begin = begin_.narrow(0, b.first, b.rows), end = end_.narrow(0, b.first, b.rows);
-  const Tensor j = at::arange(b.key, b.key + b.keys, options_.dtype(at::kLong)).unsqueeze(0);
+  const Tensor begin = of_rows(begin_, b), end = of_rows(end_, b);
+  const Tensor j = at::arange(b.key, b.key + b.keys, options_.dtype(at::kLong));
   b.unread = (j < begin) | (j >= end);
   b.n = (end - begin).to(at::kDouble);
   b.reads_any = b.n > 0;
-  b.filled = empty_.narrow(0, b.first, b.rows) & b.reads_any;
+  b.filled = of_rows(empty_, b) & b.reads_any;
   b.Q = of_rows(Q_, b), b.G = of_rows(G_, b);
   b.K = of_keys(K_, b), b.V = of_keys(V_, b);
 
@@ -252,16 +303,20 @@ Tensor TorchHeads::output(const Block& b, const Tensor& hP2) {
 /// Every 16th visible key of a row, starting at another one in each row.
 void TorchHeads::sample_scores(const Block& b) {
   std::vector<int64_t> places, rows;
-  for (int64_t i = b.first; i < b.first + b.rows && sampled_ < kScoreSamples; ++i) {
-    const Stretch& s = stretches_[i];
-    for (int64_t j = s.begin + (i * 7) % 16; !s.empty && j < s.end; j += 16, ++sampled_) {
-      rows.push_back(i - b.first);
-      places.push_back(rows.back() * b.keys + j - b.key);
+  for (int64_t head = 0; head < static_cast<int64_t>(sampled_.size()); ++head) {
+    const std::vector<Stretch>& stretches = stretches_[sequence_of(head)];
+    for (int64_t i = b.first; i < b.first + b.rows && sampled_[head] < kScoreSamples; ++i) {
+      const Stretch& s = stretches[i];
+      for (int64_t j = first_sample(s, i); !s.empty && j < s.end; j += kSampledKeys, ++sampled_[head]) {
+        rows.push_back(head * b.rows + i - b.first);
+        places.push_back(rows.back() * b.keys + j - b.key);
+        owners_.push_back(head);
+      }
     }
   }
   if (places.empty()) return;
-  const Tensor S = b.S.flatten(1).index_select(1, to_tensor(places, options_.device()));
-  samples_.push_back(S - b.m.flatten(1).index_select(1, to_tensor(rows, options_.device())));
+  const Tensor S = b.S.flatten().index_select(0, to_tensor(places, options_.device()));
+  samples_.push_back(S - b.m.flatten().index_select(0, to_tensor(rows, options_.device())));
 }
 
 /// Rounding S is a small, independent error: u max|S| <= 0.05, and the scores of 8 keys or more spread over 16 roundings.
@@ -376,11 +431,9 @@ void TorchHeads::add_sources(const Block& b, const Gradient& g) {
 }
 
 HeadAnswer TorchHeads::answer() {
-  std::vector<int64_t> seen(h_.stored_keys, 0);
   for (int64_t first = 0; first < h_.queries; first += step()) {
     const Block b = block(first);
     if (b.keys == 0) continue;
-    std::fill_n(seen.begin() + b.key, b.keys, 1);
     Tensor hP2;
     if (r_.p) hP2 = largest_error2(b, b.P2, r_.p_normalised ? f2_ : f2_ / b.l.square());
     const Tensor O = output(b, hP2);
@@ -396,8 +449,10 @@ HeadAnswer TorchHeads::answer() {
     add_sources(b, g);
   }
   // Uniform rows hold equal P, so that they round alike and their errors add up.
-  const double hB = std::max(r_.u / static_cast<double>(std::max<int64_t>(h_.stored_keys, 1)), r_.f);
-  dv_var_ += uniform_dout_.square() * (hB * hB / 3);
+  std::vector<int64_t> stored;
+  for (const SequenceOfHeads& sequence : h_.sequences) stored.push_back(std::max<int64_t>(sequence.stored_keys, 1));
+  const Tensor hB = (of_heads(stored, 1).to(at::kDouble).reciprocal() * r_.u).clamp_min_(r_.f);
+  dv_var_ += uniform_dout_.square() * (hB.square() / 3);
   HeadAnswer out;
   out.o = o_, out.o_variance = o_var_, out.o_freedom = o_nu_.squeeze(-1);
   out.lse = lse_.squeeze(-1), out.lse_sigma = sigma_.squeeze(-1);
@@ -405,8 +460,9 @@ HeadAnswer TorchHeads::answer() {
   out.dk = dk_, out.dk_variance = dk_var_, out.dk_allowance = dk_b_;
   out.dv = dv_, out.dv_variance = dv_var_;
   out.p2 = p2_.squeeze(-1), out.p4 = p4_.squeeze(-1), out.ds2 = ds2_.squeeze(-1), out.ds4 = ds4_.squeeze(-1);
-  out.key_seen = to_tensor(seen, options_.device()) != 0;
-  out.score_samples = samples_.empty() ? rows(1, 0).squeeze(1) : at::cat(samples_, 1);
+  out.key_seen = key_seen_;
+  out.score_samples = samples_.empty() ? at::zeros({0}, options_) : at::cat(samples_);
+  out.sampled_heads = owners_;
   out.has_power = has_power_;
   return out;
 }

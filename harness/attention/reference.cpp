@@ -4,7 +4,9 @@
 #include <algorithm>
 #include <cmath>
 #include <functional>
+#include <numeric>
 #include <stdexcept>
+#include <utility>
 #include <vector>
 
 #include <ATen/TensorOperators.h>
@@ -27,9 +29,17 @@ using at::Tensor;
 /// Elements of one operand of a call to an oracle on a GPU: short heads go there together, long ones one by one.
 constexpr int64_t kGpuCallElements = 1 << 22;
 
-/// Query heads [head, head + count) of one sequence, which an oracle is asked about at once.
+/// Sequences that go to a GPU together are as long as the longest there: so many scores more than they have, per head, are
+/// cheaper than the launches of another call.
+constexpr int64_t kFreeScores = 1 << 18;
+
+/// Query heads [head, head + heads) of some sequences, which an oracle is asked about at once.
 struct Group {
-  int64_t sequence = 0, head = 0, count = 0;
+  std::vector<int64_t> sequences;  ///< ascending
+  int64_t head = 0, heads = 0;     ///< of each sequence
+  SequenceOfHeads longest;         ///< in each respect
+  Tensor q_tokens, k_tokens;       ///< int64: which of the case's tokens are theirs
+  Tensor q_places, k_places;       ///< int64: where those lie in rows [sequence, up to the longest]
 };
 
 /// Storage rows of a sequence's padding, read by uniform empty rows only.
@@ -51,18 +61,23 @@ class Heads {
   const Rounding& rounding() const { return rounding_; }
   int64_t queries() const { return q_offsets_.back(); }
   int64_t keys() const { return k_offsets_.back(); }
-  /// int64 [count]: the key head of each query head of the group.
+  /// int64 [heads]: the key head of each query head of the group.
   Tensor key_heads(const Group& group) const;
 
   HeadProblem head_problem(const Group& group) const;
-  /// The group's place in a tensor over queries [tokens, hq, …]: [count, queries, …].
+  /// Its part of a tensor over queries [tokens, hq, channels]: float64 [sequences x heads, queries, channels].
   Tensor of_queries(const Tensor& tokens, const Group& group) const;
-  /// The place of the sequence's real keys in a tensor over keys [tokens, …].
-  Tensor of_keys(const Tensor& tokens, const Group& group) const;
+  /// Writes an answer [sequences x heads, queries, …] to its place in a tensor over queries [tokens, hq, …].
+  void place_queries(const Tensor& rows, const Group& group, const Tensor& tokens) const;
+  /// An answer over keys [sequences x heads, stored keys, …] as [real tokens of the group, heads, …].
+  Tensor key_tokens(const Tensor& rows, const Group& group) const;
   /// Queries x group heads that a row of dk or dv sums over: float64 [tokens, 1, 1].
   Tensor terms_of_keys() const;
 
  private:
+  SequenceOfHeads sequence(int64_t n) const;
+  void make_groups();
+  void add_group(std::vector<int64_t> sequences, int64_t head, int64_t heads);
   Tensor keys_of(const Tensor& real, const std::vector<Tensor>& padding, const Group& group) const;
 
   const Problem& problem_;
@@ -74,6 +89,7 @@ class Heads {
   std::vector<int64_t> q_offsets_, k_offsets_;
   Tensor q_, k_, v_, dout_;                    ///< in the case's dtype
   std::vector<Tensor> k_padding_, v_padding_;  ///< by sequence; empty unless empty rows are uniform
+  bool reads_padding_ = false;
 };
 
 void refuse_unknown(const Problem& p, const Case& c) {
@@ -95,51 +111,148 @@ Heads::Heads(OracleKind kind, const Case& c, const Inputs& inputs, const Profile
   dout_ = rows_of(inputs.dout, inputs.q_rows, p.hq, p.dv).to(device_);
   k_ = rows_of(inputs.k, inputs.k_rows, p.hkv, p.d).to(device_);
   v_ = rows_of(inputs.v, inputs.k_rows, p.hkv, p.dv).to(device_);
-  const int64_t sequences = static_cast<int64_t>(inputs.lengths.q.size()), pitch = inputs.lengths.k_pitch;
-  const bool reads_padding = p.layout == Layout::padded && empty_row == Conventions::EmptyRow::uniform;
-  for (int64_t n = 0; n < sequences; ++n) {
-    const int64_t elements = (inputs.lengths.q[n] + std::max(inputs.lengths.k[n], pitch)) * std::max(p.d, p.dv);
-    const int64_t most = device().is_cpu() ? 1 : std::clamp<int64_t>(kGpuCallElements / std::max<int64_t>(elements, 1), 1, p.hq);
-    for (int64_t head = 0; head < p.hq; head += most) groups_.push_back({n, head, std::min(most, p.hq - head)});
-    if (!reads_padding) continue;
+  reads_padding_ = p.layout == Layout::padded && empty_row == Conventions::EmptyRow::uniform;
+  const int64_t pitch = inputs.lengths.k_pitch;
+  for (int64_t n = 0; reads_padding_ && n < static_cast<int64_t>(inputs.lengths.k.size()); ++n) {
     const auto rows = padding_rows(inputs.k_rows, k_offsets_[n], k_offsets_[n + 1], n * pitch, pitch);
     k_padding_.push_back(rows_of(inputs.k, rows, p.hkv, p.d).to(device_));
     v_padding_.push_back(rows_of(inputs.v, rows, p.hkv, p.dv).to(device_));
   }
+  make_groups();
+}
+
+SequenceOfHeads Heads::sequence(int64_t n) const {
+  const int64_t keys = inputs_.lengths.k[n];
+  return {inputs_.lengths.q[n], keys, reads_padding_ ? inputs_.lengths.k_pitch : keys};
+}
+
+/// On a CPU head by head, for its cores. On a GPU sequences of about the same length together.
+void Heads::make_groups() {
+  const auto count = static_cast<int64_t>(inputs_.lengths.q.size());
+  const auto elements = [&](const SequenceOfHeads& s) {
+    return std::max<int64_t>(s.queries + s.stored_keys, 1) * std::max(problem_.d, problem_.dv);
+  };
+  std::vector<int64_t> order(count);
+  std::iota(order.begin(), order.end(), 0);
+  if (!device_.is_cpu())
+    std::ranges::stable_sort(order, std::greater{}, [&](int64_t n) { return std::pair(sequence(n).keys, sequence(n).queries); });
+  std::vector<int64_t> together;
+  SequenceOfHeads longest;
+  int64_t scores = 0;
+  const auto close = [&] {
+    if (!together.empty()) add_group(std::exchange(together, {}), 0, problem_.hq);
+    longest = {}, scores = 0;
+  };
+  for (const int64_t n : order) {
+    const SequenceOfHeads s = sequence(n);
+    const int64_t most = device_.is_cpu() ? 1 : std::clamp<int64_t>(kGpuCallElements / elements(s), 1, problem_.hq);
+    if (most < problem_.hq) {
+      for (int64_t head = 0; head < problem_.hq; head += most) add_group({n}, head, std::min(most, problem_.hq - head));
+      continue;
+    }
+    const SequenceOfHeads grown{std::max(longest.queries, s.queries), std::max(longest.keys, s.keys),
+                                std::max(longest.stored_keys, s.stored_keys)};
+    const auto sequences = static_cast<int64_t>(together.size()) + 1;
+    const int64_t idle = sequences * grown.queries * grown.stored_keys - scores - s.queries * s.stored_keys;
+    if (device_.is_cpu() || idle > kFreeScores || sequences * problem_.hq * elements(grown) > kGpuCallElements) {
+      close();
+      longest = s;
+    } else {
+      longest = grown;
+    }
+    together.push_back(n);
+    scores += s.queries * s.stored_keys;
+  }
+  close();
+}
+
+void Heads::add_group(std::vector<int64_t> sequences, int64_t head, int64_t heads) {
+  Group group;
+  std::ranges::sort(sequences);
+  for (const int64_t n : sequences) {
+    const SequenceOfHeads s = sequence(n);
+    group.longest.queries = std::max(group.longest.queries, s.queries);
+    group.longest.keys = std::max(group.longest.keys, s.keys);
+    group.longest.stored_keys = std::max(group.longest.stored_keys, s.stored_keys);
+  }
+  std::vector<int64_t> q_tokens, k_tokens, q_places, k_places;
+  for (size_t i = 0; i < sequences.size(); ++i) {
+    const SequenceOfHeads s = sequence(sequences[i]);
+    for (int64_t row = 0; row < s.queries; ++row) {
+      q_tokens.push_back(q_offsets_[sequences[i]] + row);
+      q_places.push_back(static_cast<int64_t>(i) * group.longest.queries + row);
+    }
+    for (int64_t row = 0; row < s.keys; ++row) {
+      k_tokens.push_back(k_offsets_[sequences[i]] + row);
+      k_places.push_back(static_cast<int64_t>(i) * group.longest.stored_keys + row);
+    }
+  }
+  group.sequences = std::move(sequences);
+  group.head = head, group.heads = heads;
+  group.q_tokens = to_tensor(q_tokens, device_), group.k_tokens = to_tensor(k_tokens, device_);
+  group.q_places = to_tensor(q_places, device_), group.k_places = to_tensor(k_places, device_);
+  groups_.push_back(std::move(group));
+}
+
+/// Tokens [tokens, heads, channels] in rows: float64 [sequences x heads, longest, channels]; other rows are 0.
+Tensor in_rows(const Tensor& tokens, const Tensor& places, int64_t sequences, int64_t longest) {
+  const int64_t heads = tokens.size(1), channels = tokens.size(2);
+  return at::zeros({sequences * longest, heads, channels}, tokens.options().dtype(at::kDouble))
+      .index_copy_(0, places, tokens.to(at::kDouble))
+      .view({sequences, longest, heads, channels})
+      .transpose(1, 2)
+      .reshape({sequences * heads, longest, channels})
+      .contiguous();
+}
+
+/// The other way: rows [sequences x heads, longest, …] to tokens [tokens, heads, …].
+Tensor to_tokens(const Tensor& rows, const Tensor& places, int64_t heads) {
+  return rows.unflatten(0, {-1, heads}).transpose(1, 2).flatten(0, 1).index_select(0, places);
 }
 
 Tensor Heads::of_queries(const Tensor& tokens, const Group& group) const {
-  const int64_t first = q_offsets_[group.sequence];
-  return tokens.narrow(0, first, inputs_.lengths.q[group.sequence]).narrow(1, group.head, group.count).transpose(0, 1);
+  return in_rows(tokens.narrow(1, group.head, group.heads).index_select(0, group.q_tokens), group.q_places,
+                 static_cast<int64_t>(group.sequences.size()), group.longest.queries);
 }
 
-Tensor Heads::of_keys(const Tensor& tokens, const Group& group) const {
-  return tokens.narrow(0, k_offsets_[group.sequence], inputs_.lengths.k[group.sequence]);
+void Heads::place_queries(const Tensor& rows, const Group& group, const Tensor& tokens) const {
+  tokens.narrow(1, group.head, group.heads).index_copy_(0, group.q_tokens, to_tokens(rows, group.q_places, group.heads));
+}
+
+Tensor Heads::key_tokens(const Tensor& rows, const Group& group) const {
+  return to_tokens(rows, group.k_places, group.heads);
 }
 
 Tensor Heads::key_heads(const Group& group) const {
   std::vector<int64_t> heads;
-  for (int64_t head = group.head; head < group.head + group.count; ++head) heads.push_back(head / problem_.group());
+  for (int64_t head = group.head; head < group.head + group.heads; ++head) heads.push_back(head / problem_.group());
   return to_tensor(heads, device());
 }
 
-/// Float64 [count, stored keys, channels]: for each query head of the group its key head, real keys first.
+/// Float64 [sequences x heads, stored keys, channels]: for each query head its key head, real keys first.
 Tensor Heads::keys_of(const Tensor& real, const std::vector<Tensor>& padding, const Group& group) const {
-  Tensor rows = of_keys(real, group);
-  if (!padding.empty()) rows = at::cat({rows, padding[group.sequence]}, 0);
-  return rows.index_select(1, key_heads(group)).transpose(0, 1).to(at::kDouble).contiguous();
+  std::vector<Tensor> tokens{real.index_select(0, group.k_tokens)};
+  std::vector<int64_t> places;
+  for (size_t i = 0; !padding.empty() && i < group.sequences.size(); ++i) {
+    tokens.push_back(padding[group.sequences[i]]);
+    for (int64_t row = inputs_.lengths.k[group.sequences[i]]; row < group.longest.stored_keys; ++row)
+      places.push_back(static_cast<int64_t>(i) * group.longest.stored_keys + row);
+  }
+  return in_rows(at::cat(tokens).index_select(1, key_heads(group)), at::cat({group.k_places, to_tensor(places, device())}),
+                 static_cast<int64_t>(group.sequences.size()), group.longest.stored_keys);
 }
 
 HeadProblem Heads::head_problem(const Group& group) const {
   HeadProblem h;
-  h.q = of_queries(q_, group).to(at::kDouble).contiguous();
-  h.dout = of_queries(dout_, group).to(at::kDouble).contiguous();
+  h.q = of_queries(q_, group);
+  h.dout = of_queries(dout_, group);
   h.k = keys_of(k_, k_padding_, group);
   h.v = keys_of(v_, v_padding_, group);
-  h.heads = group.count;
-  h.queries = h.q.size(1);
-  h.keys = inputs_.lengths.k[group.sequence];
-  h.stored_keys = h.k.size(1);
+  for (const int64_t n : group.sequences) h.sequences.push_back(sequence(n));
+  h.heads = h.q.size(0);
+  h.queries = group.longest.queries;
+  h.keys = group.longest.keys;
+  h.stored_keys = group.longest.stored_keys;
   h.d = problem_.d;
   h.dv = problem_.dv;
   h.problem = &problem_;
@@ -177,25 +290,23 @@ Tensor rounding_variance(const Rounding& r, const Tensor& x) {
   return power.mul(ulp_of_one).clamp_min_(smallest).square_().div_(12);
 }
 
-/// [heads, stored keys, …] -> [keys, heads, …].
-Tensor real_keys(const Tensor& of_heads, int64_t keys) {
-  return of_heads.narrow(1, 0, keys).transpose(0, 1);
+/// to [tokens, key heads, …] += share [tokens of the group, heads, …].
+void add_to_key_heads(const Tensor& to, const Group& group, const Tensor& key_heads, const Tensor& share) {
+  to.index_copy_(0, group.k_tokens, to.index_select(0, group.k_tokens).index_add_(1, key_heads, share));
 }
 
 /// Adds each head's share of dk or dv to its key head, with the rounding of the partial sum where the profile rounds it.
 void add_share(const Heads& heads, const Group& group, const Tensor& value, const Tensor& variance, Expected& to) {
-  const Tensor values = heads.of_keys(to.value, group), key_heads = heads.key_heads(group);
-  const Tensor share = real_keys(value, values.size(0)), of_share = real_keys(variance, values.size(0));
-  values.index_add_(1, key_heads, share);
-  const bool partials = heads.rounding().gqa_partials;
-  heads.of_keys(to.variance, group)
-      .index_add_(1, key_heads, partials ? of_share + rounding_variance(heads.rounding(), share.contiguous()) : of_share);
+  const Tensor share = heads.key_tokens(value, group), key_heads = heads.key_heads(group);
+  Tensor of_share = heads.key_tokens(variance, group);
+  if (heads.rounding().gqa_partials) of_share = of_share + rounding_variance(heads.rounding(), share.contiguous());
+  add_to_key_heads(to.value, group, key_heads, share);
+  add_to_key_heads(to.variance, group, key_heads, of_share);
 }
 
 /// The same for sums without a variance.
 void add_sums(const Heads& heads, const Group& group, const Tensor& sums, const Tensor& to) {
-  const Tensor place = heads.of_keys(to, group);
-  place.index_add_(1, heads.key_heads(group), real_keys(sums, place.size(0)));
+  add_to_key_heads(to, group, heads.key_heads(group), heads.key_tokens(sums, group));
 }
 
 /// What depends on the sum over the group: its rounding, its systematic part, in fp32 its accumulation. A key that no
@@ -258,16 +369,17 @@ class Collector {
 
  private:
   void add_keys(const Group& group, const HeadAnswer& a);
+  Tensor samples() const;
 
   const Heads& heads_;
   Reference out_;
   Tensor p2_, p4_, ds2_, ds4_, seen_, has_power_;
-  std::vector<Tensor> samples_;  ///< until there are enough
-  int64_t sampled_ = 0;
+  std::vector<Tensor> samples_;
+  std::vector<int64_t> sampled_heads_;  ///< by sequence and head
 };
 
 void Collector::add(const Group& group, const HeadAnswer& a) {
-  const auto place = [&](const Tensor& rows, const Tensor& to) { heads_.of_queries(to, group).copy_(rows); };
+  const auto place = [&](const Tensor& rows, const Tensor& to) { heads_.place_queries(rows, group, to); };
   place(a.o, out_.o.value);
   place(a.o_variance, out_.o.variance);
   place(a.o_freedom, out_.o.freedom);
@@ -278,10 +390,9 @@ void Collector::add(const Group& group, const HeadAnswer& a) {
   place(a.lse.unsqueeze(-1), out_.lse.value);
   place(a.lse_sigma.square().unsqueeze(-1), out_.lse.variance);
   has_power_.logical_and_(a.has_power);
-  if (sampled_ < kScoreSamples) {
-    samples_.push_back(a.score_samples.flatten());
-    sampled_ += samples_.back().numel();
-  }
+  samples_.push_back(a.score_samples);
+  for (const int64_t i : a.sampled_heads)
+    sampled_heads_.push_back(group.sequences[i / group.heads] * heads_.problem().hq + group.head + i % group.heads);
   add_keys(group, a);
 }
 
@@ -293,8 +404,17 @@ void Collector::add_keys(const Group& group, const HeadAnswer& a) {
   add_sums(heads_, group, a.p4, p4_);
   add_sums(heads_, group, a.ds2, ds2_);
   add_sums(heads_, group, a.ds4, ds4_);
-  const Tensor seen = heads_.of_keys(seen_, group);
-  seen.logical_or_(a.key_seen.narrow(0, 0, seen.size(0)).view({-1, 1, 1}));
+  const Tensor seen = a.key_seen.flatten().index_select(0, group.k_places).view({-1, 1, 1});
+  seen_.index_copy_(0, group.k_tokens, seen_.index_select(0, group.k_tokens).logical_or_(seen));
+}
+
+/// The first that give enough, in the order of sequences and heads.
+Tensor Collector::samples() const {
+  std::vector<int64_t> order(sampled_heads_.size());
+  std::iota(order.begin(), order.end(), 0);
+  std::ranges::stable_sort(order, {}, [&](int64_t i) { return sampled_heads_[i]; });
+  order.resize(std::min<size_t>(order.size(), kScoreSamples));
+  return at::cat(samples_).index_select(0, to_tensor(order, heads_.device()));
 }
 
 Reference Collector::finish() {
@@ -309,8 +429,7 @@ Reference Collector::finish() {
   out_.dv.freedom = sources(p2_, p4_, p.dv);
   out_.has_power = has_power_.item<bool>();
   out_.distinct_scores = kInfinity;
-  if (heads_.rounding().p && sampled_ > 0)
-    out_.distinct_scores = distinct_scores(at::cat(samples_).narrow(0, 0, std::min(sampled_, kScoreSamples)));
+  if (heads_.rounding().p && !sampled_heads_.empty()) out_.distinct_scores = distinct_scores(samples());
   return std::move(out_);
 }
 
@@ -349,12 +468,12 @@ ConditionalGradients given_output(OracleKind kind, const Case& c, const Inputs& 
       heads,
       [&](const Group& group) {
         const HeadProblem h = heads.head_problem(group);
-        const Tensor o_of_group = heads.of_queries(given, group).contiguous();
+        const Tensor o_of_group = heads.of_queries(given, group);
         return kind == OracleKind::eigen ? eigen_head_given_output(h, o_of_group) : torch_heads_given_output(h, o_of_group);
       },
       [&](const Group& group, const HeadGradients& a) {
-        heads.of_queries(out.dq.value, group).copy_(a.dq);
-        heads.of_queries(out.dq.variance, group).copy_(a.dq_variance);
+        heads.place_queries(a.dq, group, out.dq.value);
+        heads.place_queries(a.dq_variance, group, out.dq.variance);
         add_share(heads, group, a.dk, a.dk_variance, out.dk);
       });
   finish_sum(heads, reference.dk.variance.narrow(-1, 0, 1).to(heads.device()) != 0, out.dk);

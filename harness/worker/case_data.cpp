@@ -11,20 +11,20 @@ namespace attnbench {
 
 namespace {
 
-/// A sequence costs a GPU the launches of about 300 kernels, however short it is; for so many scores the cores need as long.
-constexpr double kManyScores = 1 << 15;
+/// A GPU's oracle launches some hundred kernels, however small the case is; the cores beside it need as long for so many scores.
+constexpr double kManyScores = 1 << 17;
 
-double scores_of_a_sequence(const Case& c) {
+double scores_of(const Case& c) {
   const SequenceLengths lengths = sequence_lengths(c.problem, c.seed);
   double scores = 0;
   for (size_t n = 0; n < lengths.q.size(); ++n) scores += double(lengths.q[n]) * double(lengths.k[n]);
-  return scores * double(c.problem.hq) / double(lengths.q.size());
+  return scores * double(c.problem.hq);
 }
 
 }  // namespace
 
 OracleKind oracle_for(const Declaration& declaration, const Case& c, const Device& device) {
-  const bool on_gpu = device.kind != "cpu" && scores_of_a_sequence(c) > kManyScores;
+  const bool on_gpu = device.kind != "cpu" && scores_of(c) > kManyScores;
   return declaration.implementation == "eigen" || on_gpu ? OracleKind::torch : OracleKind::eigen;
 }
 
