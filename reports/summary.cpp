@@ -4,6 +4,7 @@
 
 #include <fmt/format.h>
 
+#include "reports/audit_report.hpp"
 #include "reports/difference_tables.hpp"
 #include "reports/finding_groups.hpp"
 #include "reports/run_view.hpp"
@@ -94,6 +95,7 @@ std::string summary_markdown(const RunData& run) {
   sections.push_back(list_section("Safety flags", safety_flags(run), "No record is touched by a safety rule."));
   sections.push_back(tables_section("The field's rule", {field_rule_counts(run)}, "No record carries a rule of the field."));
   sections.push_back(tables_section("Gates without power", {no_power_counts(run)}, "Every gate had power."));
+  if (has_invariance(run)) sections.push_back(tables_section("Bits", {invariance_table(run)}, ""));
   sections.push_back(tables_section("Times", time_tables(run), "Nothing was timed."));
   sections.push_back(tables_section("Rates", rate_tables(run), "Nothing was timed."));
   if (const TextTable regimes = regime_table(run); !regimes.rows.empty())

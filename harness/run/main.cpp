@@ -16,6 +16,7 @@
 #include "harness/run/merge_runs.hpp"
 #include "harness/run/run_suites.hpp"
 #include "harness/run/selftest.hpp"
+#include "reports/audit_report.hpp"
 #include "reports/selftest_report.hpp"
 #include "reports/support.hpp"
 #include "reports/write_reports.hpp"
@@ -55,6 +56,21 @@ int execute(const RunCommand& command, const std::vector<std::string>& arguments
   else
     fmt::print(stderr, "attnbench: interrupted; continue with: attnbench --resume {}\n", outcome.folder.string());
   return exit_code_of_signal(*outcome.interrupted);
+}
+
+int execute(const AuditCommand& command, const std::vector<std::string>& arguments) {
+  catch_interrupts();
+  const RunOutcome outcome = run_suites(command.run, arguments);
+  if (outcome.interrupted) {
+    fmt::print(stderr, "attnbench: interrupted; an audit has to be run again\n");
+    return exit_code_of_signal(*outcome.interrupted);
+  }
+  write_reports(outcome.folder);
+  const RunData run = read_run(outcome.folder);
+  const GateResult result = apply_gate(run);
+  fmt::print("{}\nresults: {}/ (results.jsonl, audit.md, audit.json, summary.md)\n{}\n", audit_console(run, style_of_stdout()),
+             outcome.folder.string(), result.sentence);
+  return result.exit_code;
 }
 
 int execute(const SelftestCommand& command, const std::vector<std::string>& arguments) {
