@@ -192,7 +192,7 @@ std::string audit_markdown(const RunData& run) {
           ? ""
           : fmt::format("{}, {}\n\n", device_title(run, run.records.front().device), run.headers.front().started);
   std::string text =
-      fmt::format("# attnbench audit{}\n\n{}{}\n\n{}", id, place, apply_gate(run).sentence, to_markdown(invariance_table(run)));
+      fmt::format("# Bits of run{}\n\n{}{}\n\n{}", id, place, apply_gate(run).sentence, to_markdown(invariance_table(run)));
   const std::string told =
       listing("Differences", differences_of(run), 0, Tone::plain, {}) + listing("Red", red_records(run), 0, Tone::plain, {});
   if (!told.empty()) text += fmt::format("\n```{}```\n", told);

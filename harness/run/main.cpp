@@ -37,9 +37,10 @@ TextStyle style_of_stdout() {
 
 /// Writes the reports beside the records, prints the console's, and answers with the run's exit code.
 /// `more`: text to print before the results; `file`: the one that holds it.
-int conclude(const fs::path& folder, const std::string& more = "", const std::string& file = "") {
+int conclude(const fs::path& folder, const std::string& more = "", std::string file = "") {
   write_reports(folder);
   const RunData run = read_run(folder);
+  if (file.empty() && has_invariance(run)) file = "audit.md, audit.json";
   const GateResult result = apply_gate(run);
   fmt::print("{}\n{}results: {}/ (results.jsonl, results.csv, summary.md, benchmark.json{})\n{}\n",
              render_report(run, "table", style_of_stdout()), more.empty() ? "" : more + "\n", folder.string(),

@@ -140,10 +140,17 @@ TEST(Record, MissesEveryFieldThatIsTakenAway) {
   const json line = to_line(full_record());
   for (const auto& [key, value] : line.items()) {
     if (key == "time" || key == "other_regimes" || key == "memory") continue;  // absent where nothing was measured
+    if (key == "invariance") continue;                                         // or where nobody held bits against bits
     json less = line;
     less.erase(key);
     EXPECT_THAT(why_not_a_record(less), HasSubstr("." + key + ": the field is missing"));
   }
+  for (size_t entry = 0; entry < 3; ++entry)
+    for (const auto& [key, value] : line["invariance"][entry].items()) {
+      json less = line;
+      less["invariance"][entry].erase(key);
+      EXPECT_THAT(why_not_a_record(less), HasSubstr("invariance." + key + ": the field is missing"));
+    }
 }
 
 TEST(Comparison, ComesBackAsItWasWritten) {
