@@ -3,6 +3,7 @@
 #include <fmt/format.h>
 #include <fmt/ranges.h>
 
+#include "reports/audit_report.hpp"
 #include "reports/difference_tables.hpp"
 #include "reports/finding_groups.hpp"
 #include "reports/run_view.hpp"
@@ -53,6 +54,7 @@ std::string console_report(const RunData& run, const TextStyle& style) {
   whole.max_rows = 0;
   add(verdict_counts(run), whole);
   parts.push_back(fmt::format("{}", fmt::join(not_on_device_lines(run), "\n")));
+  add(invariance_table(run), whole);
   for (const TextTable& table : time_tables(run)) add(table, style);
   for (const TextTable& table : rate_tables(run)) add(table, style);
   add(regime_table(run), whole);

@@ -4,6 +4,7 @@
 
 #include <fmt/format.h>
 
+#include "reports/audit_report.hpp"
 #include "reports/difference_tables.hpp"
 #include "reports/finding_groups.hpp"
 #include "reports/judging_cost.hpp"
@@ -96,6 +97,7 @@ std::string summary_markdown(const RunData& run) {
   sections.push_back(tables_section("The field's rule", {field_rule_counts(run)}, "No record carries a rule of the field."));
   sections.push_back(tables_section("Gates without power", {no_power_counts(run)}, "Every gate had power."));
   sections.push_back(tables_section("What judging costs", {judging_cost(run)}, "No record says what was spent on it."));
+  if (has_invariance(run)) sections.push_back(tables_section("Bits", {invariance_table(run)}, ""));
   sections.push_back(tables_section("Times", time_tables(run), "Nothing was timed."));
   sections.push_back(tables_section("Rates", rate_tables(run), "Nothing was timed."));
   if (const TextTable regimes = regime_table(run); !regimes.rows.empty())

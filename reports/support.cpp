@@ -47,6 +47,17 @@ Cell capability_cell(const Declaration& declaration, const Case& c, const Device
   return {"no", Tone::dim};
 }
 
+std::string repeats_text(const Capabilities& can) {
+  if (can.deterministic) return "yes";
+  return can.varying.empty() ? "no" : fmt::format("all but {}", fmt::join(can.varying, ", "));
+}
+
+std::string invariant_text(const Capabilities& can) {
+  std::vector<std::string_view> names;
+  for (Relation relation : can.invariant_to) names.push_back(name_of(relation));
+  return names.empty() ? "–" : fmt::format("{}", fmt::join(names, ", "));
+}
+
 TextTable capability_table(const Hello& hello) {
   TextTable table{"Backends on " + hello.device.name, {{"capability", Column::Side::left}}, {}, 1, ""};
   for (const Declaration& declaration : hello.backends) table.columns.push_back({declaration.name, Column::Side::left});
@@ -63,7 +74,8 @@ TextTable capability_table(const Hello& hello) {
   }
   add_row("scale below 0", [](const auto& d) { return Cell{d.capabilities.negative_scale ? "yes" : "no"}; });
   add_row("returns LSE", [](const auto& d) { return Cell{d.capabilities.returns_lse ? "yes" : "no"}; });
-  add_row("deterministic", [](const auto& d) { return Cell{d.capabilities.deterministic ? "yes" : "no"}; });
+  add_row("deterministic", [](const auto& d) { return Cell{repeats_text(d.capabilities)}; });
+  add_row("same bits whatever", [](const auto& d) { return Cell{invariant_text(d.capabilities)}; });
   return table;
 }
 

@@ -8,6 +8,7 @@
 
 #include <fmt/format.h>
 
+#include "reports/audit_report.hpp"
 #include "reports/console_table.hpp"
 #include "reports/csv.hpp"
 #include "reports/google_benchmark.hpp"
@@ -69,6 +70,9 @@ void write_reports(const std::filesystem::path& run_dir) {
   write_file(run_dir / "results.csv", results_csv(run));
   write_file(run_dir / "summary.md", summary_markdown(run));
   write_file(run_dir / "benchmark.json", google_benchmark_json(run));
+  if (!has_invariance(run)) return;
+  write_file(run_dir / "audit.md", audit_markdown(run));
+  write_file(run_dir / "audit.json", audit_json(run));
 }
 
 }  // namespace attnbench

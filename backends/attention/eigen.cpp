@@ -147,6 +147,7 @@ class EigenBackend : public Backend {
         .name = "fp32_inside", .p = Profile::Probabilities::not_rounded, .rounds_ds = false, .d = Profile::RowSum::from_p_dp};
     declaration_.capabilities = broad_capabilities({"cpu"});
     declaration_.capabilities.returns_lse = true;
+    declaration_.capabilities.invariant_to = {Relation::alone, Relation::order, Relation::packing, Relation::concurrency};
   }
 
   const Declaration& declaration() const override { return declaration_; }

@@ -116,6 +116,7 @@ class FlashVarlen : public VarlenBackend {
                             .rounds_ds = false,
                             .d = Profile::RowSum::from_output};
     declaration_.capabilities.max_head_dim = 256;
+    declaration_.capabilities.invariant_to = {Relation::alone, Relation::order, Relation::packing, Relation::concurrency};
   }
 
   /// dK and dV of a group's query heads add up in float32; dQ is added up by atomics.
@@ -132,6 +133,7 @@ class FlashVarlen : public VarlenBackend {
     can.strides = {Strides::contiguous, Strides::transposed, Strides::stride0};  // rows start at multiples of 16 bytes
     can.negative_scale = false;
     can.deterministic = false;
+    can.varying = {"dq"};
   }
 
   /// Only the passes in which the defect can show; the CUDA kernels have none to plant yet.

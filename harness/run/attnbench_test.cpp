@@ -33,6 +33,12 @@ TEST_F(Attnbench, WritesARunAndItsReports) {
     EXPECT_TRUE(fs::exists(folder_ / "out" / report)) << report;
 }
 
+TEST_F(Attnbench, AReproLineRepeatsWhatWasRepeated) {
+  run({"--case", "attention lq=1 d=64 # repeats=1000 timed=no", "--out", path("out")});
+  EXPECT_EQ(results().records.front().repro,
+            "attnbench --case \"attention d=64 lq=1 # repeats=1000\" --backend flash_varlen --pass forward");
+}
+
 TEST_F(Attnbench, TheExitCodeFollowsTheGatedBackends) {
   const auto with_status = [&](const std::string& status, std::vector<std::string> more = {}) {
     fs::remove_all(folder_ / "out");

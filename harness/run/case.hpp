@@ -36,6 +36,7 @@ struct Metadata {
   bool timed = true;  ///< measured after it passed; suites that only judge say timed=no
   /// On a GPU it is timed in the regime `cooled` too, whose idle takes most of the time of a run that times.
   bool cooled = true;
+  int64_t repeats = 0;  ///< calls after the judged one whose results are held against its bits
   bool operator==(const Metadata&) const = default;
 };
 

@@ -256,6 +256,8 @@ const Key kMetadataKeys[] = {
      [](const Case& c) { return std::string(c.metadata.timed ? "yes" : "no"); }, [](const Case&) { return std::string("yes"); }},
     {"cooled", [](const Token& t, Case& c) { c.metadata.cooled = one_of_two(t, "yes", "no"); },
      [](const Case& c) { return std::string(c.metadata.cooled ? "yes" : "no"); }, [](const Case&) { return std::string("yes"); }},
+    {"repeats", [](const Token& t, Case& c) { c.metadata.repeats = whole_number(t, 0, kMaxRepeats); },
+     [](const Case& c) { return std::to_string(c.metadata.repeats); }, zero},
 };
 // clang-format on
 

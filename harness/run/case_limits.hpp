@@ -19,4 +19,7 @@ inline constexpr int64_t kMaxCases = 100'000;
 /// Bytes of the lines that those cases would be, written one by one: several times what kMaxCases lines of usual length need.
 inline constexpr int64_t kMaxCaseBytes = int64_t{64} << 20;
 
+/// Calls of one case (`repeats=`, `audit --repeats`).
+inline constexpr int64_t kMaxRepeats = 1'000'000;
+
 }  // namespace attnbench

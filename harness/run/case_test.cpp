@@ -94,6 +94,11 @@ TEST(Case, MetadataIsNoPartOfTheIdentity) {
   EXPECT_EQ(c, parse_case("attention d=8 lq=4"));
   EXPECT_EQ(parse_case(format_line(c)).metadata, c.metadata);
   EXPECT_EQ(format_line(parse_case("attention d=8 lq=4 #")), "attention d=8 lq=4");
+  EXPECT_EQ(c.metadata.repeats, 0);
+  EXPECT_EQ(parse_case("attention d=8 lq=4 # repeats=1000").metadata.repeats, 1000);
+  EXPECT_EQ(format_line(parse_case("attention d=8 lq=4 # repeats=1000")), "attention d=8 lq=4 # repeats=1000");
+  EXPECT_THROW(parse_case("attention d=8 lq=4 # repeats=-1"), CaseError);
+  EXPECT_THROW(parse_case("attention d=8 lq=4 # repeats=1000001"), CaseError);
 }
 
 TEST(Case, AnErrorNamesThePlaceAndTheNearestRightThing) {
@@ -214,7 +219,9 @@ class RandomCase {
                   chance() ? "" : "why not",
                   any<DeviceKind>(),
                   chance() ? 0 : 0.1 * static_cast<double>(below(99)),
-                  chance()};
+                  chance(),
+                  chance(),
+                  below(3)};
     return c;
   }
 

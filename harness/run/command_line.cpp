@@ -26,11 +26,20 @@ Examples:
   attnbench --suite full --shard 2/8               the second of eight parts; `attnbench merge` joins them
   attnbench list --suite smoke                     the cases of a suite, one line each
   attnbench selftest                               plants defects in backends: does the judge see them?
+  attnbench audit                                  what changes the bits of a result: repeats, batch, padding, threads
   attnbench fuzz --seed 7 --minutes 60             random cases; what fails is shrunk to a small case
   attnbench support                                which backend can do what on this machine, and why not
 
 Exit codes: 0 passed | 1 a gated backend is wrong | 2 bad option, case or file | 3 no worker, or too little evidence
             4 nothing matched | 77 nothing to judge | 130, 143 interrupted: continue with --resume)";
+
+constexpr const char* kAuditExamples = R"(
+Examples:
+  attnbench audit                                  cases/audit.suite, every backend
+  attnbench audit --backend eager --repeats 1000
+  attnbench audit --case "attention hq=4 hkv=2 lens=65+17+128 d=64 mask=causal" --gate all
+
+Exit codes: as of a run; a backend that breaks what it declares of its bits is wrong)";
 
 constexpr const char* kSelftestExamples = R"(
 Examples:
@@ -155,6 +164,32 @@ void add_run_options(CLI::App& app, RunCommand& run, TypedOptions& typed) {
   app.add_option("--assume-sm", typed.assume_sm, "flag what is unsafe on this compute capability")->type_name("X.Y");
 }
 
+void add_audit_options(CLI::App& app, RunCommand& audit, TypedOptions& typed) {
+  constexpr int64_t kUsualRepeats = 100;
+  audit.audit_repeats = kUsualRepeats;
+  app.add_option("--suite", audit.suites, "names or files [audit]")->type_name("NAME|FILE");
+  app.add_option("--case", audit.cases, "a case, as the suites write it")->type_name("LINE");
+  app.add_option("--repeats", audit.audit_repeats, "calls that are held against the first one")
+      ->type_name("N")
+      ->capture_default_str();
+  app.add_option("--out", audit.out, "folder of the results [runs/<date>-<time>-audit]")->type_name("DIR");
+  add_judging_options(app, typed, audit.gate, audit.worker);
+  add_filter_option(app, audit.selection.filter);
+  app.footer(kAuditExamples);
+}
+
+AuditCommand finish_audit(const CLI::App& app, RunCommand run, const TypedOptions& typed) {
+  check_workers(app, run.worker);
+  if (run.audit_repeats < 2 || run.audit_repeats > kMaxRepeats)
+    refuse("--repeats", std::to_string(run.audit_repeats), fmt::format("a number from 2 to {}", kMaxRepeats));
+  if (run.suites.empty() && run.cases.empty()) run.suites = {"audit"};
+  run.check_only = true;
+  run.selection.backends = typed.backends;
+  run.worker.planted = std::ranges::any_of(typed.backends, is_planted);
+  run.selection.pass = parse_pass(typed.pass);
+  return {run};
+}
+
 void add_selftest_options(CLI::App& app, SelftestCommand& selftest) {
   RunCommand& run = selftest.run;
   app.add_option("--suite", run.suites, "names or files [defects]")->type_name("NAME|FILE");
@@ -234,6 +269,7 @@ class Grammar {
     app_.footer(kRunExamples);
     app_.require_subcommand(0, 1);
     add_run_options(app_, run_, typed_);
+    add_audit_options(*audit_app_, audit_, typed_audit_);
     add_selftest_options(*selftest_app_, selftest_);
     add_fuzz_options(*fuzz_app_, fuzz_, typed_fuzz_);
     add_list();
@@ -245,7 +281,7 @@ class Grammar {
   /// CLI11 answers --help before it looks at the rest, so a command that is not there is refused first.
   void check_command(const std::string& word) const {
     std::vector<std::string_view> known{"run"};
-    for (const CLI::App* command : {fuzz_app_, list_app_, support_app_, selftest_app_, merge_app_, report_app_})
+    for (const CLI::App* command : {audit_app_, fuzz_app_, list_app_, support_app_, selftest_app_, merge_app_, report_app_})
       known.push_back(command->get_name());
     if (!word.starts_with('-') && std::find(known.begin(), known.end(), word) == known.end())
       throw UsageError(
@@ -261,6 +297,7 @@ class Grammar {
 
   /// What was parsed, checked.
   Command command() const {
+    if (*audit_app_) return finish_audit(*audit_app_, audit_, typed_audit_);
     if (*fuzz_app_) return finish_fuzz(*fuzz_app_, fuzz_, typed_fuzz_);
     if (*list_app_) return list_;
     if (*support_app_) return finished_support();
@@ -330,14 +367,15 @@ class Grammar {
       "Runs identical attention cases through every backend of this machine, judges outputs and gradients against a\n"
       "float64 oracle, and times only what is right.\n",
       "attnbench"};
+  CLI::App* audit_app_ = app_.add_subcommand("audit", "what changes the bits of a result: repeats, batch, padding, threads");
   CLI::App* fuzz_app_ = app_.add_subcommand("fuzz", "judge random cases, and shrink those that a gated backend gets wrong");
   CLI::App* list_app_ = app_.add_subcommand("list", "the suites, or the cases of suites");
   CLI::App* support_app_ = app_.add_subcommand("support", "backends x capabilities on this machine, and every reason why not");
   CLI::App* selftest_app_ = app_.add_subcommand("selftest", "plant defects in backends, and see whether the judge sees them");
   CLI::App* merge_app_ = app_.add_subcommand("merge", "join the parts of a run (--shard) into one");
   CLI::App* report_app_ = app_.add_subcommand("report", "print a run again, from its records alone");
-  RunCommand run_;
-  TypedOptions typed_, typed_fuzz_;
+  RunCommand run_, audit_;
+  TypedOptions typed_, typed_audit_, typed_fuzz_;
   SelftestCommand selftest_;
   FuzzCommand fuzz_;
   ListCommand list_;

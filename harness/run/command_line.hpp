@@ -30,7 +30,11 @@ struct RunCommand {
   std::filesystem::path out, resume;  ///< at most one of them
   std::filesystem::path dump;         ///< empty: none
   std::optional<int> assume_sm;       ///< 75 = SM 7.5
+  int64_t audit_repeats = 0;          ///< what is judged is audited by as many calls; 0: it is not
   WorkerOptions worker;
+};
+struct AuditCommand {
+  RunCommand run;
 };
 struct SelftestCommand {
   RunCommand run;
@@ -67,8 +71,8 @@ struct HelpCommand {
   bool asked_for = true;
 };
 
-using Command =
-    std::variant<RunCommand, SelftestCommand, FuzzCommand, ListCommand, SupportCommand, MergeCommand, ReportCommand, HelpCommand>;
+using Command = std::variant<RunCommand, AuditCommand, SelftestCommand, FuzzCommand, ListCommand, SupportCommand, MergeCommand,
+                             ReportCommand, HelpCommand>;
 
 /// `arguments` without the program's name. Throws UsageError: unknown options with the nearest known one, values out of range,
 /// options that exclude each other. `report_formats`: what --format takes.

@@ -53,9 +53,13 @@ std::string refusal_in(const std::string& last_line) {
   return last_line.starts_with(name) ? last_line.substr(name.size()) : last_line;
 }
 
-std::string repro_line(const std::string& case_line, const std::string& backend, Pass pass, const std::string& device) {
-  const std::string device_option = device == "cpu" ? "" : " --device " + device;
-  return fmt::format("attnbench --case \"{}\" --backend {} --pass {}{}", case_line, backend, name_of(pass), device_option);
+/// Repeats are no part of a case's identity, and all of what some records are about.
+std::string repro_line(const PlannedCase& planned, const Record& record, int64_t audit_repeats) {
+  const int64_t repeats = planned.c.metadata.repeats;
+  return fmt::format("attnbench{} --case \"{}{}\" --backend {} --pass {}{}{}", audit_repeats > 0 ? " audit" : "",
+                     planned.case_line, repeats > 0 ? fmt::format(" # repeats={}", repeats) : "", record.backend,
+                     name_of(record.pass), audit_repeats > 0 ? fmt::format(" --repeats {}", audit_repeats) : "",
+                     record.device == "cpu" ? "" : " --device " + record.device);
 }
 
 }  // namespace
@@ -150,7 +154,7 @@ Record Coordinator::complete(json line, const PlannedCase& planned, const RunFie
   record.safety = safety_of(planned, record.pass, find_declaration(hello_.backends, record.backend),
                             fields.assume_sm ? fields.assume_sm : record.sm);
   record.safety.assumed_sm = fields.assume_sm;
-  record.repro = repro_line(planned.case_line, record.backend, record.pass, record.device);
+  record.repro = repro_line(planned, record, fields.audit_repeats);
   return record;
 }
 
@@ -224,6 +228,7 @@ Coordinator::Exchange Coordinator::exchange(const PlannedCase& planned, const Ru
   request.runs = planned.runs;
   request.check_only = fields.check_only;
   request.dump = fields.dump;
+  request.audit_repeats = fields.audit_repeats;
   worker_->send({{"request", request}}, deadline());  // a worker that does not read shows below: it has ended, or is silent
   while (!exchange.done) {
     const WorkerEvent event = worker_->next(deadline(), [&] { sink.tick(); });

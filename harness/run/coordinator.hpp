@@ -25,7 +25,8 @@ struct RunFields {
   std::string run;
   std::optional<int> assume_sm;  ///< safety is judged for this SM instead of the device's
   bool check_only = false;
-  std::string dump;  ///< folder for what the runs computed; empty: none
+  std::string dump;           ///< folder for what the runs computed; empty: none
+  int64_t audit_repeats = 0;  ///< calls of the audit that follows the judging; 0: no audit
 };
 
 /// Where results go, as they come.

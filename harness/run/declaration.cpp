@@ -123,6 +123,13 @@ bool runs_on(const Declaration& backend, const Device& device) {
   return contains(backend.capabilities.devices, device.kind);
 }
 
+bool promises(const Declaration& backend, Relation relation, std::string_view tensor, const Device& device) {
+  const Capabilities& can = backend.capabilities;
+  const bool repeats = can.deterministic || (!can.varying.empty() && !contains(can.varying, std::string(tensor)));
+  const bool is_repeat = relation == Relation::repeats || (relation == Relation::concurrency && device.kind != "cpu");
+  return repeats && (is_repeat || contains(can.invariant_to, relation));
+}
+
 std::optional<std::string> why_not(const Declaration& backend, const Case& c, Pass pass, const Device& device) {
   const Capabilities& can = backend.capabilities;
   const Problem& problem = c.problem;

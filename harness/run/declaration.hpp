@@ -10,6 +10,7 @@
 #include <nlohmann/json.hpp>
 
 #include "harness/run/case.hpp"
+#include "harness/run/invariance.hpp"
 
 namespace attnbench {
 
@@ -64,7 +65,10 @@ struct Capabilities {
   std::vector<Strides> strides;
   bool negative_scale = true;  ///< a softmax scale below 0
   bool returns_lse = true;
-  bool deterministic = true;
+  bool deterministic = true;  ///< every call gives the same bits, on a GPU whatever its other streams do
+  /// Of one that is not: the tensors whose bits may vary from call to call; empty: any of them.
+  std::vector<std::string> varying;
+  std::vector<Relation> invariant_to;  ///< what else leaves the bits of such tensors alone as do not vary
 };
 
 struct Declaration {
@@ -94,6 +98,9 @@ const Declaration* find_declaration(const std::vector<Declaration>& declarations
 
 /// Does the backend have anything for this kind of device, whatever the case?
 bool runs_on(const Declaration& declaration, const Device& device);
+
+/// Does it declare that the bits of this tensor are equal, whichever of the two ways they come by?
+bool promises(const Declaration& declaration, Relation relation, std::string_view tensor, const Device& device);
 
 /// A sentence why the case lies outside the declared capabilities; empty: it lies inside.
 std::optional<std::string> why_not(const Declaration& declaration, const Case& c, Pass pass, const Device& device);

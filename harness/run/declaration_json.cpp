@@ -109,6 +109,8 @@ Conventions conventions_from(const JsonReader& reader) {
 }
 
 json capabilities_to_json(const Capabilities& can) {
+  json relations = json::array();
+  for (Relation relation : can.invariant_to) relations.push_back(name_of(relation));
   return {{"devices", can.devices},
           {"min_sm", can.min_sm},
           {"max_sm", can.max_sm},
@@ -132,7 +134,9 @@ json capabilities_to_json(const Capabilities& can) {
           {"strides", names_to_json(can.strides)},
           {"negative_scale", can.negative_scale},
           {"returns_lse", can.returns_lse},
-          {"deterministic", can.deterministic}};
+          {"deterministic", can.deterministic},
+          {"varying", can.varying},
+          {"invariant_to", relations}};
 }
 
 Capabilities capabilities_from(const JsonReader& reader) {
@@ -164,6 +168,10 @@ Capabilities capabilities_from(const JsonReader& reader) {
   can.negative_scale = !reader.has("negative_scale") || reader.boolean("negative_scale");  // absent in older runs
   can.returns_lse = reader.boolean("returns_lse");
   can.deterministic = reader.boolean("deterministic");
+  if (reader.has("varying")) can.varying = texts_from(reader, "varying");  // absent in older runs, as is the next
+  if (reader.has("invariant_to"))
+    for (const std::string& name : texts_from(reader, "invariant_to"))
+      can.invariant_to.push_back(relation_named(name, reader.field("invariant_to")));
   return can;
 }
 

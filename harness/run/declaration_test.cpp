@@ -35,6 +35,8 @@ Declaration takes_all() {
   can.aligns = {Align::bottom_right, Align::top_left};
   can.window = can.softcap = can.alibi = can.sink = can.dropout = true;
   can.strides = {Strides::contiguous, Strides::transposed, Strides::stride0, Strides::unaligned};
+  can.varying = {"dq"};
+  can.invariant_to = {Relation::alone, Relation::packing};
   return backend;
 }
 
@@ -97,6 +99,29 @@ const std::vector<Restriction> kRestrictions = {
     {"lq=4 strides=unaligned", [](auto& b) { b.capabilities.strides = {Strides::contiguous}; },
      "strides=unaligned: all takes contiguous"},
 };
+
+TEST(Promises, AreWhatIsDeclaredOfRepeatsAndRelations) {
+  const Relation all[] = {Relation::repeats, Relation::alone, Relation::order, Relation::packing, Relation::concurrency};
+  Declaration backend = takes_all();
+  const auto promised = [&](std::string_view tensor, const Device& device) {
+    std::vector<Relation> relations;
+    for (Relation relation : all)
+      if (promises(backend, relation, tensor, device)) relations.push_back(relation);
+    return relations;
+  };
+  using Relations = std::vector<Relation>;
+  backend.capabilities.invariant_to.clear();
+  EXPECT_EQ(promised("dq", kCpu), Relations{Relation::repeats}) << "deterministic";
+  EXPECT_EQ(promised("dq", gpu(90)), (Relations{Relation::repeats, Relation::concurrency})) << "whatever other streams do";
+  backend.capabilities.invariant_to = {Relation::alone, Relation::concurrency};
+  EXPECT_EQ(promised("dq", kCpu), (Relations{Relation::repeats, Relation::alone, Relation::concurrency}));
+  backend.capabilities.deterministic = false;
+  backend.capabilities.varying.clear();
+  EXPECT_TRUE(promised("o", kCpu).empty()) << "any tensor may vary";
+  backend.capabilities.varying = {"dq"};
+  EXPECT_TRUE(promised("dq", kCpu).empty());
+  EXPECT_EQ(promised("dv", kCpu), (Relations{Relation::repeats, Relation::alone, Relation::concurrency}));
+}
 
 TEST(WhyNot, AlignmentsAreOneWhereLengthsAreEqual) {
   Declaration backend = takes_all();
@@ -169,6 +194,8 @@ TEST(DeclarationJson, ComesBackAsItWas) {
   EXPECT_EQ(after.profile, before.profile);
   EXPECT_EQ(after.conventions, before.conventions);
   EXPECT_EQ(after.capabilities.strides, before.capabilities.strides);
+  EXPECT_EQ(after.capabilities.varying, before.capabilities.varying);
+  EXPECT_EQ(after.capabilities.invariant_to, before.capabilities.invariant_to);
   EXPECT_EQ(json["conventions"]["lse_empty"], "+inf");
   EXPECT_EQ(json["capabilities"]["dtypes"], nlohmann::json({"bf16", "fp16", "fp32"}));
   EXPECT_EQ(nlohmann::json(Declaration{}).get<Declaration>().profile, Profile{});
@@ -179,7 +206,8 @@ TEST(DeclarationJson, EveryFieldIsNeededAndChecked) {
   for (const char* part : {"", "/profile", "/conventions", "/capabilities"}) {
     const nlohmann::json::json_pointer pointer(part);
     for (const auto& [key, value] : good[pointer].items()) {
-      const bool newer = key == "ds_from_rounded_p" || key == "negative_scale";  // absent in older runs
+      const bool newer = key == "ds_from_rounded_p" || key == "negative_scale" || key == "varying" ||
+                         key == "invariant_to";  // absent in older runs
       nlohmann::json bad = good;
       bad[pointer].erase(key);
       if (!newer) EXPECT_THROW(bad.get<Declaration>(), std::runtime_error) << part << "/" << key;

@@ -5,6 +5,7 @@
 //   --wrong KEY=VALUE       every case that has this key and value is failed; several: all of them
 //   --least-lq N            … and as many queries in its longest sequence
 //   --once FILE             misbehave only if FILE does not exist, and make it
+//   --varies BACKEND        in an audit its o and dq differ; --promises: and it promised that they do not
 //   --delay-ms N            before each record
 //   --gpu-backend           declare a third backend, gpu_only, which has nothing for a CPU
 //   --planted               declare planted backends as well: flash_varlen:caught, :equivalent and :survives, eager:caught
@@ -32,11 +33,11 @@ namespace {
 using nlohmann::json;
 
 struct Options {
-  std::string device = "cpu", behaviour, on, start, status = "passed", once;
+  std::string device = "cpu", behaviour, on, start, status = "passed", once, varies;
   std::vector<std::string> wrong;
   int requests = -1, replies = -1, delay_ms = 0;
   int64_t least_lq = 0;
-  bool gpu_backend = false, planted = false;
+  bool gpu_backend = false, planted = false, promises = false;
 };
 
 [[noreturn]] void sleep_forever() {
@@ -155,6 +156,29 @@ class FakeWorker {
     record.reason = "gate rms is 12, its limit 1";
   }
 
+  void audit(Record& record, int64_t repeats) const {
+    Invariance i;
+    i.tensor = record.pass == Pass::forward ? "o" : "dq";
+    i.elements = 64;
+    i.compared = repeats;
+    i.promised = options_.promises;
+    if (options_.varies == record.backend) {
+      i.outcome = Invariance::Outcome::differs;
+      i.differing = 2;
+      i.changed = 3;
+      i.max_ulp = 1;
+      i.where = "repeat 37 of 100";
+      i.first = {0, 1, 2, 3};
+      i.judged = 0.5;
+      i.got = 0.25;
+      if (i.promised) {
+        record.status = Status::failed;
+        record.reason = "repeats: " + sentence_of(i);
+      }
+    }
+    record.invariance = {i};
+  }
+
   bool is_on(const std::string& backend, Pass pass) const {
     return options_.on.empty() || options_.on == fmt::format("{}/{}", backend, name_of(pass));
   }
@@ -226,7 +250,9 @@ class FakeWorker {
         if (options_.behaviour == "forget") continue;
         misbehave(request.id, c);
       }
-      say({{"result", {{"request", request.id}, {"record", to_line(record(c, backend, pass))}}}});
+      Record answer = record(c, backend, pass);
+      if (request.audit_repeats > 0) audit(answer, request.audit_repeats);
+      say({{"result", {{"request", request.id}, {"record", to_line(answer)}}}});
     }
     const Comparison comparison{"", "", format_case(c), Pass::forward, {{"flash_varlen", "eager", "o", 0.5, 0.25}}};
     say({{"comparison", {{"request", request.id}, {"comparison", to_line(comparison)}}}});
@@ -253,6 +279,8 @@ int main(int argc, char** argv) {
   app.add_option("--least-lq", options.least_lq);
   app.add_option("--once", options.once);
   app.add_option("--delay-ms", options.delay_ms);
+  app.add_option("--varies", options.varies);
+  app.add_flag("--promises", options.promises);
   app.add_flag("--gpu-backend", options.gpu_backend);
   app.add_flag("--planted", options.planted);
   CLI11_PARSE(app, argc, argv);

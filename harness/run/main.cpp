@@ -16,6 +16,7 @@
 #include "harness/run/merge_runs.hpp"
 #include "harness/run/run_suites.hpp"
 #include "harness/run/selftest.hpp"
+#include "reports/audit_report.hpp"
 #include "reports/selftest_report.hpp"
 #include "reports/support.hpp"
 #include "reports/write_reports.hpp"
@@ -36,9 +37,10 @@ TextStyle style_of_stdout() {
 
 /// Writes the reports beside the records, prints the console's, and answers with the run's exit code.
 /// `more`: text to print before the results; `file`: the one that holds it.
-int conclude(const fs::path& folder, const std::string& more = "", const std::string& file = "") {
+int conclude(const fs::path& folder, const std::string& more = "", std::string file = "") {
   write_reports(folder);
   const RunData run = read_run(folder);
+  if (file.empty() && has_invariance(run)) file = "audit.md, audit.json";
   const GateResult result = apply_gate(run);
   fmt::print("{}\n{}results: {}/ (results.jsonl, results.csv, summary.md, benchmark.json{})\n{}\n",
              render_report(run, "table", style_of_stdout()), more.empty() ? "" : more + "\n", folder.string(),
@@ -55,6 +57,21 @@ int execute(const RunCommand& command, const std::vector<std::string>& arguments
   else
     fmt::print(stderr, "attnbench: interrupted; continue with: attnbench --resume {}\n", outcome.folder.string());
   return exit_code_of_signal(*outcome.interrupted);
+}
+
+int execute(const AuditCommand& command, const std::vector<std::string>& arguments) {
+  catch_interrupts();
+  const RunOutcome outcome = run_suites(command.run, arguments);
+  if (outcome.interrupted) {
+    fmt::print(stderr, "attnbench: interrupted; an audit has to be run again\n");
+    return exit_code_of_signal(*outcome.interrupted);
+  }
+  write_reports(outcome.folder);
+  const RunData run = read_run(outcome.folder);
+  const GateResult result = apply_gate(run);
+  fmt::print("{}\nresults: {}/ (results.jsonl, audit.md, audit.json, summary.md)\n{}\n", audit_console(run, style_of_stdout()),
+             outcome.folder.string(), result.sentence);
+  return result.exit_code;
 }
 
 int execute(const SelftestCommand& command, const std::vector<std::string>& arguments) {

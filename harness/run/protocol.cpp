@@ -43,6 +43,7 @@ void to_json(json& out, const Request& request) {
          {"min_rounds", request.min_rounds},
          {"time_budget_s", request.time_budget_s}};
   if (!request.dump.empty()) out["dump"] = request.dump;
+  if (request.audit_repeats > 0) out["audit_repeats"] = request.audit_repeats;
 }
 
 void from_json(const json& line, Request& request) {
@@ -66,6 +67,7 @@ void from_json(const json& line, Request& request) {
     throw std::runtime_error(
         fmt::format("{}: expected seconds, 0 or more, got {}", in.field("time_budget_s"), request.time_budget_s));
   request.dump = line.contains("dump") ? in.text("dump") : "";
+  request.audit_repeats = line.contains("audit_repeats") ? in.integer("audit_repeats") : 0;
 }
 
 void to_json(json& out, const Stage& stage) {

@@ -31,6 +31,11 @@ TEST(Protocol, MessagesComeBackAsTheyWereWritten) {
   EXPECT_EQ(json(greeting.get<Hello>()), greeting);
   const json request = Request{7, "attention lq=1 d=64", {{"eager", Pass::forward}, {"eager", Pass::backward}}, true, 5, 0.5};
   EXPECT_EQ(json(request.get<Request>()), request);
+  EXPECT_FALSE(request.contains("audit_repeats"));
+  Request audit = request.get<Request>();
+  EXPECT_EQ(audit.audit_repeats, 0);
+  audit.audit_repeats = 100;
+  EXPECT_EQ(json(audit).get<Request>().audit_repeats, 100);
   EXPECT_EQ(request["runs"], json::parse(R"([["eager","forward"],["eager","backward"]])"));
   const json stage = Stage{7, "eager", Pass::backward, "judge"};
   EXPECT_EQ(json(stage.get<Stage>()), stage);

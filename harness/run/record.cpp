@@ -304,6 +304,7 @@ json to_line(const Record& record) {
   if (!record.spent.items.empty()) line["spent"] = to_json_spending(record.spent);
   if (record.time) line["time"] = to_json_timing(*record.time);
   for (const Timing& timing : record.other_regimes) line["other_regimes"].push_back(to_json_timing(timing));
+  for (const Invariance& invariance : record.invariance) line["invariance"].push_back(to_json_invariance(invariance));
   if (record.memory) {
     line["memory"] = {{"peak_bytes", record.memory->peak_bytes},
                       {"workspace_bytes", record.memory->workspace_bytes},
@@ -335,6 +336,8 @@ Record record_from(const json& line) {
     const JsonReader memory = in.object("memory");
     record.memory = {memory.integer("peak_bytes"), memory.integer("workspace_bytes"), memory.integer("predicted_bytes")};
   }
+  if (in.has("invariance"))
+    for (const json& value : in.array("invariance")) record.invariance.push_back(invariance_from(value, in.field("invariance")));
   record.kernels = in.optional_text("kernels");
   record.seconds = in.number("seconds");
   if (in.has("spent")) record.spent = spending_from(in.object("spent"));

@@ -11,6 +11,7 @@
 #include <nlohmann/json.hpp>
 
 #include "harness/run/case.hpp"
+#include "harness/run/invariance.hpp"
 
 namespace attnbench {
 
@@ -28,9 +29,6 @@ struct Gate {
   Verdict verdict = Verdict::pass;
 };
 std::string_view name_of(Gate::Verdict);
-
-/// Position of an element: sequence, head, token (rank within its sequence), channel. lse: channel 0.
-using Element = std::array<int64_t, 4>;
 
 /// What the field's own rule would have said: error <= factor * eager's error + atol.
 struct FieldRule {
@@ -130,9 +128,10 @@ struct Record {
   std::optional<Timing> time;                  ///< absent unless passed; in the first regime that was measured
   std::vector<Timing> other_regimes;           ///< of a record with a time: the others; on a GPU sustained has every window
   std::optional<Memory> memory;
-  std::string kernels;  ///< what a dispatcher picked; empty: not asked
-  double seconds = 0;   ///< spent on this record, judging included
-  Spending spent;       ///< their parts; empty in records of older versions
+  std::vector<Invariance> invariance;  ///< bits held against the judged ones: of an audit, and of a case with repeats
+  std::string kernels;                 ///< what a dispatcher picked; empty: not asked
+  double seconds = 0;                  ///< spent on this record, judging included
+  Spending spent;                      ///< their parts; empty in records of older versions
   std::string repro;
 };
 

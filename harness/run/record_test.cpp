@@ -49,6 +49,25 @@ TEST(Record, HasTheFieldsOfTheSchema) {
   EXPECT_EQ(line["other_regimes"][0]["regime"], "sustained");
   EXPECT_TRUE(line["other_regimes"][0]["windows"]["op"]["gpu"]["power_w"].is_null()) << "no reading is no zero";
   EXPECT_EQ(line["memory"]["peak_bytes"], 1);
+  EXPECT_EQ(line["invariance"][0], json::parse(R"({"relation":"repeats","tensor":"dk","outcome":"equal","promised":true,
+    "compared":1000,"elements":4096})"));
+  EXPECT_EQ(line["invariance"][1]["first"], json({0, 1, 2, 3}));
+  EXPECT_EQ(line["invariance"][1]["got"], "nan");
+  EXPECT_EQ(line["invariance"][2]["reason"], "layout=padded: it takes packed");
+}
+
+TEST(Record, ThatNobodyAuditedHasNoSuchField) {
+  Record record = full_record();
+  record.invariance.clear();
+  EXPECT_FALSE(to_line(record).contains("invariance"));
+  EXPECT_TRUE(record_from(to_line(record)).invariance.empty());
+}
+
+TEST(Record, SaysWhatDiffersInWords) {
+  const std::vector<Invariance> all = full_record().invariance;
+  EXPECT_EQ(sentence_of(all[0]), "dk is equal");
+  EXPECT_EQ(sentence_of(all[1]), "dq differs in 7 of 8192 elements, first at [0,1,2,3]: nan, was 0.25 (at most inf ulp)");
+  EXPECT_EQ(sentence_of(all[2]), "dv was not compared: layout=padded: it takes packed");
 }
 
 TEST(Record, WritesNonFiniteNumbersAsTexts) {
@@ -106,6 +125,10 @@ TEST(Record, NamesTheFieldThatIsWrong) {
   EXPECT_THAT(with("/errors/dq/worst", {1, 2}), HasSubstr("result.errors.dq.worst: expected 4 numbers, got 2"));
   EXPECT_THAT(with("/errors/dq/gates/z/verdict", "ok"), HasSubstr("verdict: expected one of pass, fail, no_power"));
   EXPECT_THAT(with("/time/windows/op/ci95_us", {1}), HasSubstr("ci95_us: expected 2 numbers, got 1"));
+  EXPECT_THAT(
+      with("/invariance/0/relation", "packed"),
+      HasSubstr("result.invariance.relation: expected one of repeats, alone, order, packing, concurrency, got \"packed\""));
+  EXPECT_THAT(with("/invariance/1/first", {1, 2}), HasSubstr("result.invariance.first: expected 4 numbers, got 2"));
   EXPECT_THAT(with("/time/windows/op/rounds", {1}), HasSubstr("rounds: expected arrays"));
   EXPECT_THAT(with("/time/windows/op/gpu/throttle", {1}), HasSubstr("throttle: expected an array of texts"));
   EXPECT_THAT(with("/other_regimes", "none"), HasSubstr("result.other_regimes: expected an array"));
@@ -117,10 +140,17 @@ TEST(Record, MissesEveryFieldThatIsTakenAway) {
   const json line = to_line(full_record());
   for (const auto& [key, value] : line.items()) {
     if (key == "time" || key == "other_regimes" || key == "memory") continue;  // absent where nothing was measured
+    if (key == "invariance") continue;                                         // or where nobody held bits against bits
     json less = line;
     less.erase(key);
     EXPECT_THAT(why_not_a_record(less), HasSubstr("." + key + ": the field is missing"));
   }
+  for (size_t entry = 0; entry < 3; ++entry)
+    for (const auto& [key, value] : line["invariance"][entry].items()) {
+      json less = line;
+      less["invariance"][entry].erase(key);
+      EXPECT_THAT(why_not_a_record(less), HasSubstr("invariance." + key + ": the field is missing"));
+    }
 }
 
 TEST(Comparison, ComesBackAsItWasWritten) {

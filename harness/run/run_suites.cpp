@@ -125,9 +125,11 @@ RunOutcome run_suites(RunCommand command, const std::vector<std::string>& argume
   }
   const std::vector<Suite> suites = load_cases(command.suites, command.cases);
   const std::string dump = dump_folder(command.dump);
-  const std::string run_id =
-      earlier ? earlier->headers.front().run : make_run_id(command.selftest ? "selftest" : run_name(suites));
-  const RunFields fields{run_id, command.assume_sm, command.check_only, dump};
+  const std::string run_id = earlier ? earlier->headers.front().run
+                                     : make_run_id(command.selftest            ? "selftest"
+                                                   : command.audit_repeats > 0 ? "audit"
+                                                                               : run_name(suites));
+  const RunFields fields{run_id, command.assume_sm, command.check_only, dump, command.audit_repeats};
   return write_run(earlier ? RunFolder::reopen(command.resume) : create_run(command.out, run_id),
                    [&](RunFolder& folder) { run_in(folder, command, suites, fields, arguments, earlier ? &*earlier : nullptr); });
 }

@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <filesystem>
 #include <fstream>
+#include <map>
 #include <random>
 #include <set>
 #include <sstream>
@@ -171,7 +172,8 @@ TEST_F(SuiteFiles, AMissingFileOrFolderIsASentence) {
     load_suite("smok");
     FAIL();
   } catch (const CaseError& error) {
-    expect_part(error.what(), "unknown suite 'smok' (known: defects, edge, full, gradient, parity, perf, smoke)");
+    expect_part(error.what(),
+                "unknown suite 'smok' (known: audit, defects, edge, full, gradient, nightly, parity, perf, race, smoke)");
     expect_part(error.what(), "did you mean 'smoke'?");
   }
 }
@@ -209,18 +211,35 @@ std::set<std::string> identities(const Suite& suite) {
   return result;
 }
 
-TEST(Suites, AreTheseAndFullHoldsAllButDefects) {
-  EXPECT_EQ(known_suites(), (Lines{"defects", "edge", "full", "gradient", "parity", "perf", "smoke"}));
+TEST(Suites, AreTheseAndFullHoldsThoseOfAChange) {
+  EXPECT_EQ(known_suites(),
+            (Lines{"audit", "defects", "edge", "full", "gradient", "nightly", "parity", "perf", "race", "smoke"}));
   const auto full = identities(load_suite("full"));
   for (const std::string& name : known_suites()) {
-    if (name == "defects") continue;
+    if (std::ranges::count(Lines{"audit", "defects", "nightly", "race"}, name) > 0) continue;
     const auto part = identities(load_suite(name));
     EXPECT_TRUE(std::ranges::includes(full, part)) << name;
   }
 }
 
+TEST(Suites, ARaceRepeatsEveryCaseAndTheNightKeepsItsRepeats) {
+  std::set<std::pair<DeviceKind, Dtype>> seen;
+  std::map<std::string, int64_t> repeats;
+  for (const SuiteCase& entry : load_suite("race").cases) {
+    seen.insert({entry.c.metadata.device, entry.c.problem.dtype});
+    repeats[format_case(entry.c)] = entry.c.metadata.repeats;
+    EXPECT_GE(entry.c.metadata.repeats, entry.c.metadata.device == DeviceKind::cuda ? 1000 : 20) << entry.where;
+    EXPECT_NE(entry.c.metadata.device, DeviceKind::any) << entry.where;
+  }
+  EXPECT_TRUE(seen.contains({DeviceKind::cuda, Dtype::bf16}) && seen.contains({DeviceKind::cuda, Dtype::fp16}));
+  const Suite night = load_suite("nightly");
+  for (const SuiteCase& entry : night.cases)
+    EXPECT_EQ(entry.c.metadata.repeats, repeats.contains(format_case(entry.c)) ? repeats[format_case(entry.c)] : 0);
+  EXPECT_EQ(night.cases.size(), repeats.size() + load_suite("full").cases.size()) << "no case of a race is one of full";
+}
+
 TEST(Suites, OnlySmokeAndPerfAreTimedAndFullKeepsTheirTimes) {
-  for (const std::string name : {"defects", "parity", "gradient", "edge"})
+  for (const std::string name : {"audit", "defects", "parity", "gradient", "edge", "race"})
     for (const SuiteCase& entry : load_suite(name).cases) EXPECT_FALSE(entry.c.metadata.timed) << entry.where;
   std::set<std::string> timed;
   for (const SuiteCase& entry : load_suite("full").cases)

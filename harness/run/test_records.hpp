@@ -42,6 +42,11 @@ inline Record full_record() {
   record.time = Timing{"cooled", {{"op", window}}, 1.5, 2.5, 18446744073709551615ull};
   window.gpu = GpuConditions{};
   record.other_regimes = {Timing{"sustained", {{"op", window}, {"autograd", window}}, 1.25, 2.25, 3}};
+  record.invariance = {{Relation::repeats, "dk", Invariance::Outcome::equal, true, "", 1000, 0, 4096},
+                       {Relation::concurrency, "dq", Invariance::Outcome::differs, false, "", 12, 3, 8192, 7,
+                        std::numeric_limits<double>::infinity(), "repeat 2 of 12, with 1 thread", Element{0, 1, 2, 3}, 0.25,
+                        std::numeric_limits<double>::quiet_NaN()},
+                       {Relation::packing, "dv", Invariance::Outcome::not_supported, true, "layout=padded: it takes packed"}};
   record.memory = Memory{1, 2, 3};
   record.kernels = "math";
   record.seconds = 1.75;

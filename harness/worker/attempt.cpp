@@ -12,27 +12,18 @@
 #include <fmt/format.h>
 
 #include "harness/attention/flops.hpp"
+#include "harness/worker/bits.hpp"
 #include "harness/worker/cuda_device.hpp"
 #include "harness/worker/dump.hpp"
 #include "harness/worker/memory.hpp"
 #include "harness/worker/process_state.hpp"
 #include "harness/worker/sentence.hpp"
 #include "harness/worker/spending.hpp"
+#include "harness/worker/z_gate.hpp"
 
 namespace attnbench {
 
 namespace {
-
-bool same_bits(const at::Tensor& a, const at::Tensor& b) {
-  if (!a.defined() || !b.defined()) return a.defined() == b.defined();
-  if (a.sizes() != b.sizes() || a.scalar_type() != b.scalar_type()) return false;
-  return at::equal(a.contiguous().view({-1}).view(at::kByte), b.contiguous().view({-1}).view(at::kByte));
-}
-
-bool same_bits(const Outputs& a, const Outputs& b) {
-  return same_bits(a.o, b.o) && same_bits(a.lse, b.lse) && same_bits(a.dq, b.dq) && same_bits(a.dk, b.dk) &&
-         same_bits(a.dv, b.dv);
-}
 
 /// Bits or values: 0 and -0 are one value, and NaN is none.
 bool same_values(const at::Tensor& a, const at::Tensor& b) {
@@ -248,11 +239,16 @@ void Attempt::prepare_and_judge() {
   if (watched.misconduct.empty()) watched.misconduct = borrowed(outputs_, named_tensors(inputs().get()));
   if (!watched.misconduct.empty()) return end(Status::failed, watched.misconduct);
   if (record_.status == Status::passed && record_.expect == Expect::equal) judge_mirrored();
+  if (record_.status == Status::passed && record_.expect == Expect::equal && data_.test_case().metadata.repeats > 0) repeat();
+}
+
+/// It was judged, whatever the verdict: all tensors of the pass are there and well-formed.
+bool Attempt::is_computed() const {
+  return record_.errors.count("o") > 0 && (record_.pass == Pass::forward || record_.errors.count("dv") > 0);
 }
 
 void Attempt::dump(const std::filesystem::path& root) {
-  const bool judged = record_.errors.count("o") > 0 && (record_.pass == Pass::forward || record_.errors.count("dv") > 0);
-  if (!judged) return;
+  if (!is_computed()) return;
   try {
     const std::filesystem::path folder = root / folder_of_case(record_.case_line);
     const bool holds_nan = backend_.declaration().conventions.poison == Conventions::Poison::nan;
@@ -273,6 +269,57 @@ void Attempt::judge_mirrored() {
   const std::string reason = mirrored.misconduct.empty() ? wrong(mirrored.outputs) : mirrored.misconduct;
   repeats_ = repeated(outputs_, mirrored.outputs);
   if (!reason.empty()) end(Status::failed, fmt::format("called again with {}: {}", mirror_of(record_.pass), reason));
+}
+
+/// Runs `body`, which returns what is wrong, and looks at what the calls did to memory and process.
+void Attempt::hold_bits(const char* stage, const std::function<std::string(BitAudit&)>& body) {
+  announce_(*this, stage);
+  take_overruns();
+  const ProcessState state;
+  BitAudit audit({backend_, device_, data_.test_case(), record_.pass, inputs(), *run_, outputs_},
+                 [this, stage] { announce_(*this, stage); });
+  std::string reason = body(audit);
+  record_.invariance = audit.results();
+  if (const std::string left = state.restore(); !left.empty()) reason = left + " when it was called again";
+  if (const auto overruns = take_overruns(); !overruns.empty()) reason = describe(overruns.front()) + " when it was called again";
+  if (const std::string overwritten = inputs().overwritten(); !overwritten.empty()) {
+    reason = "wrote to its input " + overwritten + " when it was called again";
+    inputs().restore();
+  }
+  if (!reason.empty() && record_.status == Status::passed) end(Status::failed, reason);
+}
+
+/// Of a case with repeats: other bits than promised are wrong; others are noted, unless a gate fails.
+void Attempt::repeat() {
+  hold_bits("repeat", [this](BitAudit& audit) {
+    const Judge judge = judge_for();
+    const auto disturbance = make_disturbance(device_);
+    return audit.repeat(data_.test_case().metadata.repeats, disturbance.get(),
+                        [&](const Invariance& difference, const Outputs& outputs) -> std::string {
+                          const std::string found = fmt::format("{}: {}", difference.where, sentence_of(difference));
+                          if (difference.promised) return found + "; it declares that its bits repeat";
+                          if (within_z_limit(judge.yardstick(), difference.tensor, outputs)) return "";
+                          const std::string reason = wrong(outputs);
+                          return reason.empty() ? "" : fmt::format("{}; {}", found, reason);
+                        });
+  });
+}
+
+void Attempt::audit(int64_t repeats) {
+  if (!run_ || !is_computed() || record_.expect != Expect::equal) return;
+  constexpr int64_t kDisturbedRepeats = 12;
+  guarded([&] {
+    hold_bits("audit", [&](BitAudit& audit) -> std::string {
+      audit.repeat(repeats, nullptr, {});
+      audit.repeat(kDisturbedRepeats, make_disturbance(device_).get(), {});
+      audit.regroup();
+      for (const Invariance& i : audit.results())
+        if (i.promised && i.outcome == Invariance::Outcome::differs)
+          return fmt::format("{}: {}{}{}; it declares that these bits are equal", name_of(i.relation), i.where,
+                             i.where.empty() ? "" : ": ", sentence_of(i));
+      return "";
+    });
+  });
 }
 
 Judge Attempt::judge_for() const {

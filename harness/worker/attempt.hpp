@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "harness/worker/backend.hpp"
+#include "harness/worker/bit_audit.hpp"
 #include "harness/worker/case_data.hpp"
 #include "harness/worker/measure.hpp"
 #include "harness/worker/watched_run.hpp"
@@ -23,6 +24,10 @@ class Attempt {
 
   /// Asks why_not, prepares, runs watched and judges. Whatever the backend throws becomes an `error` record.
   void judge();
+
+  /// Holds other calls and other ways to compute it against what was judged, bit by bit: Record::invariance. Where it breaks what
+  /// the backend declares, the record fails.
+  void audit(int64_t repeats);
 
   /// Writes what was given, computed and expected to a folder of `root` (dump.hpp), if something well-formed was computed.
   void dump(const std::filesystem::path& root);
@@ -60,6 +65,9 @@ class Attempt {
   Judge judge_for() const;
   std::string wrong(const Outputs& outputs) const;
   void judge_mirrored();
+  bool is_computed() const;
+  void hold_bits(const char* stage, const std::function<std::string(BitAudit&)>& body);
+  void repeat();
   Outputs call_window(size_t window);
   void begin_series(size_t window);
   void look_at_series(size_t window);

@@ -113,6 +113,34 @@ TEST_F(EndToEnd, TheSelftestSeesEveryDefect) {
   EXPECT_EQ(planted.size(), selftest.at("defects"));
 }
 
+/// What our backends declare of their bits holds, and an audit sees that others' do depend on something.
+TEST_F(EndToEnd, AnAuditOfOurBackendsFindsEveryPromiseKept) {
+  const Answer answer =
+      run({"audit", "--device", "cpu", "--case", "attention hq=4 hkv=2 d=64 lens=65+17+128+1 dtype=bf16,fp32 mask=causal",
+           "--backend", "flash_varlen,eigen,sdpa_flash", "--repeats", "10", "--out", path("out")},
+          "none");
+  EXPECT_EQ(answer.exit_code, 0) << answer.out;
+  int64_t promised = 0, differing = 0;
+  for (const Record& record : results().records)
+    for (const Invariance& i : record.invariance) {
+      promised += i.promised && i.outcome == Invariance::Outcome::equal;
+      differing += i.outcome == Invariance::Outcome::differs;
+      EXPECT_TRUE(!i.promised || i.outcome == Invariance::Outcome::equal) << record.repro << ": " << sentence_of(i);
+    }
+  EXPECT_GE(promised, 2 * 2 * 5 * 5) << "cases, backends, relations, tensors";
+  EXPECT_GT(differing, 0) << "sdpa_flash sums padded rows in another order than packed ones";
+}
+
+TEST_F(EndToEnd, ARaceOfOurBackendsRepeats) {
+  const Answer answer = run({"--device", "cpu", "--case", "attention b=9 hq=2 hkv=1 d=64 lq=33 mask=causal # repeats=30 timed=no",
+                             "--backend", "flash_varlen,eigen", "--out", path("out")},
+                            "none");
+  EXPECT_EQ(answer.exit_code, 0) << answer.out;
+  EXPECT_EQ(results().records.size(), 4u);
+  for (const Record& record : results().records)
+    for (const Invariance& i : record.invariance) EXPECT_EQ(i.outcome, Invariance::Outcome::equal) << record.repro;
+}
+
 TEST_F(EndToEnd, AReproLineReproduces) {
   ASSERT_EQ(
       run({"--case", "attention hq=2 lens=9+0+17 d=16 layout=padded pad=left", "--backend", "eager,eigen", "--out", path("out")},

@@ -47,8 +47,9 @@ void write_gpu_guards(void* block, size_t bytes, size_t band_bytes, uint16_t pat
   if (status != cudaSuccess) throw std::runtime_error(std::string("guard bands on the GPU: ") + cudaGetErrorString(status));
 }
 
-void look_at_gpu_guards(void* block, size_t bytes, size_t band_bytes, uint16_t pattern, uint32_t* changed) {
-  mend_bands<<<both_bands(band_bytes), kThreads>>>(static_cast<unsigned char*>(block), bytes, band_bytes, pattern, changed);
+void look_at_gpu_guards(void* block, size_t bytes, size_t band_bytes, uint16_t pattern, uint32_t* changed, void* stream) {
+  mend_bands<<<both_bands(band_bytes), kThreads, 0, static_cast<cudaStream_t>(stream)>>>(static_cast<unsigned char*>(block),
+                                                                                         bytes, band_bytes, pattern, changed);
 }
 
 }  // namespace attnbench

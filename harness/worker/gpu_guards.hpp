@@ -11,8 +11,8 @@ namespace attnbench {
 void write_gpu_guards(void* block, size_t bytes, size_t band_bytes, uint16_t pattern, void* stream);
 
 /// Adds the number of changed bytes before the block to changed[0] and of those behind it to changed[1] (device memory), and
-/// makes the bands whole again, on the default stream: a write that is still under way on another one is missed. Launched from
-/// destructors: an error of CUDA stays for the next call that waits.
-void look_at_gpu_guards(void* block, size_t bytes, size_t band_bytes, uint16_t pattern, uint32_t* changed);
+/// makes the bands whole again, on the stream (cudaStream_t) on which the block's memory may next be given away: a write that is
+/// still under way on another one is missed. Launched from destructors: an error of CUDA stays for the next call that waits.
+void look_at_gpu_guards(void* block, size_t bytes, size_t band_bytes, uint16_t pattern, uint32_t* changed, void* stream);
 
 }  // namespace attnbench

@@ -33,7 +33,8 @@ class DeviceMemory final : public BlockMemory {
   void look(char* block, size_t bytes) override {
     if (looks_ == kSlots) collect();
     if (!slots_) make_slots();
-    look_at_gpu_guards(block, bytes, kGuardBytes, kGuardPattern, slots_ + 2 * looks_++);
+    look_at_gpu_guards(block, bytes, kGuardBytes, kGuardPattern, slots_ + 2 * looks_++,
+                       c10::cuda::getCurrentCUDAStream().stream());
   }
 
   std::vector<ChangedGuards> take_changes() override {
@@ -48,14 +49,17 @@ class DeviceMemory final : public BlockMemory {
   void make_slots() {
     slots_ = static_cast<uint32_t*>(allocator_.raw_alloc(kSlots * kSlotBytes));
     cudaMemset(slots_, 0, kSlots * kSlotBytes);
+    cudaDeviceSynchronize();  // looks on other streams do not wait for the default one
   }
 
   /// A device that failed changed nothing that could be told: who waits for it next says so.
   void collect() {
     if (looks_ == 0) return;
     std::vector<uint32_t> counts(2 * looks_);
+    cudaDeviceSynchronize();
     cudaMemcpy(counts.data(), slots_, looks_ * kSlotBytes, cudaMemcpyDeviceToHost);
     cudaMemset(slots_, 0, looks_ * kSlotBytes);
+    cudaDeviceSynchronize();
     for (size_t i = 0; i < looks_; ++i) changes_.push_back({counts[2 * i], counts[2 * i + 1]});
     looks_ = 0;
   }

@@ -1,8 +1,9 @@
-// In place of cuda_device.cpp, memory_cuda.cpp, gpu_properties.cpp and gpu_sampler.cu where no CUDA compiler, or a LibTorch
-// without CUDA, was found.
+// In place of cuda_device.cpp, gpu_disturbance.cpp, memory_cuda.cpp, gpu_properties.cpp and gpu_sampler.cu where no CUDA
+// compiler, or a LibTorch without CUDA, was found.
 #include "harness/run/errors.hpp"
 #include "harness/worker/block_ledger.hpp"
 #include "harness/worker/cuda_device.hpp"
+#include "harness/worker/disturbance.hpp"
 #include "harness/worker/gpu_properties.hpp"
 #include "harness/worker/sampler.hpp"
 
@@ -30,6 +31,9 @@ GpuProperties gpu_properties(int) {
   throw UsageError(kNoCuda);
 }
 std::unique_ptr<Sampler> make_gpu_sampler(int, void*) {
+  throw UsageError(kNoCuda);
+}
+std::unique_ptr<Disturbance> make_gpu_disturbance(const Device&) {
   throw UsageError(kNoCuda);
 }
 

@@ -136,6 +136,7 @@ void run_case(const Request& request, const Bench& bench, const Replies& replies
     }
     Attempt& attempt = attempts.emplace_back(*backend, pass, bench.device, *data, announce);
     attempt.judge();
+    if (request.audit_repeats > 0) attempt.audit(request.audit_repeats);
     if (!request.dump.empty()) attempt.dump(request.dump);
     if (!request.check_only && attempt.measurable()) {
       to_measure.push_back(&attempt);

@@ -137,6 +137,16 @@ void SealedInputs::negate_heads(HeadSigns v, HeadSigns dout) {
   dout_signs_ = std::move(dout);
 }
 
+void SealedInputs::write_late(at::Tensor Inputs::*tensor, const std::function<void()>& delay) {
+  constexpr int64_t kNanByte = 0xff;
+  const at::Tensor& whole = inputs_.*tensor;
+  at::Tensor bytes = storage_as(whole, at::kByte, 0, static_cast<int64_t>(whole.storage().nbytes()));
+  const at::Tensor kept = bytes.clone();
+  bytes.fill_(kNanByte);
+  delay();
+  bytes.copy_(kept);
+}
+
 void SealedInputs::restore() {
   v_signs_.clear();
   dout_signs_.clear();

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <string>
 #include <utility>
 #include <vector>
@@ -49,6 +50,9 @@ class SealedInputs {
   /// V and dO with these heads negated (dO: the query heads that read them), whatever was negated before. Where heads of V share
   /// memory, their signs have to be the same.
   void negate_heads(HeadSigns v, HeadSigns dout);
+
+  /// Makes one tensor NaN, and queues behind `delay` what makes it whole again: on the current stream of a GPU.
+  void write_late(at::Tensor Inputs::*tensor, const std::function<void()>& delay);
 
   /// Draws them anew into the same memory, no head negated: who runs next is judged on the right inputs.
   void restore();

@@ -76,6 +76,15 @@ Outputs run_unwatched(const Run& run, Pass pass, const SealedInputs& inputs, Cal
   return call_last_window(run, pass, inputs, call, [] {});
 }
 
+Outputs run_again(const Run& run, Pass pass, SealedInputs& inputs, const std::function<void()>& delay) {
+  const MemoryScope checked(MemoryMode::checked);
+  const auto be_late = [&](at::Tensor Inputs::*tensor) {
+    if (delay) inputs.write_late(tensor, delay);
+  };
+  if (pass == Pass::forward) be_late(&Inputs::v);
+  return call_last_window(run, pass, inputs, Call::plain, [&] { be_late(&Inputs::dout); });
+}
+
 WatchedRun run_watched(const Run& run, Pass pass, SealedInputs& inputs, Call call) {
   const SpendingScope poison(Expense::poison);
   const MemoryScope checked(MemoryMode::checked);

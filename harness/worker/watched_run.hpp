@@ -1,6 +1,7 @@
 // One run of a prepared case in checked memory: what it computed, what it allocated, and what it did that it must not.
 #pragma once
 
+#include <functional>
 #include <string>
 
 #include "harness/run/record.hpp"
@@ -22,6 +23,10 @@ struct WatchedRun {
 
 /// Outputs start as NaN. Overwritten inputs are restored before it returns. An exception of the backend passes through.
 WatchedRun run_watched(const Run& run, Pass pass, SealedInputs& inputs, Call call = Call::plain);
+
+/// The outputs of the last window, which start as NaN, of a call of which nothing else is looked at. `delay` (disturbance.hpp):
+/// V of a forward, or dO between a forward and its backward, is written late; empty: it is there.
+Outputs run_again(const Run& run, Pass pass, SealedInputs& inputs, const std::function<void()>& delay);
 
 /// The outputs of the last window, as a user's call computes them: in memory that nobody watches.
 Outputs run_unwatched(const Run& run, Pass pass, const SealedInputs& inputs, Call call);

@@ -1,0 +1,57 @@
+#include "harness/worker/bits.hpp"
+
+#include <limits>
+#include <stdexcept>
+
+#include <ATen/TensorOperators.h>
+#include <ATen/ops/equal.h>
+#include <ATen/ops/where.h>
+
+namespace attnbench {
+namespace {
+
+/// The place of each number among all of its dtype, 0 for 0 and -0.
+at::Tensor places_of(const at::Tensor& elements) {
+  const bool is_short = elements.element_size() == 2;
+  const at::Tensor bits = elements.view(is_short ? at::kShort : at::kInt).to(at::kLong);
+  const int64_t sign = is_short ? std::numeric_limits<int16_t>::min() : std::numeric_limits<int32_t>::min();
+  return at::where(bits < 0, sign - bits, bits);  // of a negative number: minus its magnitude
+}
+
+double largest_distance(const at::Tensor& a, const at::Tensor& b) {
+  constexpr double kInfinity = std::numeric_limits<double>::infinity();
+  const auto is_finite = [](const at::Tensor& x) { return x.to(at::kDouble).abs() < kInfinity; };
+  const bool all_finite = (is_finite(a) & is_finite(b)).all().item<bool>();
+  return all_finite ? static_cast<double>((places_of(a) - places_of(b)).abs().max().item<int64_t>()) : kInfinity;
+}
+
+}  // namespace
+
+bool same_bits(const at::Tensor& a, const at::Tensor& b) {
+  if (!a.defined() || !b.defined()) return a.defined() == b.defined();
+  if (a.sizes() != b.sizes() || a.scalar_type() != b.scalar_type()) return false;
+  return at::equal(a.contiguous().view({-1}).view(at::kByte), b.contiguous().view({-1}).view(at::kByte));
+}
+
+bool same_bits(const Outputs& a, const Outputs& b) {
+  return same_bits(a.o, b.o) && same_bits(a.lse, b.lse) && same_bits(a.dq, b.dq) && same_bits(a.dk, b.dk) &&
+         same_bits(a.dv, b.dv);
+}
+
+std::optional<BitDifference> bit_difference(const at::Tensor& a, const at::Tensor& b) {
+  if (a.sizes() != b.sizes() || a.scalar_type() != b.scalar_type())
+    throw std::invalid_argument("bit_difference: expected two tensors of equal sizes and dtype");
+  if (same_bits(a, b)) return std::nullopt;
+  const at::Tensor left = a.contiguous().view({-1}), right = b.contiguous().view({-1});
+  const at::ScalarType integer = left.element_size() == 2 ? at::kShort : at::kInt;
+  const at::Tensor which = (left.view(integer) != right.view(integer)).nonzero().view({-1});
+  BitDifference difference;
+  difference.elements = which.size(0);
+  difference.first = which[0].item<int64_t>();
+  difference.a = left[difference.first].item<double>();
+  difference.b = right[difference.first].item<double>();
+  difference.max_ulp = largest_distance(left.index_select(0, which), right.index_select(0, which));
+  return difference;
+}
+
+}  // namespace attnbench

@@ -1,0 +1,96 @@
+// Bits held against bits, and sequences moved into another case.
+#include "harness/worker/bits.hpp"
+
+#include <limits>
+
+#include <ATen/TensorOperators.h>
+#include <ATen/ops/equal.h>
+#include <ATen/ops/isnan.h>
+#include <ATen/ops/tensor.h>
+#include <gtest/gtest.h>
+
+#include "harness/attention/tokens.hpp"
+#include "harness/worker/regroup.hpp"
+
+namespace attnbench {
+namespace {
+
+constexpr double kNan = std::numeric_limits<double>::quiet_NaN();
+const Device kCpu{"cpu", 0, std::nullopt, "test"};
+
+TEST(Bits, EqualOnesHaveNoDifference) {
+  const at::Tensor a = at::tensor({1.0, kNan, -kInfinity, 0.0}, at::kFloat);
+  EXPECT_FALSE(bit_difference(a, a.clone()));
+  EXPECT_TRUE(same_bits(a, a.clone()));
+  EXPECT_FALSE(same_bits(a, a.to(at::kHalf)));
+  EXPECT_FALSE(same_bits(a, at::Tensor()));
+  EXPECT_TRUE(same_bits(at::Tensor(), at::Tensor()));
+  EXPECT_THROW(bit_difference(a, a.to(at::kHalf)), std::invalid_argument);
+}
+
+TEST(Bits, CountsPlacesAndUnitsOfTheLastPlace) {
+  for (const at::ScalarType dtype : {at::kBFloat16, at::kHalf, at::kFloat}) {
+    const at::Tensor a = at::tensor({1.0, 2.0, -4.0, 8.0}, at::kDouble).to(dtype).view({2, 2});
+    at::Tensor b = a.clone();
+    const at::ScalarType integer = b.element_size() == 2 ? at::kShort : at::kInt;
+    b.view(integer).view({-1})[2] += 3;  // away from zero
+    b.view(integer).view({-1})[3] -= 1;
+    const auto difference = bit_difference(a, b);
+    ASSERT_TRUE(difference);
+    EXPECT_EQ(difference->elements, 2);
+    EXPECT_EQ(difference->first, 2);
+    EXPECT_EQ(difference->a, -4);
+    EXPECT_LT(difference->b, -4);
+    EXPECT_EQ(difference->max_ulp, 3);
+  }
+}
+
+TEST(Bits, ZerosOfBothSignsAreNeighboursAndNanIsFarAway) {
+  const auto ulp = [](double a, double b) {
+    return bit_difference(at::tensor({a}, at::kDouble).to(at::kHalf), at::tensor({b}, at::kDouble).to(at::kHalf)).value().max_ulp;
+  };
+  EXPECT_EQ(ulp(0.0, -0.0), 0);
+  const double smallest = std::ldexp(1.0, -24);
+  EXPECT_EQ(ulp(smallest, -smallest), 2);
+  EXPECT_EQ(ulp(1.0, kNan), kInfinity);
+  EXPECT_EQ(ulp(kInfinity, 1.0), kInfinity);
+}
+
+class Regroup : public testing::TestWithParam<const char*> {};
+
+/// Every tensor of the part holds what its sequences hold in the whole, and the poison elsewhere.
+TEST_P(Regroup, KeepsTheValuesOfEachSequence) {
+  const Case c = parse_case(GetParam());
+  const Inputs whole = make_inputs(c, Conventions::Poison::nan);
+  for (const Layout layout : {Layout::packed, Layout::padded}) {
+    const Regrouped part = regroup(c, whole, {2, 0}, layout, Conventions::Poison::nan, kCpu);
+    EXPECT_EQ(part.inputs.lengths.q, (std::vector<int64_t>{whole.lengths.q[2], whole.lengths.q[0]}));
+    EXPECT_EQ(part.inputs.lengths.k, (std::vector<int64_t>{whole.lengths.k[2], whole.lengths.k[0]}));
+    EXPECT_EQ(part.c.problem.layout, layout);
+    EXPECT_EQ(part.inputs.q.dim(), layout == Layout::padded ? 4 : 3);
+    const auto expect_rows = [&](at::Tensor Inputs::*t, const std::vector<int64_t>& rows, const std::vector<int64_t>& ranks,
+                                 const std::vector<int64_t>& of_whole) {
+      const at::Tensor& from = whole.*t;
+      const at::Tensor all = rows_of(from, of_whole, from.size(-2), from.size(-1));
+      const at::Tensor got = rows_of(part.inputs.*t, rows, from.size(-2), from.size(-1));
+      EXPECT_TRUE(same_bits(got, all.index_select(0, at::tensor(ranks, at::kLong)))) << GetParam();
+    };
+    expect_rows(&Inputs::q, part.inputs.q_rows, part.q_ranks, whole.q_rows);
+    expect_rows(&Inputs::dout, part.inputs.q_rows, part.q_ranks, whole.q_rows);
+    expect_rows(&Inputs::k, part.inputs.k_rows, part.k_ranks, whole.k_rows);
+    expect_rows(&Inputs::v, part.inputs.k_rows, part.k_ranks, whole.k_rows);
+    EXPECT_EQ(at::isnan(part.inputs.q).any().item<bool>(), layout == Layout::padded) << "padding is poisoned";
+  }
+}
+
+INSTANTIATE_TEST_SUITE_P(Cases, Regroup,
+                         testing::Values("attention hq=4 hkv=2 d=8 lens=5+9+17 dtype=bf16",
+                                         "attention hq=4 hkv=2 d=8 dv=4 lens=5+9+17 klens=3+4+8 dtype=fp16 scale=0.3",
+                                         "attention hq=4 hkv=2 d=8 lens=5+9+17 layout=padded pad=holes dtype=fp32 seed=3",
+                                         "attention hq=4 hkv=2 d=8 lens=5+9+17 strides=transposed layout=padded pad=left",
+                                         "attention hq=4 hkv=2 d=8 lens=5+9+17 strides=stride0",
+                                         "attention hq=4 hkv=2 d=8 lens=5+9+17 strides=unaligned",
+                                         "attention hq=4 hkv=2 d=8 lens=uniform(3,9) b=3 seed=5"));
+
+}  // namespace
+}  // namespace attnbench
