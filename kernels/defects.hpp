@@ -72,6 +72,8 @@ enum class Defect {
   dq_tile_lost,
   dq_fragment_lost,
   dq_element_lost,
+  dq_fragment_racy,
+  dq_element_racy,
   dq_tile_twice,
   dk_tile_twice,
   dv_last_queries_lost,
@@ -92,9 +94,10 @@ enum class Defect {
 
 struct DefectFacts {
   Defect defect;
-  const char* name;        ///< of the enumerator
-  const char* what;        ///< what the kernel does, as a sentence without its end
-  bool forward, backward;  ///< in which pass it can show, given that gradients are judged by the kernel's own O
+  const char* name;          ///< of the enumerator
+  const char* what;          ///< what the kernel does, as a sentence without its end
+  bool forward, backward;    ///< in which pass it can show, given that gradients are judged by the kernel's own O
+  const char* only_on = "";  ///< "cuda": the CPU kernels have nothing that could go wrong like this; empty: planted in both
 };
 
 /// All of them, in the order above.
@@ -103,5 +106,10 @@ std::span<const DefectFacts> defects();
 /// The CPU kernels of flash_varlen.hpp with one defect; arguments and workspace as theirs.
 void forward_cpu_planted(Defect defect, const Forward& args, void* workspace, int workers, const ParallelFor& parallel);
 void backward_cpu_planted(Defect defect, const Backward& args, void* workspace, int workers, const ParallelFor& parallel);
+
+/// The CUDA kernels of flash_varlen.hpp with one defect (kernels/sm80/planted.cuh); arguments and workspace as theirs. What they
+/// throw is what those throw.
+void forward_cuda_planted(Defect defect, const Forward& args, const CudaLaunch& launch);
+void backward_cuda_planted(Defect defect, const Backward& args, const CudaLaunch& launch, void* workspace);
 
 }  // namespace attnbench::flash_varlen

@@ -52,9 +52,11 @@ struct GateCounts {
   int64_t caught = 0, alone = 0;
 };
 
-std::map<std::string, GateCounts> gate_counts(const Selftest& selftest) {
+/// Of one backend, by its real name, or of all.
+std::map<std::string, GateCounts> gate_counts(const Selftest& selftest, const std::string& backend = "") {
   std::map<std::string, GateCounts> counts;
   for (const PlantedPair& pair : selftest.pairs) {
+    if (!backend.empty() && real_backend_of(pair.defect) != backend) continue;
     std::set<std::string> gates;
     for (const Alarm& alarm : pair.alarms) gates.insert(alarm.gate);
     for (const std::string& gate : gates) {
@@ -63,6 +65,31 @@ std::map<std::string, GateCounts> gate_counts(const Selftest& selftest) {
     }
   }
   return counts;
+}
+
+/// What became of the pairs of one backend, by its real name.
+std::map<std::string, std::map<Fate, int64_t>> fates_of_backends(const Selftest& selftest) {
+  std::map<std::string, std::map<Fate, int64_t>> fates;
+  for (const PlantedPair& pair : selftest.pairs)
+    if (pair.fate != Fate::outside) ++fates[real_backend_of(pair.defect)][pair.fate];
+  return fates;
+}
+
+nlohmann::json gates_json(const std::map<std::string, GateCounts>& counts) {
+  nlohmann::json gates = nlohmann::json::object();
+  for (const auto& [gate, count] : counts) gates[gate] = {{"caught", count.caught}, {"alone", count.alone}};
+  return gates;
+}
+
+nlohmann::json backends_json(const Selftest& selftest) {
+  nlohmann::json backends = nlohmann::json::object();
+  for (auto& [backend, fates] : fates_of_backends(selftest))
+    backends[backend] = {{"pairs", fates[Fate::caught] + fates[Fate::equivalent] + fates[Fate::survived]},
+                         {"caught", fates[Fate::caught]},
+                         {"equivalent", fates[Fate::equivalent]},
+                         {"survived", fates[Fate::survived]},
+                         {"gates", gates_json(gate_counts(selftest, backend))}};
+  return backends;
 }
 
 /// "rms of dv 0.97 of its limit".
@@ -162,16 +189,38 @@ TextTable defect_table(const Selftest& selftest, size_t most_alarms) {
 }
 
 TextTable gate_table(const Selftest& selftest) {
-  TextTable table{"What caught them", {{"gate or other watch", Column::Side::left}, {"pairs it caught"}, {"only it"}}, {}, 1, ""};
-  for (const auto& [gate, counts] : gate_counts(selftest))
-    table.rows.push_back({{gate}, {std::to_string(counts.caught)}, {std::to_string(counts.alone)}});
+  TextTable table{
+      "What caught them",
+      {{"gate or other watch", Column::Side::left}, {"backend", Column::Side::left}, {"pairs it caught"}, {"only it"}},
+      {},
+      2,
+      ""};
+  for (const auto& [backend, fates] : fates_of_backends(selftest))
+    for (const auto& [gate, counts] : gate_counts(selftest, backend))
+      table.rows.push_back({{gate}, {backend}, {std::to_string(counts.caught)}, {std::to_string(counts.alone)}});
+  return table;
+}
+
+TextTable backend_table(const Selftest& selftest) {
+  TextTable table{"Backends with planted defects",
+                  {{"backend", Column::Side::left}, {"pairs"}, {"caught"}, {"equivalent"}, {"survived"}},
+                  {},
+                  1,
+                  ""};
+  for (auto& [backend, fates] : fates_of_backends(selftest))
+    table.rows.push_back({{backend},
+                          {std::to_string(fates[Fate::caught] + fates[Fate::equivalent] + fates[Fate::survived])},
+                          {std::to_string(fates[Fate::caught])},
+                          {std::to_string(fates[Fate::equivalent])},
+                          {std::to_string(fates[Fate::survived])}});
   return table;
 }
 
 std::string selftest_console(const Selftest& selftest, const TextStyle& style) {
   TextStyle whole = style;
   whole.max_rows = 0;
-  std::string text = to_text(defect_table(selftest, kShownAlarms), whole) + "\n" + to_text(gate_table(selftest), whole);
+  std::string text = to_text(defect_table(selftest, kShownAlarms), whole) + "\n" + to_text(backend_table(selftest), whole) +
+                     "\n" + to_text(gate_table(selftest), whole);
   for (const Listing& listing : listings_of(selftest))
     if (const std::string lines = console_listing(listing, style); !lines.empty()) text += "\n" + lines;
   return text;
@@ -179,18 +228,19 @@ std::string selftest_console(const Selftest& selftest, const TextStyle& style) {
 
 std::string selftest_markdown(const RunData& run, const Selftest& selftest) {
   const std::string id = run.headers.empty() ? "" : " " + run.headers.front().run;
-  std::string text = fmt::format("# attnbench selftest{}\n\n{}{}\n\n{}\n{}", id, place_text(run), conclude(selftest).sentence,
-                                 to_markdown(defect_table(selftest, 0)), to_markdown(gate_table(selftest)));
+  std::string text = fmt::format("# attnbench selftest{}\n\n{}{}\n\n{}\n{}\n{}", id, place_text(run), conclude(selftest).sentence,
+                                 to_markdown(defect_table(selftest, 0)), to_markdown(backend_table(selftest)),
+                                 to_markdown(gate_table(selftest)));
   for (const Listing& listing : listings_of(selftest)) text += "\n" + markdown_listing(listing);
   return text;
 }
 
 std::string selftest_json(const Selftest& selftest) {
-  nlohmann::json survivors = nlohmann::json::array(), stale = nlohmann::json::array(), gates = nlohmann::json::object();
+  nlohmann::json survivors = nlohmann::json::array(), stale = nlohmann::json::array();
   for (const PlantedPair* pair : survivors_of(selftest)) survivors.push_back(json_of(*pair));
   for (const KnownSurvivor& entry : selftest.stale) stale.push_back({{"defect", entry.defect}, {"case", entry.case_line}});
-  for (const auto& [gate, counts] : gate_counts(selftest)) gates[gate] = {{"caught", counts.caught}, {"alone", counts.alone}};
-  const nlohmann::json object = {{"defects", selftest.defects().size()},
+  const nlohmann::json object = {{"device", selftest.pairs.empty() ? "" : selftest.pairs.front().device},
+                                 {"defects", selftest.defects().size()},
                                  {"pairs", selftest.counted_pairs()},
                                  {"caught", selftest.count(Fate::caught)},
                                  {"equivalent", selftest.count(Fate::equivalent)},
@@ -198,7 +248,8 @@ std::string selftest_json(const Selftest& selftest) {
                                  {"stale", stale},
                                  {"tensors", selftest.tensors},
                                  {"false_alarms", selftest.false_alarms.size()},
-                                 {"gates", gates}};
+                                 {"gates", gates_json(gate_counts(selftest))},
+                                 {"backends", backends_json(selftest)}};
   return object.dump(2) + "\n";
 }
 

@@ -13,15 +13,19 @@ namespace attnbench {
 /// pairs; at most `most_alarms` of them (0: all).
 TextTable defect_table(const Selftest& selftest, size_t most_alarms);
 
-/// A row a gate, or another alarm: pairs that it caught, on any tensor, and pairs that no other caught.
+/// A row a gate, or another alarm, of a backend: pairs that it caught, on any tensor, and pairs that no other caught.
 TextTable gate_table(const Selftest& selftest);
+
+/// A row a backend: pairs, and what became of them.
+TextTable backend_table(const Selftest& selftest);
 
 std::string selftest_console(const Selftest& selftest, const TextStyle& style);
 std::string selftest_markdown(const RunData& run, const Selftest& selftest);
 
-/// {"defects":N,"pairs":N,"caught":N,"equivalent":N,"survivors":[{"defect":…,"case":…,"largest":{"tensor":…,"gate":…,"value":…,
+/// {"device":"cuda:0","defects":N,"pairs":N,"caught":N,"equivalent":N,"survivors":[{"defect":…,"case":…,"largest":{"tensor":…,"gate":…,"value":…,
 ///   "limit":…,"ratio":…} or null,"known":bool}],"stale":[{"defect":…,"case":…}],"tensors":N,"false_alarms":N,
-///   "gates":{NAME:{"caught":n,"alone":n}}}
+///   "gates":{NAME:{"caught":n,"alone":n}},
+///   "backends":{NAME:{"pairs":N,"caught":N,"equivalent":N,"survived":N,"gates":as above}}}
 /// pairs = caught + equivalent + survivors; defects counts one that several backends have once; tensors and false_alarms are
 /// those of the real backends.
 std::string selftest_json(const Selftest& selftest);

@@ -10,7 +10,7 @@ namespace attnbench {
 namespace {
 
 PlantedPair caught(const std::string& defect, std::set<Alarm> alarms) {
-  return {defect, "attention d=64 lq=65", Fate::caught, false, std::move(alarms), {}, {}};
+  return {defect, "attention d=64 lq=65", "cpu", Fate::caught, false, std::move(alarms), {}, {}};
 }
 
 /// Three defects: one that two backends have, one that survives, one that is outside.
@@ -21,13 +21,14 @@ Selftest small_selftest() {
                     caught("eigen:past_the_end", {{"memory", ""}}),
                     {"eager:small_bias",
                      "attention d=64 lq=65",
+                     "cpu",
                      Fate::survived,
                      true,
                      {},
                      Statistic{"dv", "rms", 0.97, 1},
                      "attnbench --known"},
-                    {"eigen:small_bias", "attention d=64 lq=65", Fate::survived, false, {}, {}, "attnbench --new"},
-                    {"eigen:outside", "attention d=64 lq=65", Fate::outside, false, {}, {}, {}}};
+                    {"eigen:small_bias", "attention d=64 lq=65", "cpu", Fate::survived, false, {}, {}, "attnbench --new"},
+                    {"eigen:outside", "attention d=64 lq=65", "cpu", Fate::outside, false, {}, {}, {}}};
   selftest.stale = {{"eager:key_lost", "attention d=64 lq=65", ""}};
   selftest.tensors = 10;
   selftest.false_alarms = {{"eager", "z of o", "attention d=64 lq=65", "attnbench --sound"}};
@@ -50,12 +51,23 @@ TEST(SelftestReport, HasARowForEachDefectThatCounts) {
 
 TEST(SelftestReport, CountsWhatOnlyOneGateCaught) {
   const TextTable table = gate_table(small_selftest());
-  ASSERT_EQ(table.rows.size(), 3u);  // memory, rms, z
-  EXPECT_EQ(table.rows[0][2].text, "1");
-  EXPECT_EQ(table.rows[1][1].text, "1");
-  EXPECT_EQ(table.rows[1][2].text, "0");
-  EXPECT_EQ(table.rows[2][1].text, "2");
-  EXPECT_EQ(table.rows[2][2].text, "1");
+  std::vector<Words> rows;
+  for (const auto& row : table.rows) {
+    rows.emplace_back();
+    for (const Cell& cell : row) rows.back().push_back(cell.text);
+  }
+  EXPECT_EQ(rows,
+            (std::vector<Words>{
+                {"rms", "eager", "1", "0"}, {"z", "eager", "1", "0"}, {"memory", "eigen", "1", "1"}, {"z", "eigen", "1", "1"}}));
+}
+
+TEST(SelftestReport, HasARowForEachBackend) {
+  const TextTable table = backend_table(small_selftest());
+  ASSERT_EQ(table.rows.size(), 2u);
+  EXPECT_EQ(table.rows[1][0].text, "eigen");
+  EXPECT_EQ(table.rows[1][1].text, "3");
+  EXPECT_EQ(table.rows[1][2].text, "2");
+  EXPECT_EQ(table.rows[1][4].text, "1");
 }
 
 TEST(SelftestReport, NamesEverySurvivorTheUnknownOnesFirst) {
@@ -89,6 +101,9 @@ TEST(SelftestReport, ItsJsonHoldsTheNumbers) {
   EXPECT_EQ(json["stale"].size(), 1u);
   EXPECT_EQ(json["tensors"], 10);
   EXPECT_EQ(json["false_alarms"], 1);
+  EXPECT_EQ(json["device"], "cpu");
+  EXPECT_EQ(json["backends"]["eigen"], nlohmann::json::parse(R"({"pairs":3,"caught":2,"equivalent":0,"survived":1,
+              "gates":{"memory":{"caught":1,"alone":1},"z":{"caught":1,"alone":1}}})"));
   EXPECT_EQ(json["gates"]["z"], nlohmann::json::parse(R"({"caught":2,"alone":1})"));
 }
 

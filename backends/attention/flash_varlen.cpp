@@ -99,14 +99,15 @@ class FlashVarlen : public VarlenBackend {
   std::optional<std::string> why_not(const Case& c, Pass pass, const Device& device) const override {
     const auto outside = VarlenBackend::why_not(c, pass, device);
     if (outside || !planted_) return outside;
-    const std::string proof = why_equivalent(planted_->defect, c);
+    const std::string proof = why_equivalent(planted_->defect, c, on_gpu_ ? Kernels::cuda : Kernels::cpu);
     return proof.empty() ? std::nullopt : std::optional("equivalent: " + proof);
   }
 
  protected:
   std::unique_ptr<VarlenOperation> operation(const Case& c, const Inputs& inputs) const override {
-    if (on_gpu_) return make_flash_varlen_cuda(c, inputs);
-    return std::make_unique<FlashVarlenCpu>(c, inputs, planted_ ? std::optional(planted_->defect) : std::nullopt);
+    const auto defect = planted_ ? std::optional(planted_->defect) : std::nullopt;
+    if (on_gpu_) return make_flash_varlen_cuda(c, inputs, defect);
+    return std::make_unique<FlashVarlenCpu>(c, inputs, defect);
   }
 
  private:
@@ -136,11 +137,11 @@ class FlashVarlen : public VarlenBackend {
     can.varying = {"dq"};
   }
 
-  /// Only the passes in which the defect can show; the CUDA kernels have none to plant yet.
+  /// Only the passes in which the defect can show.
   void declare_planted() {
     declaration_.name += std::string(":") + planted_->name;
     declaration_.ours = false;
-    declaration_.capabilities.devices = {"cpu"};
+    if (*planted_->only_on) declaration_.capabilities.devices = {planted_->only_on};
     declaration_.capabilities.passes.clear();
     if (planted_->forward) declaration_.capabilities.passes.push_back(Pass::forward);
     if (planted_->backward) declaration_.capabilities.passes.push_back(Pass::backward);

@@ -11,7 +11,8 @@ namespace {
 
 class FlashVarlenCuda : public VarlenOperation {
  public:
-  FlashVarlenCuda(const Case& c, const Inputs& inputs) : shape_(flash_varlen_shape(c, inputs)) {
+  FlashVarlenCuda(const Case& c, const Inputs& inputs, std::optional<flash_varlen::Defect> planted)
+      : shape_(flash_varlen_shape(c, inputs)), planted_(planted) {
     launch_.max_q = inputs.lengths.max_q();
     launch_.max_k = inputs.lengths.max_k();
     launch_.total_q = inputs.lengths.total_q();
@@ -20,7 +21,9 @@ class FlashVarlenCuda : public VarlenOperation {
   Outputs forward(const PackedInputs& in) override {
     const Outputs out = flash_varlen_results(shape_, in, Pass::forward);
     const c10::DeviceGuard guard(in.q.device());
-    flash_varlen::forward_cuda(forward_arguments(shape_, in, out), launch_on_current_stream());
+    const flash_varlen::Forward args = forward_arguments(shape_, in, out);
+    planted_ ? flash_varlen::forward_cuda_planted(*planted_, args, launch_on_current_stream())
+             : flash_varlen::forward_cuda(args, launch_on_current_stream());
     return out;
   }
 
@@ -28,8 +31,10 @@ class FlashVarlenCuda : public VarlenOperation {
     const Outputs out = flash_varlen_results(shape_, in, Pass::backward);
     const c10::DeviceGuard guard(in.q.device());
     const at::Tensor workspace = at::empty({workspace_bytes(Pass::backward)}, in.q.options().dtype(at::kByte));
-    flash_varlen::backward_cuda(backward_arguments(shape_, in, result, out), launch_on_current_stream(),
-                                workspace.mutable_data_ptr());
+    const flash_varlen::Backward args = backward_arguments(shape_, in, result, out);
+    void* const memory = workspace.mutable_data_ptr();
+    planted_ ? flash_varlen::backward_cuda_planted(*planted_, args, launch_on_current_stream(), memory)
+             : flash_varlen::backward_cuda(args, launch_on_current_stream(), memory);
     return out;
   }
 
@@ -46,6 +51,7 @@ class FlashVarlenCuda : public VarlenOperation {
 
   flash_varlen::Shape shape_;
   flash_varlen::CudaLaunch launch_;
+  std::optional<flash_varlen::Defect> planted_;
 };
 
 }  // namespace
@@ -54,8 +60,9 @@ std::string why_no_cuda_kernels() {
   return "";
 }
 
-std::unique_ptr<VarlenOperation> make_flash_varlen_cuda(const Case& c, const Inputs& inputs) {
-  return std::make_unique<FlashVarlenCuda>(c, inputs);
+std::unique_ptr<VarlenOperation> make_flash_varlen_cuda(const Case& c, const Inputs& inputs,
+                                                        std::optional<flash_varlen::Defect> planted) {
+  return std::make_unique<FlashVarlenCuda>(c, inputs, planted);
 }
 
 }  // namespace attnbench

@@ -8,7 +8,10 @@
 
 namespace attnbench {
 
-/// Why the planted CPU kernel computes what the sound one does, for any values in the inputs; empty: no proof.
-std::string why_equivalent(flash_varlen::Defect defect, const Case& c);
+/// Whose tiles a proof is about.
+enum class Kernels { cpu, cuda };
+
+/// Why the planted kernel computes what the sound one does, for any values in the inputs; empty: no proof.
+std::string why_equivalent(flash_varlen::Defect defect, const Case& c, Kernels kernels);
 
 }  // namespace attnbench

@@ -207,7 +207,7 @@ void add_selftest_options(CLI::App& app, SelftestCommand& selftest) {
 SelftestCommand finish_selftest(const CLI::App& app, SelftestCommand selftest) {
   RunCommand& run = selftest.run;
   check_workers(app, run.worker);
-  if (app.count("--device") == 0) run.worker.device = "cpu";  // the kernels for a GPU have no defects to plant yet
+  if (app.count("--device") == 0) run.worker.device = "cpu";  // every defect, and the same answer on every machine
   if (run.suites.empty()) run.suites = {"defects"};
   run.selftest = run.check_only = run.worker.planted = true;
   return selftest;

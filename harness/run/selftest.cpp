@@ -50,7 +50,7 @@ void add_nearest(const Records& passes, PlantedPair& pair) {
 }
 
 PlantedPair settle_pair(const std::string& defect, const std::string& case_line, const Records& passes) {
-  PlantedPair pair{defect, case_line, fate_of(passes), false, {}, {}, {}};
+  PlantedPair pair{defect, case_line, passes.front()->device, fate_of(passes), false, {}, {}, {}};
   if (pair.fate == Fate::caught)
     for (const Record* record : passes) pair.alarms.merge(alarms_of(*record));
   if (pair.fate == Fate::survived) add_nearest(passes, pair);
@@ -72,13 +72,17 @@ KnownSurvivor known_survivor_from(const JsonReader& in) {
   if (!is_planted(defect))
     throw std::runtime_error(
         fmt::format("{}: expected BACKEND:DEFECT, as in flash_varlen:last_key_dropped, got {}", in.field("defect"), defect));
-  return {defect, format_case(parse_case(in.text("case"), in.field("case"))), in.has("why") ? in.text("why") : ""};
+  const std::string device = in.has("device") ? in.text("device") : "cpu";
+  if (device != "cpu" && device != "cuda")
+    throw std::runtime_error(fmt::format("{}: expected cpu or cuda, got {}", in.field("device"), device));
+  return {defect, format_case(parse_case(in.text("case"), in.field("case"))), in.has("why") ? in.text("why") : "", device};
 }
 
 void compare_with_known(const std::vector<KnownSurvivor>& known, Selftest& selftest) {
   for (const KnownSurvivor& entry : known) {
     const auto pair = std::ranges::find_if(selftest.pairs, [&](const PlantedPair& candidate) {
-      return candidate.defect == entry.defect && candidate.case_line == entry.case_line;
+      return candidate.defect == entry.defect && candidate.case_line == entry.case_line &&
+             candidate.device.starts_with(entry.device);
     });
     if (pair == selftest.pairs.end() || pair->fate == Fate::outside) continue;
     pair->known = true;

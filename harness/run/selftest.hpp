@@ -15,12 +15,14 @@ namespace attnbench {
 
 /// A pair that is known to survive, with the reason why that is accepted.
 struct KnownSurvivor {
-  std::string defect;     ///< the planted backend: "flash_varlen:last_key_dropped"
-  std::string case_line;  ///< canonical
-  std::string why;        ///< may be empty
+  std::string defect;          ///< the planted backend: "flash_varlen:last_key_dropped"
+  std::string case_line;       ///< canonical
+  std::string why;             ///< may be empty
+  std::string device = "cpu";  ///< kind of device on which it survives: kernels and their tiles differ
 };
 
-/// Reads {"survivors":[{"defect":…,"case":…,"why":…},…]}; `file` empty: cases/known_survivors.json. Throws UsageError.
+/// Reads {"survivors":[{"defect":…,"case":…,"why":…,"device":"cuda"},…]}, where no device is a CPU; `file` empty:
+/// cases/known_survivors.json. Throws UsageError.
 std::vector<KnownSurvivor> read_known_survivors(const std::filesystem::path& file);
 
 /// A gate's statistic beside its limit.
@@ -41,6 +43,7 @@ enum class Fate { caught, equivalent, outside, survived };
 struct PlantedPair {
   std::string defect;  ///< the planted backend
   std::string case_line;
+  std::string device;  ///< "cpu", "cuda:0"
   Fate fate = Fate::outside;
   bool known = false;                ///< on the list of known survivors
   std::set<Alarm> alarms;            ///< of a caught one

@@ -178,6 +178,14 @@ TEST(SelftestExitCode, IsOneForASurvivorUnlessItIsKnown) {
   EXPECT_EQ(conclude(selftest_of(records, {{"eigen:x", kCase, ""}})).exit_code, kExitGate);
 }
 
+TEST(SelftestExitCode, ASurvivorIsKnownOnItsKindOfDeviceAlone) {
+  Record on_gpu = passed("eager:x");
+  on_gpu.device = "cuda:1";
+  const std::vector<Record> records{on_gpu, failed("eager:y", "z", "o")};
+  EXPECT_EQ(conclude(selftest_of(records, {{"eager:x", kCase, "", "cuda"}})).exit_code, kExitOk);
+  EXPECT_EQ(conclude(selftest_of(records, {{"eager:x", kCase, "", "cpu"}})).exit_code, kExitGate);
+}
+
 TEST(SelftestExitCode, IsOneForAKnownSurvivorThatSurvivesNoMore) {
   const std::vector<KnownSurvivor> known{{"eager:x", kCase, ""}};
   for (const Record& record : {failed("eager:x", "z", "o"), unsupported("eager:x", "equivalent: no mask")}) {
@@ -233,6 +241,8 @@ TEST_F(KnownSurvivorsFile, HoldsPairsWithTheirReasons) {
   ASSERT_THAT(known, SizeIs(1));
   EXPECT_EQ(known.front().case_line, kCase) << "canonical, whatever was written";
   EXPECT_EQ(known.front().why, "small");
+  EXPECT_EQ(known.front().device, "cpu");
+  EXPECT_EQ(read(R"({"survivors":[{"defect":"eager:x","case":"attention lq=65 d=64","device":"cuda"}]})").front().device, "cuda");
   EXPECT_THAT(read(R"({"survivors":[]})"), SizeIs(0));
 }
 
@@ -241,6 +251,8 @@ TEST_F(KnownSurvivorsFile, ThatCannotBeReadIsASentence) {
   EXPECT_THAT(refusal("{"), HasSubstr("cannot be read"));
   EXPECT_THAT(refusal(R"({"survivors":[{"defect":"eager","case":"attention d=64 lq=65"}]})"),
               HasSubstr("expected BACKEND:DEFECT"));
+  EXPECT_THAT(refusal(R"({"survivors":[{"defect":"eager:x","case":"attention d=64 lq=65","device":"tpu"}]})"),
+              HasSubstr("expected cpu or cuda, got tpu"));
   EXPECT_THAT(refusal(R"({"survivors":[{"defect":"eager:x","case":"attention dd=64"}]})"), HasSubstr("dd"));
   EXPECT_THROW(read_known_survivors("no/such/file"), UsageError);
 }

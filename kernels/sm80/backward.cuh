@@ -11,11 +11,14 @@
 // Shared memory: K, V [kKeys][D]; Q, dO [kStages][kQueries][D]; dS^T [kKeys][kQueries], 16-bit, swizzled;
 // LSE, D [kStages][kQueries].
 // Registers a thread: dK and dV D each, S^T and dP^T kQueries / 2 each.
+//
+// `variant` is asked wherever the self-test plants a defect: Sound (sound.cuh) answers with what is right and costs nothing.
 #pragma once
 
 #include <cmath>
 
 #include "kernels/sm80/primitives.cuh"
+#include "kernels/sm80/sound.cuh"
 #include "kernels/sm80/visibility.cuh"
 
 namespace attnbench::flash_varlen::sm80 {
@@ -49,8 +52,8 @@ struct BackwardShape {
 };
 
 /// D = rowsum(dO o O): one warp a row.
-template <class T, int D>
-__global__ void row_sums_kernel(const BackwardArgs<T> args) {
+template <class T, int D, class Variant>
+__global__ void row_sums_kernel(const BackwardArgs<T> args, const Variant variant) {
   const int64_t row = static_cast<int64_t>(blockIdx.x) * (blockDim.x / 32) + threadIdx.x / 32;
   if (row >= args.total_q * args.hq) return;
   const int64_t token = row / args.hq;
@@ -59,22 +62,22 @@ __global__ void row_sums_kernel(const BackwardArgs<T> args) {
   const T* dout = args.dout + token * args.dout_token + head * args.dout_head;
   float sum = 0;
 #pragma unroll
-  for (int x = lane; x < D; x += 32) sum += to_float(o[x]) * to_float(dout[x]);
+  for (int x = lane; x < D; x += 32) sum = variant.template add_product<T>(sum, to_float(o[x]), to_float(dout[x]));
 #pragma unroll
-  for (int step = 16; step > 0; step /= 2) sum += __shfl_xor_sync(0xffffffffu, sum, step);
-  if (lane == 0) args.row_sums[row] = sum;
+  for (int step = 16; step > 0; step /= 2) sum = variant.template add_sums<T>(sum, __shfl_xor_sync(0xffffffffu, sum, step));
+  if (lane == 0) args.row_sums[row] = variant.row_sum(sum);
 }
 
 /// dQ = scale * accumulator, rounded.
-template <class T, int D>
-__global__ void convert_dq_kernel(const BackwardArgs<T> args) {
+template <class T, int D, class Variant>
+__global__ void convert_dq_kernel(const BackwardArgs<T> args, const Variant variant) {
   const int64_t pair = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x;
   if (pair >= args.total_q * args.hq * (D / 2)) return;
   const int64_t row = pair / (D / 2), token = row / args.hq;
   const int head = row % args.hq, x = 2 * (pair % (D / 2));
   const float2 sum = *reinterpret_cast<const float2*>(args.dq_sums + row * D + x);
   *reinterpret_cast<uint32_t*>(args.dq + token * args.dq_token + head * args.dq_head + x) =
-      pack<T>(sum.x * args.scale, sum.y * args.scale);
+      pack<T>(variant.template dq<T>(sum.x, args.scale), variant.template dq<T>(sum.y, args.scale));
 }
 
 /// What one stage of the pipeline holds.
@@ -84,9 +87,9 @@ struct QueryStage {
   float *lse, *row_sums;  ///< shared; lse in units of log2, +inf where the row does not exist or is empty
 };
 
-template <class T, class S>
-__device__ inline void load_queries(const BackwardArgs<T>& args, const QueryStage<S>& stage, const Sequence& sequence, int head,
-                                    int query0) {
+template <class T, class S, class Variant>
+__device__ inline void load_queries(const Variant& variant, const BackwardArgs<T>& args, const QueryStage<S>& stage,
+                                    const Sequence& sequence, int head, int query0) {
   const T* q = args.q + sequence.q_begin * args.q_token + head * args.q_head;
   const T* dout = args.dout + sequence.q_begin * args.dout_token + head * args.dout_head;
   copy_tile_async<S::kQueries, S::D, S::kThreads>(stage.q, q, args.q_token, query0, 0, sequence.lq);
@@ -94,9 +97,9 @@ __device__ inline void load_queries(const BackwardArgs<T>& args, const QueryStag
   for (int i = threadIdx.x; i < S::kQueries; i += S::kThreads) {
     const bool valid = query0 + i < sequence.lq;
     const int64_t row = (sequence.q_begin + (valid ? query0 + i : 0)) * static_cast<int64_t>(args.hq) + head;
-    const float lse = valid ? args.lse[row] : INFINITY;
-    stage.lse[i] = lse == -INFINITY ? INFINITY : lse * 1.4426950408889634f;
-    stage.row_sums[i] = valid ? args.row_sums[row] : 0.f;
+    const float lse = valid ? args.lse[row + variant.lse_row_offset(query0 + i) * args.hq] : INFINITY;
+    stage.lse[i] = lse == -INFINITY ? INFINITY : lse * variant.backward_log2e();
+    stage.row_sums[i] = valid ? args.row_sums[row + variant.row_sum_offset(query0 + i) * args.hq] : 0.f;
   }
 }
 
@@ -134,10 +137,10 @@ __device__ inline void accumulate_keys(float (&c)[S::D / 8][4], const uint32_t (
 }
 
 /// s (S^T unscaled) becomes P^T and dp (dP^T) becomes dS^T, both in fp32.
-template <class S>
-__device__ inline void probabilities_and_ds(float (&s)[S::kQueries / 8][4], float (&dp)[S::kQueries / 8][4],
-                                            const QueryStage<S>& stage, const Sequence& sequence, int key_row, int query0,
-                                            bool masked, float scale_log2) {
+template <class T, class S, class Variant>
+__device__ inline void probabilities_and_ds(const Variant& variant, float (&s)[S::kQueries / 8][4],
+                                            float (&dp)[S::kQueries / 8][4], const QueryStage<S>& stage, const Sequence& sequence,
+                                            int key_row, int query0, bool masked, float scale_log2) {
   const int pair = 2 * (threadIdx.x & 3);
 #pragma unroll
   for (int n = 0; n < S::kQueries / 8; n++) {
@@ -149,7 +152,7 @@ __device__ inline void probabilities_and_ds(float (&s)[S::kQueries / 8][4], floa
         s[n][c] = dp[n][c] = 0;
       } else {
         s[n][c] = exp2_approx(s[n][c] * scale_log2 - (c % 2 ? lse.y : lse.x));
-        dp[n][c] = s[n][c] * (dp[n][c] - (c % 2 ? row_sum.y : row_sum.x));
+        dp[n][c] = variant.template ds<T>(s[n][c], dp[n][c], c % 2 ? row_sum.y : row_sum.x);
       }
     }
   }
@@ -177,9 +180,10 @@ __device__ inline void store_ds(Tile<S::kQueries> tile, const uint32_t (&ds)[S::
 }
 
 /// dQ of the block's queries += dS K: the warp's 16 queries and D / kColumnWarps channels, added in global memory.
-template <class T, class S>
-__device__ inline void add_dq(const BackwardArgs<T>& args, Tile<S::kQueries> ds, Tile<S::D> k, const Sequence& sequence, int head,
-                              int query0) {
+template <class T, class S, class Variant>
+__device__ inline void add_dq(const Variant& variant, const BackwardArgs<T>& args, Tile<S::kQueries> ds, Tile<S::D> k,
+                              const Sequence& sequence, const Place& place) {
+  const int head = place.head, query0 = place.query0;
   constexpr int kColumns = S::D / S::kColumnWarps;
   const int warp = threadIdx.x / 32, m = warp % S::kQueryWarps, column0 = warp / S::kQueryWarps * kColumns;
   float c[kColumns / 8][4] = {};
@@ -198,12 +202,15 @@ __device__ inline void add_dq(const BackwardArgs<T>& args, Tile<S::kQueries> ds,
   const int g = (threadIdx.x & 31) / 4, pair = 2 * (threadIdx.x & 3);
 #pragma unroll
   for (int half = 0; half < 2; half++) {
-    const int i = query0 + 16 * m + g + 8 * half;
+    const int row = 16 * m + g + 8 * half, i = query0 + row;
     if (i >= sequence.lq) continue;
     float* sums = args.dq_sums + ((sequence.q_begin + i) * static_cast<int64_t>(args.hq) + head) * S::D + column0 + pair;
 #pragma unroll
-    for (int n = 0; n < kColumns / 8; n++)
-      atomicAdd(sums + 8 * n, c[n][2 * half]), atomicAdd(sums + 8 * n + 1, c[n][2 * half + 1]);
+    for (int n = 0; n < kColumns / 8; n++) {
+      const int x = column0 + pair + 8 * n;
+      variant.template add_to_dq<T, S>(sums + 8 * n, c[n][2 * half], sequence, place, row, x);
+      variant.template add_to_dq<T, S>(sums + 8 * n + 1, c[n][2 * half + 1], sequence, place, row, x + 1);
+    }
   }
 }
 
@@ -249,11 +256,11 @@ __device__ inline KeyBlock key_block(const BackwardArgs<T>& args) {
   return {place / pairs, pair % heads, pair / heads};
 }
 
-template <class T, class S>
-__global__ __launch_bounds__(S::kThreads) void backward_kernel(const BackwardArgs<T> args) {
+template <class T, class S, class Variant>
+__global__ __launch_bounds__(S::kThreads) void backward_kernel(const BackwardArgs<T> args, const Variant variant) {
   extern __shared__ __align__(128) unsigned char shared[];
   const KeyBlock block = key_block(args);
-  const Sequence sequence = args.mask.sequence(block.sequence);
+  const Sequence sequence = variant.backward_sequence(args.mask, block.sequence);
   const int key_head = block.head, key0 = block.index * S::kKeys;
   if (key0 >= sequence.lk) return;
   const Tile<S::D> k{shared_address(shared)}, v{k.base + S::kKeys * S::D * 2};
@@ -280,40 +287,48 @@ __global__ __launch_bounds__(S::kThreads) void backward_kernel(const BackwardArg
                                                  args.k_token, key0, sequence.seen_begin(), sequence.seen_end());
     copy_tile_async<S::kKeys, S::D, S::kThreads>(v, args.v + sequence.k_begin * args.v_token + key_head * args.v_head,
                                                  args.v_token, key0, sequence.seen_begin(), sequence.seen_end());
-    load_queries<T, S>(args, stage(0), sequence, head_of(0), query_of(0));
+    load_queries<T, S>(variant, args, stage(0), sequence, head_of(0), query_of(0));
     commit_copies();
   }
   for (int step = 0; step < steps; step++) {
     const int query0 = query_of(step), head = head_of(step);
+    const Place place{block.sequence, head, query0, key0};
     const QueryStage<S> now = stage(step % S::kStages);
     wait_copies<0>();
     __syncthreads();  // this stage has arrived; everybody has left the other stage and dS
     if (S::kStages > 1 && step + 1 < steps) {
-      load_queries<T, S>(args, stage((step + 1) % S::kStages), sequence, head_of(step + 1), query_of(step + 1));
+      load_queries<T, S>(variant, args, stage((step + 1) % S::kStages), sequence, head_of(step + 1), query_of(step + 1));
       commit_copies();
     }
     float s[S::kQueries / 8][4], dp[S::kQueries / 8][4];
     product_transposed<T, S>(s, k, now.q, row0);
     product_transposed<T, S>(dp, v, now.dout, row0);
     const bool masked = !sequence.all_seen(query0, query0 + S::kQueries, key0 + row0, key0 + row0 + 16);
-    probabilities_and_ds<S>(s, dp, now, sequence, key_row, query0, masked, args.scale * 1.4426950408889634f);
+    probabilities_and_ds<T, S>(variant, s, dp, now, sequence, key_row, query0, masked,
+                               variant.score_scale(args.scale) * variant.backward_log2e());
+    variant.template probabilities_for_dv<T>(s, sequence, place, args.group);
     uint32_t packed[S::kQueries / 16][4];
     pack_keys<T, S>(packed, s);
     accumulate_keys<T, S>(dv, packed, now.dout);
+    variant.template keys_accumulated<T>(dv);
     pack_keys<T, S>(packed, dp);
     store_ds<S>(ds, packed, row0);
+    variant.template ds_for_dk<T, S>(packed, sequence, place, args.group);
     accumulate_keys<T, S>(dk, packed, now.q);
+    variant.template keys_accumulated<T>(dk);
     __syncthreads();  // dS is complete; with one stage, everybody has left Q and dO
     if (S::kStages == 1 && step + 1 < steps) {
-      load_queries<T, S>(args, stage(0), sequence, head_of(step + 1), query_of(step + 1));
+      load_queries<T, S>(variant, args, stage(0), sequence, head_of(step + 1), query_of(step + 1));
       commit_copies();
     }
-    add_dq<T, S>(args, ds, k, sequence, head, query0);
+    add_dq<T, S>(variant, args, ds, k, sequence, place);
   }
-  write_keys<T, S>(args.dk + sequence.k_begin * args.dk_token + key_head * args.dk_head, args.dk_token, dk, args.scale, key_row,
-                   sequence.lk);
-  write_keys<T, S>(args.dv + sequence.k_begin * args.dv_token + key_head * args.dv_head, args.dv_token, dv, 1.f, key_row,
-                   sequence.lk);
+  if (steps == 0 && !variant.writes_unseen_keys()) return;
+  if (steps == 0) variant.unseen_keys(dk, key_row, min(key0 + S::kKeys, sequence.lk) - 1);
+  write_keys<T, S>(args.dk + sequence.k_begin * args.dk_token + key_head * args.dk_head, args.dk_token, dk,
+                   variant.dk_factor(args.scale), key_row, sequence.lk);
+  write_keys<T, S>(args.dv + sequence.k_begin * args.dv_token + key_head * args.dv_head, args.dv_token, dv, variant.dv_factor(),
+                   key_row, sequence.lk);
 }
 
 }  // namespace attnbench::flash_varlen::sm80

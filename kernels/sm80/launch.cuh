@@ -32,11 +32,11 @@ inline int multiprocessors() {
 }
 
 /// Launches with dynamic shared memory; an attribute or launch that the device refuses is an exception, never silence.
-template <class Args>
-void launch_checked(void (*kernel)(Args), dim3 grid, int threads, int shared_bytes, cudaStream_t stream, const Args& args,
-                    const char* name) {
+template <class Args, class Variant>
+void launch_checked(void (*kernel)(Args, Variant), dim3 grid, int threads, int shared_bytes, cudaStream_t stream,
+                    const Args& args, const Variant& variant, const char* name) {
   check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, shared_bytes), name);
-  kernel<<<grid, threads, shared_bytes, stream>>>(args);
+  kernel<<<grid, threads, shared_bytes, stream>>>(args, variant);
   check(cudaGetLastError(), name);
 }
 
