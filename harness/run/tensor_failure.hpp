@@ -30,7 +30,8 @@ struct HeatMap {
 };
 
 struct TensorFailure {
-  double ulp_p50 = 0, ulp_p99 = 0, ulp_p999 = 0, ulp_max = 0;  ///< |got - expected| in spacings of the dtype at expected
+  /// |got - expected| in spacings of the dtype at expected; at sigma where that is larger: below it no value is meant
+  double ulp_p50 = 0, ulp_p99 = 0, ulp_p999 = 0, ulp_max = 0;
   double rms_z = 0;
   double rms_ratio = 0;  ///< RMS(z) over that of a correct kernel's emulation; 0: not emulated for this tensor
   double gain = 0;       ///< slope of the error over the expected value: -1 where got is 0, 1 where it is twice too large

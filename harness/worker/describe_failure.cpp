@@ -61,7 +61,9 @@ void Walk::take_element(double got, double value, double variance, bool bad) {
   elements_.bad.push_back(bad);
   const double error = std::abs(got - value);
   const bool same = got == value || (std::isnan(got) && std::isnan(value));
-  const double ulps = same ? 0 : std::isfinite(error) ? error / ulp(context_.dtype, value) : INFINITY;
+  const double ulps = same                   ? 0
+                      : std::isfinite(error) ? error / ulp(context_.dtype, std::max(std::abs(value), std::sqrt(variance)))
+                                             : INFINITY;
   failure_.ulp_max = std::max(failure_.ulp_max, ulps);
   const bool drawn = index % step_ == int64_t(uint64_t(index / step_) * 2654435761u % uint64_t(step_));
   if (drawn) ulps_.push_back(float(ulps));

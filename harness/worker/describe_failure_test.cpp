@@ -58,6 +58,14 @@ TEST(DescribeFailure, TellsPercentilesAndTheGain) {
   EXPECT_EQ(failure.pattern.text, "every element");
 }
 
+TEST(DescribeFailure, AnExpectedValueBelowSigmaHasTheSpacingOfSigma) {
+  Ones t;
+  t.expected.value.mul_(1e-30);
+  t.got = t.expected.value.clone();
+  t.got[7][1][3] = 1;
+  EXPECT_EQ(t.describe().ulp_max, 2048) << "bf16 at 1/16 has a spacing of 2^-11";
+}
+
 TEST(DescribeFailure, CountsWhatIsNoError) {
   Ones t;
   t.got[29].fill_(NAN);
