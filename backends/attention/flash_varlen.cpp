@@ -10,6 +10,7 @@
 #include "backends/attention/flash_varlen_cuda.hpp"
 #include "backends/attention/flash_varlen_equivalence.hpp"
 #include "backends/attention/sdpa.hpp"
+#include "harness/run/planted.hpp"
 
 #ifndef _OPENMP
 #error "at::parallel_for is a plain loop where its caller is compiled without -fopenmp"
@@ -137,6 +138,7 @@ class FlashVarlen : public VarlenBackend {
   /// Only the passes in which the defect can show; the CUDA kernels have none to plant yet.
   void declare_planted() {
     declaration_.name += std::string(":") + planted_->name;
+    declaration_.version += std::string(kPlantedIn) + planted_->what;
     declaration_.ours = false;
     declaration_.capabilities.devices = {"cpu"};
     declaration_.capabilities.passes.clear();
