@@ -104,8 +104,8 @@ std::string headline(const FindingGroup& group) {
                      group.signature, count, count == 1 ? "" : "s", fmt::join(dtypes, " "));
 }
 
-std::vector<std::string> details(const FindingGroup& group) {
-  std::vector<std::string> lines = details(*group.smallest);
+std::vector<std::string> details(const FindingGroup& group, bool with_map) {
+  std::vector<std::string> lines = details(*group.smallest, with_map);
   if (group.findings.size() == 1) return lines;
   lines.insert(lines.begin(), fmt::format("alike  {} cases; the smallest:", group.findings.size()));
   if (group.worst == group.smallest) return lines;

@@ -25,6 +25,6 @@ std::vector<FindingGroup> group_findings(const std::vector<Finding>& findings);
 std::string headline(const FindingGroup& group);
 
 /// What to know of a group, a line each: details of the smallest case; then how far the worst one is off, and its repro line.
-std::vector<std::string> details(const FindingGroup& group);
+std::vector<std::string> details(const FindingGroup& group, bool with_map);
 
 }  // namespace attnbench

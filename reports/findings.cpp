@@ -7,6 +7,7 @@
 #include <fmt/ranges.h>
 
 #include "harness/run/gate.hpp"
+#include "reports/failure_details.hpp"
 #include "reports/numbers.hpp"
 #include "reports/run_view.hpp"
 
@@ -64,10 +65,15 @@ std::string status_word(Status status) {
   return text;
 }
 
-std::vector<std::string> details(const Record& record) {
+std::vector<std::string> details(const Record& record, bool with_map) {
   std::vector<std::string> lines{"case   " + record.case_line};
   if (!record.name.empty()) lines.back() += "  # name=" + record.name;
   add_reason(lines, record.reason);
+  if (has_failure_details(record)) {
+    for (std::string& line : failure_details(record, with_map)) lines.push_back(std::move(line));
+    lines.push_back("repro  " + record.repro);
+    return lines;
+  }
   const Gate::Verdict shown = record.status == Status::mistrusted ? Gate::Verdict::no_power : Gate::Verdict::fail;
   for (const auto& [tensor, errors] : record.errors) {
     const std::string gates = gates_text(tensor, errors, shown);

@@ -22,7 +22,8 @@ std::string status_word(Status status);
 
 /// One line for each thing to know: the case, the reason, each gate that failed (of a mistrusted record: that has no
 /// power), its statistic and limit, the worst
-/// element [sequence, head, token, channel], got and expected, the count of bad elements, the repro line.
-std::vector<std::string> details(const Record& record);
+/// element [sequence, head, token, channel], got and expected, the count of bad elements, the repro line. A record that says how
+/// its tensors failed has failure_details() instead of the gates and places, with a map of where if that is wanted.
+std::vector<std::string> details(const Record& record, bool with_map);
 
 }  // namespace attnbench

@@ -81,7 +81,7 @@ std::string testcase_xml(const Record& record, const Testcase& testcase, double 
   if (testcase.outcome == Outcome::failure || testcase.outcome == Outcome::error) {
     const char* element = testcase.outcome == Outcome::failure ? "failure" : "error";
     std::string lines;
-    for (const std::string& line : details(record)) lines += line + "\n";
+    for (const std::string& line : details(record, false)) lines += line + "\n";
     body = fmt::format("<{0} type=\"{1}\" message=\"{2}\">{3}</{0}>", element, name_of(record.status),
                        xml_escaped(testcase.message), xml_escaped(lines));
   }

@@ -34,7 +34,7 @@ TEST(Findings, TheGatedOnesComeFirst) {
 
 TEST(Findings, SayWhatWhereAndHowToReproduce) {
   const RunData run = test_run();
-  const auto lines = details(*findings_of(run)[0].record);
+  const auto lines = details(*findings_of(run)[0].record, true);
   EXPECT_EQ(lines, (Words{"case   attention b=2 hq=4 lq=128 d=128 mask=causal layout=padded",
                           "why    dq: z is 12.3, limit 7.31 at [0, 3, 17, 5]", "gate   dq: z is 12.3, limit 7.31 (n 8192)",
                           "worst  dq [sequence 0, head 3, token 17, channel 5] got inf, expected -0.5",
@@ -44,7 +44,7 @@ TEST(Findings, SayWhatWhereAndHowToReproduce) {
 
 TEST(Findings, AReasonOfSeveralLinesIsIndented) {
   const RunData run = test_run();
-  const auto lines = details(*findings_of(run)[1].record);
+  const auto lines = details(*findings_of(run)[1].record, true);
   ASSERT_EQ(lines.size(), 4u);
   EXPECT_EQ(lines[2], "       last words");
 }
@@ -52,7 +52,7 @@ TEST(Findings, AReasonOfSeveralLinesIsIndented) {
 TEST(Findings, AMistrustedRecordShowsTheGatesWithoutPower) {
   RunData run = test_run();
   run.records[0].status = Status::mistrusted;
-  EXPECT_EQ(details(run.records[0]).at(1), "gate   o: bias has no power: 0.500, limit 0.100 (n 12)");
+  EXPECT_EQ(details(run.records[0], true).at(1), "gate   o: bias has no power: 0.500, limit 0.100 (n 12)");
 }
 
 TEST(Findings, UnsupportedInsideTheDeclarationIsRed) {
@@ -77,11 +77,11 @@ TEST(FindingGroups, WhatIsAlikeIsToldOnceByItsSmallestCase) {
   EXPECT_EQ(headline(groups[1]), "FAILED flash_varlen backward: dk, dq (1 case, bf16)");
   EXPECT_EQ(headline(groups[2]), "ERROR eager forward: worker died, signal # while in stage \"judge\" (1 case, bf16)");
   EXPECT_EQ(groups[0].smallest->repro, kRepro);
-  const Words lines = details(groups[0]);
+  const Words lines = details(groups[0], true);
   EXPECT_EQ(lines.front(), "alike  2 cases; the smallest:");
   EXPECT_EQ(lines[lines.size() - 2], "the furthest off: z of dq is 99.0, limit 7.31");
   EXPECT_EQ(lines.back(), "repro  the larger one");
-  EXPECT_EQ(details(groups[2]), details(*groups[2].smallest));
+  EXPECT_EQ(details(groups[2], true), details(*groups[2].smallest, true));
 }
 
 TEST(Labels, CommonWordsGoToTheTitle) {

@@ -54,7 +54,7 @@ std::string findings_section(const RunData& run) {
       findings.size());
   for (const FindingGroup& group : group_findings(findings)) {
     text += fmt::format("\n### {}: {}\n\n```\n", group.gated() ? "Failure" : "Finding", headline(group));
-    for (const std::string& line : details(group)) text += line + "\n";
+    for (const std::string& line : details(group, true)) text += line + "\n";
     text += "```\n";
   }
   return text;

@@ -8,6 +8,7 @@
 
 #include <fmt/format.h>
 
+#include "harness/run/signature_book.hpp"
 #include "reports/audit_report.hpp"
 #include "reports/console_table.hpp"
 #include "reports/csv.hpp"
@@ -29,6 +30,11 @@ const std::vector<std::pair<std::string, Writer>>& writers() {
       {"csv", [](const RunData& run, const TextStyle&) { return results_csv(run); }},
       {"google-benchmark", [](const RunData& run, const TextStyle&) { return google_benchmark_json(run); }},
       {"junit", [](const RunData& run, const TextStyle&) { return junit_xml(run); }},
+      {"signatures",
+       [](const RunData& run, const TextStyle&) {
+         const SignatureBook all = collect_signatures(run);
+         return to_text(condense(all), leave_one_line_out(all));
+       }},
       {"latex", [](const RunData& run, const TextStyle&) { return latex_tables(run); }},
   };
   return all;

@@ -10,6 +10,7 @@
 #include "backends/attention/flash_varlen_cuda.hpp"
 #include "backends/attention/flash_varlen_equivalence.hpp"
 #include "backends/attention/sdpa.hpp"
+#include "harness/run/planted.hpp"
 
 #ifndef _OPENMP
 #error "at::parallel_for is a plain loop where its caller is compiled without -fopenmp"
@@ -140,6 +141,7 @@ class FlashVarlen : public VarlenBackend {
   /// Only the passes in which the defect can show.
   void declare_planted() {
     declaration_.name += std::string(":") + planted_->name;
+    declaration_.version += std::string(kPlantedIn) + planted_->what;
     declaration_.ours = false;
     if (*planted_->only_on) declaration_.capabilities.devices = {planted_->only_on};
     declaration_.capabilities.passes.clear();

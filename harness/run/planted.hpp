@@ -21,6 +21,15 @@ inline std::string defect_of(std::string_view backend) {
   return is_planted(backend) ? std::string(backend.substr(backend.find(':') + 1)) : "";
 }
 
+/// In the version that a planted backend declares, before what it does wrong: a sentence without its end.
+inline constexpr std::string_view kPlantedIn = ", planted: ";
+
+/// "the last key of every sequence is left out"; empty for a version of a real backend.
+inline std::string planted_in(std::string_view version) {
+  const size_t at = version.find(kPlantedIn);
+  return at == std::string_view::npos ? "" : std::string(version.substr(at + kPlantedIn.size()));
+}
+
 /// How the reason of an unsupported record begins where shape and mask alone prove that the defect cannot show.
 inline constexpr std::string_view kEquivalent = "equivalent: ";
 

@@ -47,18 +47,20 @@ json to_json_errors(const TensorErrors& errors) {
   for (const auto& [name, gate] : errors.gates) gates[name] = to_json_gate(gate);
   for (const auto& [name, rule] : errors.field_rules)
     rules[name] = {{"error", number_to_json(rule.error)}, {"limit", number_to_json(rule.limit)}, {"passed", rule.passed}};
-  return {{"max_abs", number_to_json(errors.max_abs)},
-          {"rel_l2", number_to_json(errors.rel_l2)},
-          {"cosine", number_to_json(errors.cosine)},
-          {"max_z", number_to_json(errors.max_z)},
-          {"elements", errors.elements},
-          {"bad", errors.bad},
-          {"gates", gates},
-          {"field_rules", rules},
-          {"first_bad", or_null(errors.first_bad)},
-          {"worst", or_null(errors.worst)},
-          {"worst_got", number_to_json(errors.worst_got)},
-          {"worst_expected", number_to_json(errors.worst_expected)}};
+  json line = {{"max_abs", number_to_json(errors.max_abs)},
+               {"rel_l2", number_to_json(errors.rel_l2)},
+               {"cosine", number_to_json(errors.cosine)},
+               {"max_z", number_to_json(errors.max_z)},
+               {"elements", errors.elements},
+               {"bad", errors.bad},
+               {"gates", gates},
+               {"field_rules", rules},
+               {"first_bad", or_null(errors.first_bad)},
+               {"worst", or_null(errors.worst)},
+               {"worst_got", number_to_json(errors.worst_got)},
+               {"worst_expected", number_to_json(errors.worst_expected)}};
+  if (errors.failure) line["failure"] = to_json_failure(*errors.failure);
+  return line;
 }
 
 TensorErrors errors_from(const JsonReader& in) {
@@ -79,6 +81,7 @@ TensorErrors errors_from(const JsonReader& in) {
   errors.worst = element_from(in, "worst");
   errors.worst_got = in.number("worst_got");
   errors.worst_expected = in.number("worst_expected");
+  if (in.has("failure")) errors.failure = failure_from(in.value("failure"), in.field("failure"));
   return errors;
 }
 

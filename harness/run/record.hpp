@@ -12,6 +12,7 @@
 
 #include "harness/run/case.hpp"
 #include "harness/run/invariance.hpp"
+#include "harness/run/tensor_failure.hpp"
 
 namespace attnbench {
 
@@ -46,6 +47,7 @@ struct TensorErrors {
   std::optional<Element> first_bad;
   std::optional<Element> worst;
   double worst_got = 0, worst_expected = 0;
+  std::optional<TensorFailure> failure;  ///< where a gate failed; absent: none did, or an old record
 };
 
 /// What the GPU did while a window was sampled.

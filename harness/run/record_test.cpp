@@ -42,6 +42,8 @@ TEST(Record, HasTheFieldsOfTheSchema) {
   EXPECT_EQ(line["safety"]["mission_rule"], true);
   EXPECT_EQ(line["errors"]["dq"]["gates"]["z"]["limit"], 7.25);
   EXPECT_EQ(line["errors"]["dq"]["worst"], json({3, 2, 1, 0}));
+  EXPECT_EQ(line["errors"]["dq"]["failure"]["pattern"]["text"], "the last token of sequence 1");
+  EXPECT_EQ(line["errors"]["dq"]["failure"]["map"]["cells"], json::parse("[[0.0, 100.0], [7.0, -1.0]]"));
   EXPECT_EQ(line["time"]["windows"]["op"]["median_us"], 12.5);
   EXPECT_EQ(line["time"]["windows"]["op"]["calls_per_sample"], 4);
   EXPECT_EQ(line["time"]["windows"]["op"]["gpu"]["throttle"], json({"sw_power_cap"}));
@@ -109,6 +111,13 @@ TEST(Record, ReadsAWindowOfACpuAndOneThatDoesNotSayHowManyCallsASampleHas) {
   EXPECT_EQ(to_line(record), line);
 }
 
+TEST(Record, ReadsATensorOfAnOlderRunThatSaysLessOfItsFailure) {
+  json line = to_line(full_record());
+  line["errors"]["dq"].erase("failure");
+  EXPECT_FALSE(record_from(line).errors.at("dq").failure);
+  EXPECT_EQ(to_line(record_from(line)), line);
+}
+
 TEST(Record, NamesTheFieldThatIsWrong) {
   const json line = to_line(full_record());
   const auto with = [&](const char* pointer, json value) {
@@ -123,6 +132,9 @@ TEST(Record, NamesTheFieldThatIsWrong) {
   EXPECT_THAT(with("/sm", 1e300), HasSubstr("result.sm: expected a whole number"));
   EXPECT_THAT(with("/errors/dq/max_abs", "much"), HasSubstr("result.errors.dq.max_abs: expected a number, got \"much\""));
   EXPECT_THAT(with("/errors/dq/worst", {1, 2}), HasSubstr("result.errors.dq.worst: expected 4 numbers, got 2"));
+  EXPECT_THAT(with("/errors/dq/failure/map/cells", {1}), HasSubstr("failure.map.cells: expected arrays of numbers"));
+  EXPECT_THAT(with("/errors/dq/failure/map/tokens_per_column", 0), HasSubstr("a cell holds at least one"));
+  EXPECT_THAT(with("/errors/dq/failure/pattern", 1), HasSubstr("failure.pattern: expected an object"));
   EXPECT_THAT(with("/errors/dq/gates/z/verdict", "ok"), HasSubstr("verdict: expected one of pass, fail, no_power"));
   EXPECT_THAT(with("/time/windows/op/ci95_us", {1}), HasSubstr("ci95_us: expected 2 numbers, got 1"));
   EXPECT_THAT(

@@ -110,7 +110,7 @@ std::vector<Suite> load_cases(const std::vector<std::string>& suites, const std:
   std::vector<Suite> loaded;
   for (const std::string& suite : suites) loaded.push_back(load_suite(suite));
   if (lines.empty()) return loaded;
-  Suite typed{"case", {}};
+  Suite typed{kTypedSuite, {}};
   for (const std::string& line : lines)
     for (SuiteCase& c : expand_line(line, "--case")) typed.cases.push_back(std::move(c));
   loaded.push_back(std::move(typed));

@@ -9,6 +9,9 @@
 
 namespace attnbench {
 
+/// What records call the suite of the cases that were typed (--case).
+inline constexpr const char* kTypedSuite = "case";
+
 /// Suites and --case lines of a command. Throws CaseError.
 std::vector<Suite> load_cases(const std::vector<std::string>& suites, const std::vector<std::string>& lines);
 

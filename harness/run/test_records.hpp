@@ -36,6 +36,10 @@ inline Record full_record() {
   errors.worst = Element{3, 2, 1, 0};
   errors.worst_got = 0.1;
   errors.worst_expected = -0.300000012;
+  TensorFailure failure{1, 2, 3, std::numeric_limits<double>::infinity(), 4, 5, -1, 6, 7, 8, 9, 10, 11, 12, {}, {}};
+  failure.pattern = {"one", "last", "group", "block", "the last token of sequence 1", 3, 4, 5, 6};
+  failure.map = {"percent_bad", 1, 2, 16, {{0, 100}, {7, -1}}};
+  errors.failure = failure;
   record.errors["dq"] = errors;
   WindowTime window{12.5, 11, 14, {12, 13}, 20, {{12.5, 12.25}, {13}}, false, 4, {}};
   window.gpu = GpuConditions{1980, {{1980, std::numeric_limits<double>::quiet_NaN()}, {1975}}, 512.5, 61, {"sw_power_cap"}, 2, 1};

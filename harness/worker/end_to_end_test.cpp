@@ -19,6 +19,7 @@
 #include "harness/run/plan.hpp"
 #include "harness/run/planted.hpp"
 #include "harness/run/protocol.hpp"
+#include "harness/run/signature_book.hpp"
 #include "harness/run/test_attnbench.hpp"
 
 namespace attnbench {
@@ -111,6 +112,36 @@ TEST_F(EndToEnd, TheSelftestSeesEveryDefect) {
   }
   EXPECT_EQ(planted, seen);
   EXPECT_EQ(planted.size(), selftest.at("defects"));
+
+  // What cases/README.md publishes of the likely mistake: 75.9 % and 89.9 %.
+  const SignatureBook signatures = collect_signatures(results());
+  EXPECT_EQ(signatures.defects, read_signatures("").defects) << "cases/README.md says how cases/signatures.json is written anew";
+  const BookScore score = leave_one_line_out(signatures);
+  EXPECT_GT(score.signatures, 1500);
+  EXPECT_GT(double(score.first), 0.72 * double(score.signatures));
+  EXPECT_GT(double(score.among_three), 0.86 * double(score.signatures));
+  EXPECT_LT(double(score.unknown), 0.09 * double(score.signatures));
+}
+
+/// On a case that the matrix does not hold.
+TEST_F(EndToEnd, AFailureTellsWhereItIsAndWhatItLooksLike) {
+  const std::string line = "attention hq=4 hkv=2 d=64 lens=100+66 klens=80+190 mask=causal";
+  const std::string out =
+      run({"--case", line, "--backend",
+           "flash_varlen:lse_row_off_by_one,flash_varlen:dk_dv_one_head,flash_varlen:dq_zero,flash_varlen:lse_in_log2",
+           "--check-only", "--out", path("out")},
+          "none")
+          .out;
+  for (const char* part :
+       {"dq_given_o: query 63 of every sequence: explains 512 of 512 bad elements; 512 of its 512 are bad",
+        "likely lse_row_off_by_one: the last row of a tile of 64 takes the LSE of the row before",
+        "dq_given_o: query head 0 of each key head: explains", "likely dk_dv_one_head: ", "likely dq_zero: dQ is 0",
+        "likely lse_in_log2: ", "  map    dq_given_o: a column is 4 queries of each sequence"})
+    EXPECT_THAT(out, HasSubstr(part));
+  for (size_t at = out.find("\nFAILED"); at != std::string::npos; at = out.find("\nFAILED", at + 1)) {
+    const std::string finding = out.substr(at + 1, out.find("\n  repro", at) - at);
+    EXPECT_LE(std::count(finding.begin(), finding.end(), '\n') + 1, 25) << finding;
+  }
 }
 
 /// What our backends declare of their bits holds, and an audit sees that others' do depend on something.

@@ -7,6 +7,7 @@
 #include <ATen/ops/where.h>
 
 #include "harness/attention/tokens.hpp"
+#include "harness/worker/describe_failure.hpp"
 #include "harness/worker/spending.hpp"
 #include "harness/worker/verdict_gates.hpp"
 #include "harness/worker/verdict_report.hpp"
@@ -31,6 +32,12 @@ OutputForm form_of_lse(const Yardstick& yardstick) {
   OutputForm form{q.sizes().vec(), at::kFloat, q.device()};
   form.sizes.pop_back();
   return form;
+}
+
+/// gated_as: as Yardstick::scale() knows it.
+FailureContext context_of(const Yardstick& y, const JudgedTensor& t, const std::string& gated_as, double limit) {
+  const double emulator_rms = y.gates(gated_as) ? y.scale(t, gated_as).emulator_rms : 0;
+  return {y.rounding().dtype, limit, emulator_rms, t.over_keys ? 1 : y.test_case().problem.group(), t.over_keys};
 }
 
 }  // namespace
@@ -66,6 +73,7 @@ void Judge::judge_tensor(const JudgedTensor& t, const Outputs& outputs, Verdict&
   if (!y.padding(t).empty() && padding_is_zero(t))
     judge_padding(t.name, outputs.*t.tensor, y.padding(t), t.over_keys ? lengths.k_pitch : lengths.q_pitch, s, errors, verdict);
   apply_gates(t.name, errors, gated && statistics.elements > 0, verdict);
+  if (has_failed(errors)) errors.failure = describe_failure(got, x, s, statistics, context_of(y, t, t.name, limit));
   verdict.errors[t.name] = std::move(errors);
 }
 
@@ -76,13 +84,15 @@ void Judge::judge_given_output(const Outputs& outputs, Verdict& verdict) const {
     const std::string name = std::string(t->name) + "_given_o";
     const TokenShape s = y.shape(*t);
     const at::Tensor got = y.tokens(*t, outputs);
-    const ErrorStatistics statistics = measure_errors(got, *x, y.rounding().dtype, z_limit(s.elements(), y.rounding().scores));
+    const double limit = z_limit(s.elements(), y.rounding().scores);
+    const ErrorStatistics statistics = measure_errors(got, *x, y.rounding().dtype, limit);
     TensorErrors errors = report(got, x->value, s, statistics);
     GateScale gate_scale = y.scale(*t, name);
     gate_scale.allowance = statistics.allowance;
     errors.gates = exact_gates(statistics);
     if (statistics.elements > 0) errors.gates.merge(error_gates(statistics, gate_scale));
     apply_gates(name, errors, statistics.elements > 0, verdict);
+    if (has_failed(errors)) errors.failure = describe_failure(got, *x, s, statistics, context_of(y, *t, name, limit));
     verdict.errors[name] = std::move(errors);
   }
 }
@@ -105,6 +115,8 @@ void Judge::judge_lse(const Outputs& outputs, Verdict& verdict) const {
   if (!padding.empty() && rows_of(outputs.lse, padding, s.heads, 1).isnan().any().item<bool>())
     fail(verdict, "lse: a padded row is NaN: it was not written");
   apply_gates("lse", errors, statistics.elements > 0, verdict);
+  const FailureContext context{Dtype::fp32, lse_limit(), 0, y.test_case().problem.group(), false};
+  if (has_failed(errors)) errors.failure = describe_failure(got, x, s, statistics, context);
   verdict.errors["lse"] = std::move(errors);
 }
 

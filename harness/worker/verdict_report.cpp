@@ -57,6 +57,11 @@ TensorErrors report(const at::Tensor& got, const at::Tensor& expected, const Tok
   return e;
 }
 
+bool has_failed(const TensorErrors& errors) {
+  return std::any_of(errors.gates.begin(), errors.gates.end(),
+                     [](const auto& named) { return named.second.verdict == Gate::Verdict::fail; });
+}
+
 void apply_gates(const std::string& name, const TensorErrors& errors, bool needs_power, Verdict& verdict) {
   for (const char* gate_name : {"nonfinite", "exact_zero", "z", "rms", "lse", "bias"}) {  // the plainest fault is told
     const auto found = errors.gates.find(gate_name);

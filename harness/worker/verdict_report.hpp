@@ -27,6 +27,9 @@ void fail_malformed(Verdict& verdict, std::string sentence);
 /// What the record says about a tensor's errors, gates and field rules apart. got, expected: the same tokens.
 TensorErrors report(const at::Tensor& got, const at::Tensor& expected, const TokenShape& shape, const ErrorStatistics& s);
 
+/// Does a gate of this tensor fail?
+bool has_failed(const TensorErrors& errors);
+
 /// Turns the gates of a tensor into the verdict: a failed gate fails it; a tensor that has errors to measure (needs_power) and no
 /// gate with the power to do so is mistrusted.
 void apply_gates(const std::string& name, const TensorErrors& errors, bool needs_power, Verdict& verdict);

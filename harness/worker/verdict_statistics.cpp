@@ -58,6 +58,17 @@ Tensor nonfinite_mismatch(const Tensor& got, const Tensor& expected, const Tenso
   return (finite | same | (rounded_up & overflows(dtype, expected, variance))).logical_not();
 }
 
+/// Not as the mask or the oracle's kind of value has it, whatever z is.
+Tensor wrong_outright(const Tensor& mismatch, const Tensor& got, const Tensor& value, const Tensor& variance) {
+  return mismatch | ((variance == 0) & (got != value));
+}
+
+Tensor beyond_limit(const Tensor& got, const Tensor& value, const Tensor& variance, double z_limit) {
+  const Tensor difference = (got - value).abs();
+  const Tensor measured = (difference < kInfinity) & (variance != 0);
+  return measured & (difference / variance.sqrt() <= z_limit).logical_not();
+}
+
 /// |a - b|: 0 where they are the same, NaN included, else infinity where one is not finite.
 Tensor absolute_difference(const Tensor& a, const Tensor& b) {
   const Tensor difference = (a - b).abs();
@@ -143,10 +154,8 @@ Tensor Measurement::measure_rows(const Stretch& stretch) const {
 Tensor Measurement::find_in_rows(const Stretch& stretch) const {
   const Tensor got = stretch.of(got_), value = stretch.of(value_), variance = stretch.of(variance_);
   const Tensor mismatch = nonfinite_mismatch(got, value, variance, dtype_);
-  const Tensor difference = (got - value).abs(), exact = variance == 0;
-  const Tensor outright = mismatch | (exact & (got != value));
-  const Tensor measured = (difference < kInfinity) & exact.logical_not();
-  const Tensor beyond = measured & (difference / variance.sqrt() <= z_limit_).logical_not();
+  const Tensor outright = wrong_outright(mismatch, got, value, variance);
+  const Tensor beyond = beyond_limit(got, value, variance, z_limit_);
   const int64_t begin = stretch.first * got.size(1);
   const Tensor place = at::arange(begin, begin + got.numel(), got.options()).view(got.sizes());
   const auto first = [&](const Tensor& which) { return at::where(which, place, kInfinity).amin(); };
@@ -205,6 +214,11 @@ Element TokenShape::element(int64_t index) const {
 
 ErrorStatistics measure_errors(const at::Tensor& got, const Expected& expected, Dtype dtype, double z_limit) {
   return Measurement(got, expected, dtype, z_limit).run();
+}
+
+Tensor bad_elements(const Tensor& got, const Tensor& value, const Tensor& variance, Dtype dtype, double z_limit) {
+  const Tensor mismatch = nonfinite_mismatch(got, value, variance, dtype);
+  return wrong_outright(mismatch, got, value, variance) | beyond_limit(got, value, variance, z_limit);
 }
 
 double effective_samples(const at::Tensor& row_energy, const at::Tensor& freedom) {

@@ -42,6 +42,10 @@ struct ErrorStatistics {
 /// but no part in the gain.
 ErrorStatistics measure_errors(const at::Tensor& got, const Expected& expected, Dtype dtype, double z_limit);
 
+/// Which elements fail by themselves, [the same sizes], bool: not finite where the other is, not exactly 0 where the variance is,
+/// or |z| > z_limit. Float64 tensors on one device.
+at::Tensor bad_elements(const at::Tensor& got, const at::Tensor& value, const at::Tensor& variance, Dtype dtype, double z_limit);
+
 /// n of the RMS gate: rows weighted by the emulator's energy, `freedom` error sources each.
 double effective_samples(const at::Tensor& row_energy, const at::Tensor& freedom);
 

@@ -354,6 +354,33 @@ TEST(FieldRule, SaysWhatTwiceEagerWouldHaveSaid) {
   EXPECT_FALSE(b.judge.judge(x, Pass::forward).errors.at("o").field_rules.at("2x_eager").passed);
 }
 
+TEST(Failure, IsToldOfTheTensorsThatFailAlone) {
+  const Bench b(kCausal);
+  Outputs x = b.copy();
+  x.dq.narrow(0, 64, 64).select(1, 5).zero_();
+  const Verdict v = b.judge.judge(x, Pass::backward);
+  for (const char* passed : {"o", "dv", "dk_given_o"}) EXPECT_FALSE(v.errors.at(passed).failure) << passed;
+  ASSERT_TRUE(v.errors.at("dq_given_o").failure);
+  const TensorFailure& failure = *v.errors.at("dq_given_o").failure;
+  EXPECT_EQ(failure.pattern.text, "queries 64..127 (tile 1 of 64), the last head (5)");
+  EXPECT_EQ(failure.zeros, v.errors.at("dq_given_o").bad);
+  EXPECT_GT(failure.rms_ratio, 2);
+  EXPECT_EQ(failure.map.cells.size(), 6u);
+  for (const auto& [tensor, errors] : b.judge.judge(b.right, Pass::forward).errors) EXPECT_FALSE(errors.failure) << tensor;
+}
+
+TEST(Failure, OfTheLseIsInUnitsOfItsSigma) {
+  const Bench b(kCausal);
+  Outputs x = b.copy();
+  x.lse[7][2] += 1;
+  const Verdict v = b.judge.judge(x, Pass::forward);
+  EXPECT_FALSE(v.errors.at("o").failure);
+  ASSERT_TRUE(v.errors.at("lse").failure);
+  EXPECT_EQ(v.errors.at("lse").failure->pattern.text, "a single element");
+  EXPECT_NEAR(v.errors.at("lse").failure->first_got - v.errors.at("lse").failure->first_expected, 1, 1e-4);
+  EXPECT_NEAR(1 / v.errors.at("lse").failure->worst_sigma, v.errors.at("lse").max_z, 1e-3 * v.errors.at("lse").max_z);
+}
+
 TEST(CompareOutputs, MeasuresRealTokensOnly) {
   const Bench b("attention hq=2 hkv=1 lens=3+5 d=32 dtype=fp32 layout=padded");
   at::Tensor a = b.right.o.clone(), other = a.clone();
