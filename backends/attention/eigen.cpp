@@ -147,6 +147,7 @@ class EigenBackend : public Backend {
         .name = "fp32_inside", .p = Profile::Probabilities::not_rounded, .rounds_ds = false, .d = Profile::RowSum::from_p_dp};
     declaration_.capabilities = broad_capabilities({"cpu"});
     declaration_.capabilities.returns_lse = true;
+    declaration_.capabilities.tail = true;
   }
 
   const Declaration& declaration() const override { return declaration_; }

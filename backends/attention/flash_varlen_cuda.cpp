@@ -11,21 +11,21 @@ namespace {
 
 class FlashVarlenCuda : public VarlenOperation {
  public:
-  FlashVarlenCuda(const Case& c, const Inputs& inputs) : shape_(flash_varlen_shape(c, inputs)) {
+  FlashVarlenCuda(const Case& c, const Inputs& inputs) : shape_(flash_varlen_shape(c, inputs)), tail_(c.problem.tail) {
     launch_.max_q = inputs.lengths.max_q();
     launch_.max_k = inputs.lengths.max_k();
     launch_.total_q = inputs.lengths.total_q();
   }
 
   Outputs forward(const PackedInputs& in) override {
-    const Outputs out = flash_varlen_results(shape_, in, Pass::forward);
+    const Outputs out = flash_varlen_results(shape_, in, Pass::forward, tail_);
     const c10::DeviceGuard guard(in.q.device());
     flash_varlen::forward_cuda(forward_arguments(shape_, in, out), launch_on_current_stream());
     return out;
   }
 
   Outputs backward(const PackedInputs& in, const Outputs& result) override {
-    const Outputs out = flash_varlen_results(shape_, in, Pass::backward);
+    const Outputs out = flash_varlen_results(shape_, in, Pass::backward, tail_);
     const c10::DeviceGuard guard(in.q.device());
     const at::Tensor workspace = at::empty({workspace_bytes(Pass::backward)}, in.q.options().dtype(at::kByte));
     flash_varlen::backward_cuda(backward_arguments(shape_, in, result, out), launch_on_current_stream(),
@@ -45,6 +45,7 @@ class FlashVarlenCuda : public VarlenOperation {
   }
 
   flash_varlen::Shape shape_;
+  int64_t tail_;
   flash_varlen::CudaLaunch launch_;
 };
 

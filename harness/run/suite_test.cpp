@@ -171,7 +171,8 @@ TEST_F(SuiteFiles, AMissingFileOrFolderIsASentence) {
     load_suite("smok");
     FAIL();
   } catch (const CaseError& error) {
-    expect_part(error.what(), "unknown suite 'smok' (known: defects, edge, full, gradient, parity, perf, smoke)");
+    expect_part(error.what(),
+                "unknown suite 'smok' (known: defects, edge, full, gradient, huge, parity, perf, regressions, smoke)");
     expect_part(error.what(), "did you mean 'smoke'?");
   }
 }
@@ -209,18 +210,18 @@ std::set<std::string> identities(const Suite& suite) {
   return result;
 }
 
-TEST(Suites, AreTheseAndFullHoldsAllButDefects) {
-  EXPECT_EQ(known_suites(), (Lines{"defects", "edge", "full", "gradient", "parity", "perf", "smoke"}));
+TEST(Suites, AreTheseAndFullHoldsAllButDefectsAndHuge) {
+  EXPECT_EQ(known_suites(), (Lines{"defects", "edge", "full", "gradient", "huge", "parity", "perf", "regressions", "smoke"}));
   const auto full = identities(load_suite("full"));
   for (const std::string& name : known_suites()) {
-    if (name == "defects") continue;
+    if (name == "defects" || name == "huge") continue;
     const auto part = identities(load_suite(name));
     EXPECT_TRUE(std::ranges::includes(full, part)) << name;
   }
 }
 
 TEST(Suites, OnlySmokeAndPerfAreTimedAndFullKeepsTheirTimes) {
-  for (const std::string name : {"defects", "parity", "gradient", "edge"})
+  for (const std::string name : {"defects", "parity", "gradient", "edge", "regressions", "huge"})
     for (const SuiteCase& entry : load_suite(name).cases) EXPECT_FALSE(entry.c.metadata.timed) << entry.where;
   std::set<std::string> timed;
   for (const SuiteCase& entry : load_suite("full").cases)
@@ -253,6 +254,23 @@ TEST(Suites, GradientUsesEveryGeneratorInEveryDtype) {
   }
   EXPECT_EQ(fills.size(), kNames<Fill>.size() * kNames<Dtype>.size());
   EXPECT_EQ(douts.size(), kNames<Dout>.size() * kNames<Dtype>.size());
+}
+
+/// Every generator with every value of each axis of the core matrix, in some case.
+TEST(Suites, GradientPairsEveryGeneratorWithTheCore) {
+  std::set<std::pair<std::string_view, std::string>> pairs;
+  for (const SuiteCase& entry : load_suite("gradient").cases) {
+    const Problem& p = entry.c.problem;
+    const std::string align = p.mask == Mask::none ? "" : std::string(name_of(p.align));
+    const std::string sharing = p.hkv == p.hq ? "MHA" : p.hkv == 1 ? "MQA" : "GQA";
+    for (const std::string& value : {std::string(name_of(p.dtype)), std::to_string(p.d), std::string(name_of(p.layout)),
+                                     std::string(name_of(p.mask)) + align, sharing})
+      pairs.insert({name_of(entry.c.fill), value});
+  }
+  for (std::string_view fill : all_names<Fill>())
+    for (std::string value :
+         {"fp16", "bf16", "64", "128", "packed", "padded", "none", "causalbottom_right", "causaltop_left", "MHA", "GQA", "MQA"})
+      EXPECT_TRUE(pairs.contains({fill, value})) << fill << " with " << value;
 }
 
 std::string readme() {
