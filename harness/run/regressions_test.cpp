@@ -6,6 +6,7 @@
 
 #include <gtest/gtest.h>
 
+#include "harness/run/list_cases.hpp"
 #include "harness/run/suite.hpp"
 
 namespace attnbench {
@@ -83,6 +84,14 @@ TEST(Regressions, KeepTheirNamesInFull) {
   for (const SuiteCase& entry : load_suite("full").cases) full.emplace(format_case(entry.c), entry.c.metadata);
   for (const SuiteCase& entry : load_suite("regressions").cases)
     EXPECT_EQ(full.at(format_case(entry.c)), entry.c.metadata) << entry.where;
+}
+
+TEST(Regressions, AreExplainedWithTheirCasesBelow) {
+  const std::string line = "attention d=8 lq=4", why = " # name=tail source=https://x/1 why=\"it leaks\"";
+  Suite suite{"s", {{parse_case(line), ""}, {parse_case(line + " seed=1" + why), ""}, {parse_case(line + " seed=2" + why), ""}}};
+  EXPECT_EQ(list_cases({suite}, true),
+            "attention d=8 lq=4\n\ntail: it leaks\nhttps://x/1\n  attention d=8 lq=4 seed=1\n  attention d=8 lq=4 seed=2\n");
+  EXPECT_EQ(list_cases({suite}, false), "attention d=8 lq=4\nattention d=8 lq=4 seed=1\nattention d=8 lq=4 seed=2\n");
 }
 
 }  // namespace
