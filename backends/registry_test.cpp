@@ -78,7 +78,10 @@ const std::vector<CudaCapability> kCudaCapabilities = {
     {"sdpa_flash", "lq=9 window=4:0", Pass::forward, "window is set: sdpa_flash has no window"},
     {"sdpa_flash", "lq=9 dtype=fp32", Pass::forward, "dtype=fp32: sdpa_flash takes bf16, fp16"},
     {"sdpa_flash", "lq=9 strides=unaligned", Pass::forward,
-     "strides=unaligned: sdpa_flash takes contiguous, transposed, stride0"},
+     "strides=unaligned: sdpa_flash takes contiguous, transposed, dout_transposed, stride0, far"},
+    {"sdpa_flash", "lens=5+9 tail=3", Pass::forward, "tail is set: sdpa_flash has no tail"},
+    {"torch_flash_varlen", "lens=5+9 tail=3 strides=dout_transposed", Pass::backward, ""},
+    {"torch_cudnn_varlen", "lens=5+9 hq=4 hkv=2 tail=3 strides=far", Pass::forward, ""},
     {"sdpa_efficient", "lens=5+9 layout=padded mask=causal dtype=fp32", Pass::backward, ""},
     {"sdpa_efficient", "lq=9 hq=4 hkv=2", Pass::forward, "hq=4 hkv=2: sdpa_efficient needs as many key heads as query heads"},
     {"sdpa_cudnn", "lens=5+9 layout=padded mask=causal hq=4 hkv=2", Pass::backward, ""},
@@ -92,7 +95,8 @@ const std::vector<CudaCapability> kCudaCapabilities = {
     {"torch_cudnn_varlen", "lq=5 lk=9 mask=causal", Pass::forward, "align=bottom_right: torch_cudnn_varlen takes top_left"},
     {"torch_cudnn_varlen", "lq=9", Pass::backward, "pass=backward: torch_cudnn_varlen takes forward"},
     {"sdpa_auto", "lq=9 window=4:0 layout=padded dtype=fp32", Pass::backward, ""},
-    {"sdpa_auto", "lq=9 strides=unaligned", Pass::forward, "strides=unaligned: sdpa_auto takes contiguous, transposed, stride0"},
+    {"sdpa_auto", "lq=9 strides=unaligned", Pass::forward,
+     "strides=unaligned: sdpa_auto takes contiguous, transposed, dout_transposed, stride0, far"},
     {"eager", "lq=9 strides=unaligned window=4:0 layout=padded", Pass::backward, ""},
 };
 

@@ -13,25 +13,6 @@
 #include "reports/run_view.hpp"
 
 namespace attnbench {
-namespace {
-
-constexpr size_t kReasonLetters = 80;
-
-/// The tensors that a gate failed; without any the beginning of the reason, # for each number.
-std::string signature_of(const Record& record) {
-  std::set<std::string> tensors;
-  for (const auto& [tensor, errors] : record.errors)
-    for (const auto& [name, gate] : errors.gates)
-      if (gate.verdict == Gate::Verdict::fail)
-        tensors.insert(tensor.substr(0, tensor.find("_given_o")) + (name == "nonfinite" ? " (not finite)" : ""));
-  if (!tensors.empty()) return fmt::format("{}", fmt::join(tensors, ", "));
-  std::string start;
-  for (const char c : record.reason.substr(0, record.reason.find('\n'))) {
-    const bool digit = c >= '0' && c <= '9';
-    if (!digit || !start.ends_with('#')) start += digit ? '#' : c;
-  }
-  return start.size() > kReasonLetters ? start.substr(0, kReasonLetters) + "…" : start;
-}
 
 double scores_to_compute(const Record& record) {
   try {
@@ -44,6 +25,10 @@ double scores_to_compute(const Record& record) {
     return std::numeric_limits<double>::infinity();
   }
 }
+
+namespace {
+
+constexpr size_t kReasonLetters = 80;
 
 /// The gate that is furthest beyond its limit, and how far.
 struct Excess {
@@ -75,6 +60,21 @@ void complete(FindingGroup& group) {
 }
 
 }  // namespace
+
+std::string signature_of(const Record& record) {
+  std::set<std::string> tensors;
+  for (const auto& [tensor, errors] : record.errors)
+    for (const auto& [name, gate] : errors.gates)
+      if (gate.verdict == Gate::Verdict::fail)
+        tensors.insert(tensor.substr(0, tensor.find("_given_o")) + (name == "nonfinite" ? " (not finite)" : ""));
+  if (!tensors.empty()) return fmt::format("{}", fmt::join(tensors, ", "));
+  std::string start;
+  for (const char c : record.reason.substr(0, record.reason.find('\n'))) {
+    const bool digit = c >= '0' && c <= '9';
+    if (!digit || !start.ends_with('#')) start += digit ? '#' : c;
+  }
+  return start.size() > kReasonLetters ? start.substr(0, kReasonLetters) + "…" : start;
+}
 
 std::vector<FindingGroup> group_findings(const std::vector<Finding>& findings) {
   using Key = std::tuple<bool, Status, std::string, Pass, std::string>;

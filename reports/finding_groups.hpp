@@ -18,6 +18,13 @@ struct FindingGroup {
   bool gated() const { return findings.front().gated; }
 };
 
+/// The tensors of the record that a gate failed, "dk, dq (not finite)"; without any the beginning of the reason, # for each
+/// number.
+std::string signature_of(const Record& record);
+
+/// How large its case is: query-key pairs of all heads, and the tokens; infinite if this version cannot read the case.
+double scores_to_compute(const Record& record);
+
 /// The gated groups first, each in the order of its first finding.
 std::vector<FindingGroup> group_findings(const std::vector<Finding>& findings);
 

@@ -189,7 +189,7 @@ TEST(Latex, EscapesAndMarksTheBest) {
   EXPECT_TRUE(contains(text, "101 $\\pm$0.5\\%  & 401 $\\pm$0.1\\%*"));
 }
 
-TEST(WriteReports, WritesThreeFilesBesideTheRecords) {
+TEST(WriteReports, WritesFourFilesBesideTheRecords) {
   RunData run = test_run();
   run.records[4].time.reset();  // a reader refuses the time of a failed record
   const std::filesystem::path folder = ::testing::TempDir() + "attnbench_write_reports";
@@ -210,8 +210,9 @@ TEST(WriteReports, WritesThreeFilesBesideTheRecords) {
   };
   EXPECT_EQ(text_of("results.csv"), results_csv(run));
   EXPECT_TRUE(contains(text_of("summary.md"), kRepro));
+  EXPECT_TRUE(contains(text_of("findings.md"), kRepro));
   EXPECT_EQ(nlohmann::json::parse(text_of("benchmark.json")).at("benchmarks").size(), 42u);
-  EXPECT_EQ(std::distance(std::filesystem::directory_iterator(folder), {}), 4);
+  EXPECT_EQ(std::distance(std::filesystem::directory_iterator(folder), {}), 5);
   EXPECT_THROW(write_reports(folder / "missing"), RunError);
   std::filesystem::remove_all(folder);
 }

@@ -26,16 +26,6 @@ std::string shell_word(const std::string& word) {
   return quoted + "'";
 }
 
-std::string command_section(const RunData& run) {
-  std::string text = "## Command\n\n```sh\n";
-  for (const RunHeader& header : run.headers) {
-    std::string line;
-    for (const std::string& word : header.argv) line.append(line.empty() ? "" : " ").append(shell_word(word));
-    text += fmt::format("{}  # run {}, {}\n", line, header.run, header.started);
-  }
-  return text + "```\n";
-}
-
 /// Of the last start; earlier ones of a resumed run are in results.jsonl.
 std::string environment_section(const RunData& run) {
   if (run.headers.empty()) return "";
@@ -80,10 +70,14 @@ std::string tables_section(const std::string& title, const std::vector<TextTable
 
 }  // namespace
 
-std::string findings_markdown(const RunData& run) {
-  const std::string id = run.headers.empty() ? "" : " of run " + run.headers.front().run;
-  const std::string warnings = run.warnings.empty() ? "" : "\n" + list_section("Warnings", run.warnings, "");
-  return "# Findings" + id + "\n\n" + command_section(run) + "\n" + findings_section(run) + warnings;
+std::string command_section(const RunData& run) {
+  std::string text = "## Command\n\n```sh\n";
+  for (const RunHeader& header : run.headers) {
+    std::string line;
+    for (const std::string& word : header.argv) line.append(line.empty() ? "" : " ").append(shell_word(word));
+    text += fmt::format("{}  # run {}, {}\n", line, header.run, header.started);
+  }
+  return text + "```\n";
 }
 
 std::string summary_markdown(const RunData& run) {

@@ -7,8 +7,8 @@
 
 namespace attnbench {
 
-/// The failures and findings alone, with the command of the run.
-std::string findings_markdown(const RunData& run);
+/// The command lines of the run and of its resumes, as a section.
+std::string command_section(const RunData& run);
 
 /// Command, environment, verdict counts, every kind of failure and finding with its smallest case and repro line, safety flags,
 /// the field's rule, gates without power, times, rates, memory, differences between backends, and why records are unsupported or

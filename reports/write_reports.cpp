@@ -12,6 +12,7 @@
 #include "reports/audit_report.hpp"
 #include "reports/console_table.hpp"
 #include "reports/csv.hpp"
+#include "reports/findings_report.hpp"
 #include "reports/google_benchmark.hpp"
 #include "reports/junit.hpp"
 #include "reports/latex.hpp"
@@ -75,6 +76,7 @@ void write_reports(const std::filesystem::path& run_dir) {
   const RunData run = read_run(run_dir);
   write_file(run_dir / "results.csv", results_csv(run));
   write_file(run_dir / "summary.md", summary_markdown(run));
+  write_file(run_dir / kFindingsFile, findings_markdown(run));
   write_file(run_dir / "benchmark.json", google_benchmark_json(run));
   if (!has_invariance(run)) return;
   write_file(run_dir / "audit.md", audit_markdown(run));

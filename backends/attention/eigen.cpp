@@ -148,6 +148,7 @@ class EigenBackend : public Backend {
     declaration_.capabilities = broad_capabilities({"cpu"});
     declaration_.capabilities.returns_lse = true;
     declaration_.capabilities.invariant_to = {Relation::alone, Relation::order, Relation::packing, Relation::concurrency};
+    declaration_.capabilities.tail = true;
   }
 
   const Declaration& declaration() const override { return declaration_; }

@@ -48,10 +48,10 @@ class Workspace {
 class FlashVarlenCpu : public VarlenOperation {
  public:
   FlashVarlenCpu(const Case& c, const Inputs& inputs, std::optional<Defect> planted)
-      : shape_(flash_varlen_shape(c, inputs)), planted_(planted) {}
+      : shape_(flash_varlen_shape(c, inputs)), tail_(c.problem.tail), planted_(planted) {}
 
   Outputs forward(const PackedInputs& in) override {
-    const Outputs out = flash_varlen_results(shape_, in, Pass::forward);
+    const Outputs out = flash_varlen_results(shape_, in, Pass::forward, tail_);
     const int workers = at::get_num_threads();
     Workspace workspace(flash_varlen::forward_cpu_workspace_bytes(shape_, workers));
     const flash_varlen::Forward args = forward_arguments(shape_, in, out);
@@ -61,7 +61,7 @@ class FlashVarlenCpu : public VarlenOperation {
   }
 
   Outputs backward(const PackedInputs& in, const Outputs& result) override {
-    const Outputs out = flash_varlen_results(shape_, in, Pass::backward);
+    const Outputs out = flash_varlen_results(shape_, in, Pass::backward, tail_);
     const int workers = at::get_num_threads();
     Workspace workspace(flash_varlen::backward_cpu_workspace_bytes(shape_, workers));
     const flash_varlen::Backward args = backward_arguments(shape_, in, result, out);
@@ -79,6 +79,7 @@ class FlashVarlenCpu : public VarlenOperation {
 
  private:
   flash_varlen::Shape shape_;
+  int64_t tail_;
   std::optional<Defect> planted_;
 };
 
@@ -92,6 +93,7 @@ class FlashVarlen : public VarlenBackend {
     declaration_.ours = true;
     declaration_.capabilities = broad_capabilities({"cpu", "cuda"});
     declaration_.capabilities.dv_differs = false;
+    declaration_.capabilities.tail = true;
     declaration_.capabilities.returns_lse = true;
     on_gpu_ ? declare_gpu() : declare_cpu();
     if (planted) declare_planted();
@@ -132,7 +134,8 @@ class FlashVarlen : public VarlenBackend {
     can.min_head_dim = 64;
     can.max_head_dim = 128;
     can.head_dim_multiple = 64;
-    can.strides = {Strides::contiguous, Strides::transposed, Strides::stride0};  // rows start at multiples of 16 bytes
+    // Rows start at multiples of 16 bytes.
+    can.strides = {Strides::contiguous, Strides::transposed, Strides::dout_transposed, Strides::stride0, Strides::far};
     can.negative_scale = false;
     can.deterministic = false;
     can.varying = {"dq"};

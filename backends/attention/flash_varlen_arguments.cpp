@@ -52,7 +52,7 @@ flash_varlen::Shape flash_varlen_shape(const Case& c, const Inputs& inputs) {
   return shape;
 }
 
-Outputs flash_varlen_results(const flash_varlen::Shape& shape, const PackedInputs& in, Pass pass) {
+Outputs flash_varlen_results(const flash_varlen::Shape& shape, const PackedInputs& in, Pass pass, int64_t tail) {
   const auto options = in.q.options();
   Outputs out;
   if (pass == Pass::forward) {
@@ -63,6 +63,8 @@ Outputs flash_varlen_results(const flash_varlen::Shape& shape, const PackedInput
     out.dk = at::empty({in.k.size(0), shape.hkv, shape.d}, options);
     out.dv = at::empty({in.k.size(0), shape.hkv, shape.d}, options);
   }
+  for (const at::Tensor& result : {out.o, out.lse, out.dq, out.dk, out.dv})
+    if (tail > 0 && result.defined()) result.narrow(0, result.size(0) - tail, tail).zero_();
   return out;
 }
 

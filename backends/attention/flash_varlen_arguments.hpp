@@ -9,8 +9,9 @@ namespace attnbench {
 /// cu_q and cu_k point into the inputs.
 flash_varlen::Shape flash_varlen_shape(const Case& c, const Inputs& inputs);
 
-/// Results that the arguments below write to, uninitialised: o and lse, or dq, dk and dv.
-Outputs flash_varlen_results(const flash_varlen::Shape& shape, const PackedInputs& in, Pass pass);
+/// Results that the arguments below write to, uninitialised: o and lse, or dq, dk and dv. The kernels know nothing of rows behind
+/// the last sequence: the last `tail` rows are 0.
+Outputs flash_varlen_results(const flash_varlen::Shape& shape, const PackedInputs& in, Pass pass, int64_t tail);
 
 flash_varlen::Forward forward_arguments(const flash_varlen::Shape& shape, const PackedInputs& in, const Outputs& out);
 /// `result`: what the forward returned.

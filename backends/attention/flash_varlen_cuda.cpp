@@ -12,14 +12,14 @@ namespace {
 class FlashVarlenCuda : public VarlenOperation {
  public:
   FlashVarlenCuda(const Case& c, const Inputs& inputs, std::optional<flash_varlen::Defect> planted)
-      : shape_(flash_varlen_shape(c, inputs)), planted_(planted) {
+      : shape_(flash_varlen_shape(c, inputs)), tail_(c.problem.tail), planted_(planted) {
     launch_.max_q = inputs.lengths.max_q();
     launch_.max_k = inputs.lengths.max_k();
     launch_.total_q = inputs.lengths.total_q();
   }
 
   Outputs forward(const PackedInputs& in) override {
-    const Outputs out = flash_varlen_results(shape_, in, Pass::forward);
+    const Outputs out = flash_varlen_results(shape_, in, Pass::forward, tail_);
     const c10::DeviceGuard guard(in.q.device());
     const flash_varlen::Forward args = forward_arguments(shape_, in, out);
     planted_ ? flash_varlen::forward_cuda_planted(*planted_, args, launch_on_current_stream())
@@ -28,7 +28,7 @@ class FlashVarlenCuda : public VarlenOperation {
   }
 
   Outputs backward(const PackedInputs& in, const Outputs& result) override {
-    const Outputs out = flash_varlen_results(shape_, in, Pass::backward);
+    const Outputs out = flash_varlen_results(shape_, in, Pass::backward, tail_);
     const c10::DeviceGuard guard(in.q.device());
     const at::Tensor workspace = at::empty({workspace_bytes(Pass::backward)}, in.q.options().dtype(at::kByte));
     const flash_varlen::Backward args = backward_arguments(shape_, in, result, out);
@@ -50,6 +50,7 @@ class FlashVarlenCuda : public VarlenOperation {
   }
 
   flash_varlen::Shape shape_;
+  int64_t tail_;  ///< rows behind the last sequence
   flash_varlen::CudaLaunch launch_;
   std::optional<flash_varlen::Defect> planted_;
 };

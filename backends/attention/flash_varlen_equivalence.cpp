@@ -360,7 +360,8 @@ std::string why_equivalent(Defect defect, const Case& c, Kernels kernels) {
   if (only_rounds(defect) && c.problem.dtype == Dtype::fp32) return "fp32 is what the kernel computes in";
   if (defect == Defect::p_subnormals_flushed && c.problem.dtype != Dtype::fp16) return "only fp16 has so few exponents";
   if (defect == Defect::dout_strides_ignored) {
-    const bool contiguous = c.problem.layout == Layout::padded || c.strides != Strides::transposed;
+    const bool strided = c.strides == Strides::transposed || c.strides == Strides::dout_transposed || c.strides == Strides::far;
+    const bool contiguous = c.problem.layout == Layout::padded || !strided;
     return contiguous ? "the kernel gets a contiguous dO" : "";
   }
   if (is_mask_defect(defect)) return mask_defect_shows(defect, tiling) ? "" : "shape and mask never reach it";

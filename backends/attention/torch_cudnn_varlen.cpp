@@ -40,6 +40,7 @@ class TorchCudnnVarlen : public VarlenBackend {
     declaration_.implementation = "pytorch_cudnn";
     declaration_.profile = sdpa_flash_profile();
     declaration_.capabilities = fused_cuda_capabilities();
+    declaration_.capabilities.tail = true;
     declaration_.capabilities.min_sm = 90;  // LibTorch's dispatcher gives it packed tensors on SM 9.0 and 10.x
     declaration_.capabilities.max_sm = 109;
     declaration_.capabilities.max_head_dim = cudnn_max_head_dim(device);

@@ -1,6 +1,7 @@
 // torch_efficient_varlen: LibTorch's memory-efficient kernel over packed tensors.
 #include <ATen/ops/_efficient_attention_backward.h>
 #include <ATen/ops/_efficient_attention_forward.h>
+#include <ATen/ops/zeros.h>
 #include <torch/version.h>
 
 #include "backends/attention/fused_cuda.hpp"
@@ -35,7 +36,7 @@ class TorchEfficient : public TorchVarlenOperation {
     offset_ = std::get<3>(result);
     Outputs out;
     out.o = std::get<0>(result).squeeze(0);
-    out.lse = queries_.unpad(lse_.transpose(1, 2));
+    out.lse = with_tail(queries_.unpad(lse_.transpose(1, 2)));
     return out;
   }
 
@@ -51,6 +52,14 @@ class TorchEfficient : public TorchVarlenOperation {
   }
 
  private:
+  /// The kernel's LSE has no rows behind the last sequence: 0 there.
+  at::Tensor with_tail(const at::Tensor& lse) const {
+    if (problem().tail == 0) return lse;
+    const at::Tensor longer = at::zeros({lse.size(0) + problem().tail, lse.size(1)}, lse.options());
+    longer.narrow(0, 0, lse.size(0)).copy_(lse);
+    return longer;
+  }
+
   /// sdp::CustomMaskType
   int64_t mask_type() const {
     if (!is_causal()) return 0;
@@ -71,6 +80,7 @@ class TorchEfficientVarlen : public VarlenBackend {
     declaration_.profile = efficient_profile();
     declaration_.conventions.lse_empty = Conventions::LseEmpty::zero;  // the kernel's epilogue says log(1)
     declaration_.capabilities = fused_cuda_capabilities();
+    declaration_.capabilities.tail = true;
     declaration_.capabilities.dtypes = {Dtype::bf16, Dtype::fp16, Dtype::fp32};
     declaration_.capabilities.max_head_dim = 65536;
     declaration_.capabilities.dv_differs = true;

@@ -52,6 +52,7 @@ class TorchFlashVarlen : public VarlenBackend {
     declaration_.profile = sdpa_flash_profile();
     declaration_.conventions.lse_empty = Conventions::LseEmpty::plus_infinity;  // so that its backward gets P = exp(S - inf) = 0
     declaration_.capabilities = fused_cuda_capabilities();
+    declaration_.capabilities.tail = true;
     declaration_.capabilities.aligns = {Align::bottom_right};
     declaration_.capabilities.window = true;
   }

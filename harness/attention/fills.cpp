@@ -78,6 +78,10 @@ void RowDrawer::draw_qkv(const RowIndex& index, float* row) const {
       if (k) row[0] -= apart;
       break;
     }
+    case Fill::deep_negative:
+      if (q) row[0] = 256;
+      if (k) row[0] = -256;
+      break;
     case Fill::ramp:
       if (q) row[0] += 6;
       if (k) row[0] += 10.0f * static_cast<float>(index.position) / static_cast<float>(index.length);

@@ -4,6 +4,7 @@
 //   normal            N
 //   peaked            q = 4 N: nearly one-hot probabilities
 //   shifted_negative  channel 0 of q and k shifted apart so that at the default scale the LSE is about -200
+//   deep_negative     channel 0 is 256 in q and -256 in k: scores about -65536, before they are scaled, and no maximum above that
 //   ramp              channel 0: q = N + 6, k = N + 10 j / lk for key j: the running maximum keeps growing
 //   mean_offset       k = N + 2, v = N + 1.5: cancellation in dS, rounding errors that share a sign
 //   row_scale         rows of q and v times a power of two drawn from 2^-2 .. 2^2

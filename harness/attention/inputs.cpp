@@ -33,11 +33,11 @@ at::ScalarType scalar_type(Dtype dtype) {
   throw std::invalid_argument("inputs: unknown dtype number " + std::to_string(static_cast<int>(dtype)));
 }
 
-/// Where the tokens of one side (queries or keys) lie. packed: one row of pitch = tokens.
+/// Where the tokens of one side (queries or keys) lie. packed: one row of pitch = tokens and tail.
 struct Side {
   std::vector<int64_t> rows;     ///< storage row of every real token
   std::vector<RowIndex> tokens;  ///< position and length of every real token; head unset
-  std::vector<int64_t> padded;   ///< the other storage rows, ascending
+  std::vector<int64_t> padded;   ///< the other storage rows (of padding or of the tail), ascending
   std::vector<int64_t> unseen;   ///< of keys: storage rows of the real tokens that no query sees
   int64_t sequences = 1, pitch = 0;
   bool is_padded = false;
@@ -56,7 +56,7 @@ Side lay_out(const Problem& problem, const std::vector<int64_t>& lengths, int64_
     }
   }
   side.sequences = side.is_padded ? static_cast<int64_t>(lengths.size()) : 1;
-  side.pitch = side.is_padded ? pitch : static_cast<int64_t>(side.rows.size());
+  side.pitch = side.is_padded ? pitch : static_cast<int64_t>(side.rows.size()) + problem.tail;
   size_t next = 0;
   for (int64_t row = 0; row < side.sequences * side.pitch; row++) {
     if (next < side.rows.size() && side.rows[next] == row) {
@@ -118,18 +118,30 @@ at::Tensor mask_of(const Side& side) {
   return mask;
 }
 
+/// Elements from a head to the next where the last one is to start 2^31 behind the first, in multiples of 16.
+int64_t far_apart(int64_t heads) {
+  constexpr int64_t kFar = int64_t{1} << 31, kMultiple = 16;
+  return (kFar / (heads - 1) / kMultiple + 1) * kMultiple;
+}
+
 /// A tensor [tokens, heads, channels] or [b, pitch, heads, channels] in the memory order that the case asks for.
 at::Tensor allocate(const Side& side, int64_t heads, int64_t channels, Strides strides, bool broadcast_head, Dtype dtype) {
-  const int64_t stored_heads = broadcast_head ? 1 : heads;
+  const int64_t stored_heads = broadcast_head ? 1 : heads, rows = side.sequences * side.pitch;
   const int64_t offset = strides == Strides::unaligned ? 1 : 0;
-  int64_t token_stride = stored_heads * channels, head_stride = channels;
+  int64_t token_stride = stored_heads * channels, head_stride = channels, sequence_stride = side.pitch * token_stride;
+  int64_t elements = rows * token_stride;
   if (strides == Strides::transposed) {
     token_stride = channels;
     head_stride = side.pitch * channels;
   }
+  if (strides == Strides::far) {
+    token_stride = channels;
+    sequence_stride = side.pitch * channels;
+    head_stride = std::max(rows * channels, far_apart(heads));
+    elements = (heads - 1) * head_stride + rows * channels;
+  }
   if (broadcast_head) head_stride = 0;
-  const int64_t sequence_stride = side.pitch * stored_heads * channels;
-  const at::Tensor storage = at::empty({side.sequences * sequence_stride + offset}, scalar_type(dtype));
+  const at::Tensor storage = at::empty({elements + offset}, scalar_type(dtype));
   if (!side.is_padded) return storage.as_strided({side.pitch, heads, channels}, {token_stride, head_stride, 1}, offset);
   return storage.as_strided({side.sequences, side.pitch, heads, channels}, {sequence_stride, token_stride, head_stride, 1},
                             offset);
@@ -202,15 +214,17 @@ void write(const at::Tensor& tensor, const Side& side, const Case& c, const Tens
   const RowWriter<T> writer(tensor, side);
   write_tokens(writer, side, RowDrawer(spec.values, c, spec.heads, spec.channels));
   const RowDrawer garbage(spec.garbage, c, spec.heads, spec.channels);
-  const bool is_dout = spec.values == Stream::dout;
+  const bool is_zero = spec.values == Stream::dout && side.is_padded;
   const bool is_finite = poison == Conventions::Poison::finite;
   const float nan = std::numeric_limits<float>::quiet_NaN();
-  overwrite(writer, side.padded, spec.channels, !is_dout && is_finite ? &garbage : nullptr, is_dout ? 0.0f : nan);
+  overwrite(writer, side.padded, spec.channels, !is_zero && is_finite ? &garbage : nullptr, is_zero ? 0.0f : nan);
   if (!is_finite) overwrite(writer, side.unseen, spec.channels, nullptr, nan);
 }
 
 at::Tensor make_tensor(const Side& side, const Case& c, const TensorSpec& spec, Conventions::Poison poison) {
-  const at::Tensor tensor = allocate(side, spec.heads, spec.channels, c.strides, spec.broadcast_head, c.problem.dtype);
+  Strides strides = c.strides;
+  if (strides == Strides::dout_transposed) strides = spec.values == Stream::dout ? Strides::transposed : Strides::contiguous;
+  const at::Tensor tensor = allocate(side, spec.heads, spec.channels, strides, spec.broadcast_head, c.problem.dtype);
   if (tensor.numel() == 0) return tensor;
   switch (c.problem.dtype) {
     case Dtype::bf16:
@@ -267,7 +281,7 @@ Inputs make_inputs(const Case& c, Conventions::Poison poison) {
 }
 
 bool holds_poison(const Case& c) {
-  if (c.problem.layout == Layout::padded) return true;
+  if (c.problem.layout == Layout::padded || c.problem.tail > 0) return true;
   const SequenceLengths lengths = sequence_lengths(c.problem, c.seed);
   for (size_t n = 0; n < lengths.k.size(); n++) {
     const SeenKeys seen = seen_keys(c.problem, lengths.q[n], lengths.k[n]);

@@ -16,6 +16,7 @@ namespace attnbench {
 
 /// Layout::packed: q, dout [total_q, hq, d|dv]; k [total_k, hkv, d], v [total_k, hkv, dv].
 /// Layout::padded: q, dout [b, q_pitch, hq, d|dv]; k, v [b, k_pitch, hkv, d|dv]; dout is 0 on padded rows.
+/// tail rows follow the last sequence of q, k, v and dout where the case has them.
 /// Strides as the case says; the values do not depend on them (stride0 apart: k and v repeat one head).
 struct Inputs {
   at::Tensor q, k, v, dout;
@@ -26,13 +27,14 @@ struct Inputs {
   std::vector<int64_t> q_rows, k_rows;
   double scale = 0;
 
-  /// Allocated rows: packed: the total tokens; padded: b * pitch.
+  /// Allocated rows: packed: the total tokens and the tail; padded: b * pitch.
   int64_t q_storage_rows() const;
   int64_t k_storage_rows() const;
 };
 
-/// Draws the inputs on the CPU. poison: what the tokens hold that nobody may read: padded ones of q, k and v, and the keys
-/// and values that the mask hides from every query of their sequence (finite: these hold what was drawn for them).
+/// Draws the inputs on the CPU. poison: what the tokens hold that nobody may read: padded ones of q, k and v, those of the tail
+/// (of dout too), and the keys and values that the mask hides from every query of their sequence (finite: these hold what was
+/// drawn for them).
 Inputs make_inputs(const Case& c, Conventions::Poison poison);
 
 /// Some token is there that nobody may read, so that the inputs depend on the poison.

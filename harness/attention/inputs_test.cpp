@@ -155,6 +155,50 @@ TEST(Inputs, PaddingIsPoisonedAndItsOutputGradientIsZero) {
   EXPECT_NEAR(spread(finite.k), 1, 0.1);
 }
 
+TEST(Inputs, RowsBehindTheLastSequenceAreNobodys) {
+  const std::string sequences = "attention lens=3+4 klens=5+2 hq=2 d=8 seed=3";
+  const Case plain = parse_case(sequences), tailed = parse_case(sequences + " tail=6");
+  EXPECT_FALSE(holds_poison(plain));
+  EXPECT_TRUE(holds_poison(tailed));
+  const Inputs without = make_inputs(plain, Conventions::Poison::nan), with = make_inputs(tailed, Conventions::Poison::nan);
+  EXPECT_EQ(with.q_storage_rows(), 7 + 6);
+  EXPECT_EQ(with.k_storage_rows(), 7 + 6);
+  EXPECT_TRUE(with.cu_q.equal(without.cu_q) && with.cu_k.equal(without.cu_k));
+  const Inputs garbage = make_inputs(tailed, Conventions::Poison::finite);
+  for (const auto tensor : {&Inputs::q, &Inputs::k, &Inputs::v, &Inputs::dout}) {
+    EXPECT_TRUE(same_bits((with.*tensor).narrow(0, 0, 7), without.*tensor));
+    EXPECT_TRUE(same_bits((garbage.*tensor).narrow(0, 0, 7), without.*tensor));
+    EXPECT_TRUE(at::isnan((with.*tensor).narrow(0, 7, 6)).all().item<bool>());
+    EXPECT_FALSE(at::isnan(garbage.*tensor).any().item<bool>());
+    EXPECT_TRUE((garbage.*tensor).narrow(0, 7, 6).ne(0).any().item<bool>());
+  }
+}
+
+TEST(Inputs, DoutAloneIsTransposed) {
+  Case c = small_case();
+  const Inputs plain = make_inputs(c, Conventions::Poison::finite);
+  c.strides = Strides::dout_transposed;
+  const Inputs inputs = make_inputs(c, Conventions::Poison::finite);
+  EXPECT_TRUE(inputs.q.is_contiguous() && inputs.k.is_contiguous() && inputs.v.is_contiguous());
+  EXPECT_FALSE(inputs.dout.is_contiguous());
+  EXPECT_TRUE(same_bits(plain.dout, inputs.dout));
+}
+
+/// Gigabytes of addresses, of which the heads' own pages alone are ever touched.
+TEST(Inputs, FarHeadsStartBeyondWhat32BitsHold) {
+  for (const std::string layout : {"packed", "padded"}) {
+    const std::string line = "attention lens=3+2 hq=6 hkv=2 d=8 seed=3 layout=" + layout;
+    const Inputs plain = make_inputs(parse_case(line), Conventions::Poison::finite);
+    const Inputs far = make_inputs(parse_case(line + " strides=far"), Conventions::Poison::finite);
+    for (const auto tensor : {&Inputs::q, &Inputs::k, &Inputs::v, &Inputs::dout}) {
+      const at::Tensor& x = far.*tensor;
+      EXPECT_GE((x.size(-2) - 1) * x.stride(-2), int64_t{1} << 31);
+      EXPECT_EQ(x.stride(-2) % 16, 0);
+      EXPECT_TRUE(same_bits(plain.*tensor, x));
+    }
+  }
+}
+
 /// Which keys hold NaN, as text: '-' for NaN.
 std::string unseen(const std::string& line) {
   const Case c = parse_case(line, "test");
@@ -207,6 +251,8 @@ TEST(Inputs, FillsHaveTheirMoments) {
   EXPECT_EQ(sparse.k.abs().max().item<float>(), 2);
   EXPECT_NEAR(variance(drawn(Fill::row_scale).q), (16 + 4 + 1 + 0.25 + 0.0625) / 5, 0.2);
   EXPECT_TRUE(drawn(Fill::ones_v).v.eq(1).all().item<bool>());
+  const Inputs deep = drawn(Fill::deep_negative);
+  EXPECT_TRUE(deep.q.select(-1, 0).eq(256).all().item<bool>() && deep.k.select(-1, 0).eq(-256).all().item<bool>());
   const Inputs shifted = drawn(Fill::shifted_negative);
   EXPECT_NEAR(average(shifted.q.select(2, 0)) * average(shifted.k.select(2, 0)) / 8, -200, 2);
   const Inputs ramp = drawn(Fill::ramp);

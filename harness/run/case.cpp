@@ -27,7 +27,7 @@ bool is_set(const LengthSpec& spec) {
 /// Keys that depend on each other, once each has been read.
 class Completion {
  public:
-  Completion(const CaseText& text, Case& c) : text_(text), problem_(c.problem) {}
+  Completion(const CaseText& text, Case& c) : text_(text), problem_(c.problem), strides_(c.strides) {}
 
   void run() {
     require("d");
@@ -37,6 +37,9 @@ class Completion {
     check_rows("klens", "lk", is_set(problem_.klens) ? problem_.klens : problem_.lens, problem_.lk);
     if (problem_.pad != Pad::right && problem_.layout != Layout::padded)
       refuse(*given("pad"), "layout=padded beside it: packed input has no padding");
+    if (problem_.tail > 0 && problem_.layout != Layout::packed)
+      refuse(*given("tail"), "layout=packed beside it: padded input ends with its last row");
+    if (strides_ == Strides::far && problem_.hkv == 1) refuse(*given("strides"), "hkv=2 or more beside it: heads lie far apart");
     if (problem_.align != Align::bottom_right && !problem_.uses_alignment())
       refuse(*given("align"), "mask=causal, a window or alibi beside it: without one the alignment has no effect");
   }
@@ -87,7 +90,7 @@ class Completion {
     const int64_t longest = list ? *std::ranges::max_element(*list) : range ? range->high : equal_length;
     int64_t rows = problem_.b * pitch_of(problem_.layout, problem_.pad, longest);
     if (problem_.layout == Layout::packed)
-      rows = list ? std::accumulate(list->begin(), list->end(), int64_t{0}) : problem_.b * longest;
+      rows = (list ? std::accumulate(list->begin(), list->end(), int64_t{0}) : problem_.b * longest) + problem_.tail;
     if (rows <= kMaxRows) return;
     const Token* token = given(list_key);
     if (!token) token = given(is_set(spec) ? "lens" : equal_key);
@@ -97,6 +100,7 @@ class Completion {
 
   const CaseText& text_;
   Problem& problem_;
+  const Strides strides_;
 };
 
 std::string format_keys(std::span<const Key> keys, const Case& c, std::string (*write)(std::string_view)) {

@@ -10,11 +10,11 @@
 namespace attnbench {
 
 /// Data generators for q, k, v (harness/attention/inputs.hpp says what each draws).
-enum class Fill { normal, peaked, shifted_negative, ramp, mean_offset, row_scale, sparse_int, unit, ones_v };
+enum class Fill { normal, peaked, shifted_negative, deep_negative, ramp, mean_offset, row_scale, sparse_int, unit, ones_v };
 /// Generators for dO.
 enum class Dout { normal, one_hot, zeros, ones };
-/// Memory layout in which the backend receives q, k, v and dO.
-enum class Strides { contiguous, transposed, stride0, unaligned };
+/// Memory layout in which the backend receives q, k, v and dO. far: the last head starts 2^31 elements or more behind the first.
+enum class Strides { contiguous, transposed, dout_transposed, stride0, unaligned, far };
 
 enum class Expect { equal, must_differ, must_throw };
 enum class DeviceKind { cpu, cuda, any };

@@ -227,6 +227,7 @@ const Key kCaseKeys[] = {
     {"window", parse_window, format_window, none},
     {"layout", parse_problem_name<&Problem::layout>, format_problem_name<&Problem::layout>, [](const Case&) { return std::string("packed"); }},
     {"pad", parse_problem_name<&Problem::pad>, format_problem_name<&Problem::pad>, [](const Case&) { return std::string("right"); }},
+    {"tail", parse_count<&Problem::tail, 0, kMaxLength>, format_count<&Problem::tail>, zero},
     {"scale", parse_scale, format_scale, [](const Case&) { return std::string("auto"); }},
     {"softcap", parse_softcap, format_softcap, off},
     {"alibi", parse_switch<&Problem::alibi>, format_switch<&Problem::alibi>, off},

@@ -82,7 +82,7 @@ TEST(Case, EveryNameOfEveryEnumParses) {
   check("pad", all_names<Pad>(), "layout=padded");
   check("fill", all_names<Fill>(), "");
   check("dout", all_names<Dout>(), "");
-  check("strides", all_names<Strides>(), "");
+  check("strides", all_names<Strides>(), "hq=2");
 }
 
 TEST(Case, MetadataIsNoPartOfTheIdentity) {
@@ -213,6 +213,8 @@ class RandomCase {
     if (chance()) p.dropout = {std::ldexp(static_cast<double>((random_() >> 12) | 1), -52), random_()};
     p.sink = chance();
     c.fill = any<Fill>(), c.dout = any<Dout>(), c.strides = any<Strides>(), c.seed = chance() ? 0 : random_();
+    if (c.strides == Strides::far && p.hkv == 1) c.strides = Strides::contiguous;
+    if (p.layout == Layout::packed && chance()) p.tail = below(99);
     c.metadata = {chance() ? "" : "n\"a me\\",
                   any<Expect>(),
                   chance() ? "" : "http://x/#1",

@@ -28,6 +28,7 @@ Examples:
   attnbench selftest                               plants defects in backends: does the judge see them?
   attnbench audit                                  what changes the bits of a result: repeats, batch, padding, threads
   attnbench fuzz --seed 7 --minutes 60             random cases; what fails is shrunk to a small case
+  attnbench findings runs/mine --shrink            what is red and why, with the smallest case that shows it
   attnbench support                                which backend can do what on this machine, and why not
 
 Exit codes: 0 passed | 1 a gated backend is wrong | 2 bad option, case or file | 3 no worker, or too little evidence
@@ -276,12 +277,13 @@ class Grammar {
     add_support();
     add_merge();
     add_report();
+    add_findings();
   }
 
   /// CLI11 answers --help before it looks at the rest, so a command that is not there is refused first.
   void check_command(const std::string& word) const {
     std::vector<std::string_view> known{"run"};
-    for (const CLI::App* command : {audit_app_, fuzz_app_, list_app_, support_app_, selftest_app_, merge_app_, report_app_})
+    for (const CLI::App* command : {audit_app_, fuzz_app_, findings_app_, list_app_, support_app_, selftest_app_, merge_app_, report_app_})
       known.push_back(command->get_name());
     if (!word.starts_with('-') && std::find(known.begin(), known.end(), word) == known.end())
       throw UsageError(
@@ -300,6 +302,7 @@ class Grammar {
     if (*audit_app_) return finish_audit(*audit_app_, audit_, typed_audit_);
     if (*fuzz_app_) return finish_fuzz(*fuzz_app_, fuzz_, typed_fuzz_);
     if (*list_app_) return list_;
+    if (*findings_app_) return finished_findings();
     if (*support_app_) return finished_support();
     if (*selftest_app_) return finish_selftest(*selftest_app_, selftest_);
     if (*merge_app_) return merge_;
@@ -349,6 +352,16 @@ class Grammar {
         ->capture_default_str();
   }
 
+  void add_findings() {
+    findings_app_->add_option("run", findings_.run, "folder of a run")->required()->type_name("DIR");
+    findings_app_->add_flag("--shrink", findings_.shrink, "run the smallest case of each cause again, smaller and smaller");
+    add_worker_options(*findings_app_, findings_.worker);
+  }
+
+  FindingsCommand finished_findings() const {
+    check(findings_.worker);
+    return findings_;
+  }
   SupportCommand finished_support() const {
     SupportCommand support = support_;
     check(support.worker);
@@ -369,6 +382,7 @@ class Grammar {
       "attnbench"};
   CLI::App* audit_app_ = app_.add_subcommand("audit", "what changes the bits of a result: repeats, batch, padding, threads");
   CLI::App* fuzz_app_ = app_.add_subcommand("fuzz", "judge random cases, and shrink those that a gated backend gets wrong");
+  CLI::App* findings_app_ = app_.add_subcommand("findings", "what is red in a run, by cause, and what to do about it");
   CLI::App* list_app_ = app_.add_subcommand("list", "the suites, or the cases of suites");
   CLI::App* support_app_ = app_.add_subcommand("support", "backends x capabilities on this machine, and every reason why not");
   CLI::App* selftest_app_ = app_.add_subcommand("selftest", "plant defects in backends, and see whether the judge sees them");
@@ -378,6 +392,7 @@ class Grammar {
   TypedOptions typed_, typed_audit_, typed_fuzz_;
   SelftestCommand selftest_;
   FuzzCommand fuzz_;
+  FindingsCommand findings_;
   ListCommand list_;
   SupportCommand support_;
   std::string support_sm_;

@@ -49,6 +49,12 @@ struct FuzzCommand {
   std::filesystem::path out;
   WorkerOptions worker;
 };
+/// What is red in a run, by cause; each cause's smallest case is shrunk on a worker where that is asked for.
+struct FindingsCommand {
+  std::filesystem::path run;
+  bool shrink = false;
+  WorkerOptions worker;
+};
 struct ListCommand {
   std::vector<std::string> suites;  ///< empty: the names of all suites
   bool explain = false;
@@ -71,8 +77,8 @@ struct HelpCommand {
   bool asked_for = true;
 };
 
-using Command = std::variant<RunCommand, AuditCommand, SelftestCommand, FuzzCommand, ListCommand, SupportCommand, MergeCommand,
-                             ReportCommand, HelpCommand>;
+using Command = std::variant<RunCommand, AuditCommand, SelftestCommand, FuzzCommand, FindingsCommand, ListCommand, SupportCommand,
+                             MergeCommand, ReportCommand, HelpCommand>;
 
 /// `arguments` without the program's name. Throws UsageError: unknown options with the nearest known one, values out of range,
 /// options that exclude each other. `report_formats`: what --format takes.

@@ -87,6 +87,7 @@ std::optional<std::string> why_not_features(const Declaration& backend, const Pr
   const auto lacks = [&](std::string_view key) { return fmt::format("{} is set: {} has no {}", key, backend.name, key); };
   if (problem.window && !can.window) return lacks("window");
   if (problem.softcap > 0 && !can.softcap) return lacks("softcap");
+  if (problem.tail > 0 && !can.tail) return lacks("tail");
   if (problem.alibi && !can.alibi) return lacks("alibi");
   if (problem.sink && !can.sink) return lacks("sink");
   if (problem.dropout.p > 0 && !can.dropout) return lacks("dropout");

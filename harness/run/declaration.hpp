@@ -62,6 +62,7 @@ struct Capabilities {
   bool gqa = true;              ///< hkv < hq
   bool unequal_lengths = true;  ///< lq != lk
   bool empty_sequences = true;  ///< a length of 0
+  bool tail = false;            ///< packed tensors with rows behind the last sequence
   std::vector<Strides> strides;
   bool negative_scale = true;  ///< a softmax scale below 0
   bool returns_lse = true;

@@ -131,6 +131,7 @@ json capabilities_to_json(const Capabilities& can) {
           {"gqa", can.gqa},
           {"unequal_lengths", can.unequal_lengths},
           {"empty_sequences", can.empty_sequences},
+          {"tail", can.tail},
           {"strides", names_to_json(can.strides)},
           {"negative_scale", can.negative_scale},
           {"returns_lse", can.returns_lse},
@@ -164,6 +165,7 @@ Capabilities capabilities_from(const JsonReader& reader) {
   can.gqa = reader.boolean("gqa");
   can.unequal_lengths = reader.boolean("unequal_lengths");
   can.empty_sequences = reader.boolean("empty_sequences");
+  can.tail = reader.has("tail") && reader.boolean("tail");  // absent in older runs
   can.strides = enums_from<Strides>(reader, "strides");
   can.negative_scale = !reader.has("negative_scale") || reader.boolean("negative_scale");  // absent in older runs
   can.returns_lse = reader.boolean("returns_lse");

@@ -33,10 +33,11 @@ Declaration takes_all() {
   can.layouts = {Layout::packed, Layout::padded};
   can.masks = {Mask::none, Mask::causal};
   can.aligns = {Align::bottom_right, Align::top_left};
-  can.window = can.softcap = can.alibi = can.sink = can.dropout = true;
-  can.strides = {Strides::contiguous, Strides::transposed, Strides::stride0, Strides::unaligned};
   can.varying = {"dq"};
   can.invariant_to = {Relation::alone, Relation::packing};
+  can.window = can.softcap = can.alibi = can.sink = can.dropout = can.tail = true;
+  can.strides = {Strides::contiguous, Strides::transposed, Strides::dout_transposed,
+                 Strides::stride0,    Strides::unaligned,  Strides::far};
   return backend;
 }
 
@@ -80,6 +81,7 @@ const std::vector<Restriction> kRestrictions = {
      "align=bottom_right: all takes top_left"},
     {"lq=4 window=1:1", [](auto& b) { b.capabilities.window = false; }, "window is set: all has no window"},
     {"lq=4 softcap=3", [](auto& b) { b.capabilities.softcap = false; }, "softcap is set: all has no softcap"},
+    {"lq=4 tail=3", [](auto& b) { b.capabilities.tail = false; }, "tail is set: all has no tail"},
     {"lq=4 alibi=on", [](auto& b) { b.capabilities.alibi = false; }, "alibi is set: all has no alibi"},
     {"lq=4 sink=on", [](auto& b) { b.capabilities.sink = false; }, "sink is set: all has no sink"},
     {"lq=4 dropout=0.5:1", [](auto& b) { b.capabilities.dropout = false; }, "dropout is set: all has no dropout"},
@@ -96,6 +98,8 @@ const std::vector<Restriction> kRestrictions = {
      "strides=stride0: all takes contiguous, transposed"},
     {"lq=4 strides=transposed", [](auto& b) { b.capabilities.strides = {Strides::contiguous}; },
      "strides=transposed: all takes contiguous"},
+    {"lq=4 hq=2 strides=far", [](auto& b) { b.capabilities.strides = {Strides::contiguous}; },
+     "strides=far: all takes contiguous"},
     {"lq=4 strides=unaligned", [](auto& b) { b.capabilities.strides = {Strides::contiguous}; },
      "strides=unaligned: all takes contiguous"},
 };
@@ -206,7 +210,7 @@ TEST(DeclarationJson, EveryFieldIsNeededAndChecked) {
   for (const char* part : {"", "/profile", "/conventions", "/capabilities"}) {
     const nlohmann::json::json_pointer pointer(part);
     for (const auto& [key, value] : good[pointer].items()) {
-      const bool newer = key == "ds_from_rounded_p" || key == "negative_scale" || key == "varying" ||
+      const bool newer = key == "ds_from_rounded_p" || key == "negative_scale" || key == "tail" || key == "varying" ||
                          key == "invariant_to";  // absent in older runs
       nlohmann::json bad = good;
       bad[pointer].erase(key);

@@ -8,12 +8,11 @@
 
 #include <fmt/format.h>
 
-#include "harness/run/errors.hpp"
 #include "harness/run/gate.hpp"
 #include "harness/run/progress.hpp"
 #include "harness/run/random_case.hpp"
 #include "harness/run/recorder.hpp"
-#include "harness/run/shrink.hpp"
+#include "harness/run/shrink_record.hpp"
 
 namespace attnbench {
 namespace {
@@ -21,53 +20,25 @@ namespace {
 using Clock = std::chrono::steady_clock;
 
 constexpr const char* kSuite = "fuzz";
-constexpr int64_t kBatch = 64;                             // of --minutes: what is found is shrunk after each
-constexpr auto kLongestShrink = std::chrono::minutes(10);  // a worker that hangs costs a timeout a try
+constexpr int64_t kBatch = 64;  // of --minutes: what is found is shrunk after each
 
-/// One red result, and the smallest case that was red in the same way.
+/// One red result, and the smallest case that was red in the same way; unset: the others of its kind were too many.
 struct Finding {
-  enum class Shrunk { yes, not_red_alone, too_many };
   uint64_t number = 0;
-  Record found, smallest;
-  Shrunk shrunk = Shrunk::yes;
-  int tries = 0;
+  Record found;
+  std::optional<ShrunkRecord> shrunk;
 };
-
-/// Keeps the record of a single run.
-class OneRecord : public ResultSink {
- public:
-  explicit OneRecord(RunFolder& folder) : folder_(folder) {}
-  void take(const Record& record) override { record_ = record; }
-  void take(const Comparison&) override {}
-  void on_stage(const PlannedCase&, const Stage&) override {}
-  void tick() override { folder_.sync_if_due(); }
-  const std::optional<Record>& record() const { return record_; }
-
- private:
-  RunFolder& folder_;
-  std::optional<Record> record_;
-};
-
-/// Wrong and crashed are the same to whoever shrinks; to be mistrusted, or to refuse what is declared, is another matter.
-bool are_alike(const Record& a, const Record& b) {
-  const auto kind = [](const Record& record) { return record.status == Status::error ? Status::failed : record.status; };
-  return kind(a) == kind(b);
-}
 
 std::string text_of(const Finding& finding) {
-  const Record &found = finding.found, &smallest = finding.smallest;
-  std::string text = fmt::format("## {} {}: {}\n\nfound as number {}:\n\n```\n{}\n```\n\n{}\n\n", found.backend,
-                                 name_of(found.pass), name_of(found.status), finding.number, found.case_line, found.reason);
-  switch (finding.shrunk) {
-    case Finding::Shrunk::not_red_alone:
-      return text + fmt::format("Run again, alone, it was not red: not shrunk.\n\n```\n{}\n```\n", found.repro);
-    case Finding::Shrunk::too_many:
-      return text +
-             fmt::format("Not shrunk: {} others of this backend and pass are.\n\n```\n{}\n```\n", kMostShrunk, found.repro);
-    case Finding::Shrunk::yes:
-      break;
-  }
-  return text + fmt::format("smallest, after {} tries, {}:\n\n```\n{}\n```\n\n{}\n\n```\n{}\n```\n", finding.tries,
+  const Record& found = finding.found;
+  const std::string text = fmt::format("## {} {}: {}\n\nfound as number {}:\n\n```\n{}\n```\n\n{}\n\n", found.backend,
+                                       name_of(found.pass), name_of(found.status), finding.number, found.case_line, found.reason);
+  if (!finding.shrunk)
+    return text + fmt::format("Not shrunk: {} others of this backend and pass are.\n\n```\n{}\n```\n", kMostShrunk, found.repro);
+  if (!finding.shrunk->red_alone)
+    return text + fmt::format("Run again, alone, it was not red: not shrunk.\n\n```\n{}\n```\n", found.repro);
+  const Record& smallest = finding.shrunk->smallest;
+  return text + fmt::format("smallest, after {} tries, {}:\n\n```\n{}\n```\n\n{}\n\n```\n{}\n```\n", finding.shrunk->tries,
                             name_of(smallest.status), smallest.case_line, smallest.reason, smallest.repro);
 }
 
@@ -132,39 +103,13 @@ class Fuzzer {
   }
 
   Finding shrink_record(const Record& found) {
-    Finding finding{numbers_.at(found.case_line), found, found, Finding::Shrunk::yes, 0};
-    if (++red_runs_[{found.backend, found.pass}] > kMostShrunk) {
-      finding.shrunk = Finding::Shrunk::too_many;
-      return finding;
-    }
-    const Clock::time_point deadline = Clock::now() + kLongestShrink;
-    const auto still_fails = [&](const Case& c) {
-      if (Clock::now() >= deadline) return false;
-      ++finding.tries;
-      const Record record = run_alone(c, found.backend, found.pass);
-      const bool fails = is_red(record, pool_.hello().backends) && are_alike(record, found);
-      if (fails) finding.smallest = record;
-      return fails;
-    };
-    const Case c = random_case(command_.seed, finding.number);
-    if (!still_fails(c)) {
-      finding.shrunk = Finding::Shrunk::not_red_alone;
-      return finding;
-    }
-    shrink(c, still_fails);
-    fmt::print(stderr, "smallest, after {} tries: {}\n", finding.tries, finding.smallest.repro);
+    Finding finding{numbers_.at(found.case_line), found, std::nullopt};
+    if (++red_runs_[{found.backend, found.pass}] > kMostShrunk) return finding;
+    const auto are_alike = [](const Record& a, const Record& b) { return have_like_status(a, b); };
+    finding.shrunk = RecordShrinker(pool_, fields_, are_alike, [this] { folder_.sync_if_due(); }).shrink(found);
+    if (finding.shrunk->red_alone)
+      fmt::print(stderr, "smallest, after {} tries: {}\n", finding.shrunk->tries, finding.shrunk->smallest.repro);
     return finding;
-  }
-
-  Record run_alone(const Case& c, const std::string& backend, Pass pass) {
-    OneRecord sink(folder_);
-    try {
-      pool_.run_case({c, format_case(c), kSuite, {{backend, pass}}}, fields_, sink);
-    } catch (const InfrastructureError&) {
-      // One case in a row of others that no worker lives to begin with: for a run the end, here what is being shrunk.
-      if (!sink.record()) throw;
-    }
-    return sink.record().value();
   }
 
   void write_report() const {

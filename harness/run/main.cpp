@@ -17,6 +17,7 @@
 #include "harness/run/run_suites.hpp"
 #include "harness/run/selftest.hpp"
 #include "reports/audit_report.hpp"
+#include "reports/findings_report.hpp"
 #include "reports/selftest_report.hpp"
 #include "reports/support.hpp"
 #include "reports/write_reports.hpp"
@@ -42,7 +43,7 @@ int conclude(const fs::path& folder, const std::string& more = "", std::string f
   const RunData run = read_run(folder);
   if (file.empty() && has_invariance(run)) file = "audit.md, audit.json";
   const GateResult result = apply_gate(run);
-  fmt::print("{}\n{}results: {}/ (results.jsonl, results.csv, summary.md, benchmark.json{})\n{}\n",
+  fmt::print("{}\n{}results: {}/ (results.jsonl, results.csv, summary.md, findings.md, benchmark.json{})\n{}\n",
              render_report(run, "table", style_of_stdout()), more.empty() ? "" : more + "\n", folder.string(),
              file.empty() ? "" : ", " + file, result.sentence);
   return result.exit_code;
@@ -100,6 +101,38 @@ int execute(const FuzzCommand& command, const std::vector<std::string>& argument
   else
     fmt::print(stderr, "attnbench: interrupted; what was judged is in {}\n", outcome.run.folder.string());
   return exit_code_of_signal(*outcome.run.interrupted);
+}
+
+/// The smallest record of each cause on this device, shrunk.
+std::vector<ShrunkRecord> shrink_causes(const std::vector<Cause>& causes, const WorkerOptions& options, const fs::path& log) {
+  WorkerPool pool(worker_settings(options, log), 1);
+  RunFields fields;
+  fields.check_only = true;
+  const auto are_alike = [](const Record& a, const Record& b) {
+    return have_like_status(a, b) && signature_of(a) == signature_of(b);
+  };
+  RecordShrinker shrinker(pool, fields, are_alike, [] {});
+  std::vector<ShrunkRecord> shrunk;
+  for (const Cause& cause : causes) {
+    if (cause.smallest->device != device_text(pool.hello().device)) continue;
+    shrunk.push_back(shrinker.shrink(*cause.smallest));
+    fmt::print(stderr, "{}: {}: {}, after {} tries\n", cause.first().backend, cause.text, shrunk.back().smallest.case_line,
+               shrunk.back().tries);
+  }
+  pool.finish();
+  return shrunk;
+}
+
+int execute(const FindingsCommand& command, const std::vector<std::string>&) {
+  catch_interrupts();
+  const RunData run = read_run(command.run);
+  const fs::path file = command.run / kFindingsFile;
+  std::vector<ShrunkRecord> shrunk;
+  if (command.shrink) shrunk = shrink_causes(causes_of(run), command.worker, command.run / "worker.log");
+  write_file(file, findings_markdown(run, shrunk));
+  fmt::print("{}", causes_console(run, style_of_stdout()));
+  fmt::print("results: {}\n", file.string());
+  return kExitOk;
 }
 
 int execute(const ListCommand& command, const std::vector<std::string>&) {

@@ -41,6 +41,7 @@ template <>
 inline constexpr auto kNames<Fill> = std::to_array<Named<Fill>>({{Fill::normal, "normal"},
                                                                  {Fill::peaked, "peaked"},
                                                                  {Fill::shifted_negative, "shifted_negative"},
+                                                                 {Fill::deep_negative, "deep_negative"},
                                                                  {Fill::ramp, "ramp"},
                                                                  {Fill::mean_offset, "mean_offset"},
                                                                  {Fill::row_scale, "row_scale"},
@@ -53,8 +54,10 @@ inline constexpr auto kNames<Dout> = std::to_array<Named<Dout>>(
 template <>
 inline constexpr auto kNames<Strides> = std::to_array<Named<Strides>>({{Strides::contiguous, "contiguous"},
                                                                        {Strides::transposed, "transposed"},
+                                                                       {Strides::dout_transposed, "dout_transposed"},
                                                                        {Strides::stride0, "stride0"},
-                                                                       {Strides::unaligned, "unaligned"}});
+                                                                       {Strides::unaligned, "unaligned"},
+                                                                       {Strides::far, "far"}});
 template <>
 inline constexpr auto kNames<Expect> = std::to_array<Named<Expect>>({{Expect::equal, "equal"},
                                                                      {Expect::must_differ, "must_differ"},

@@ -59,6 +59,7 @@ struct Problem {
   std::optional<SlidingWindow> window;
   Layout layout = Layout::packed;
   Pad pad = Pad::right;         ///< where padding goes; meaningful for Layout::padded only
+  int64_t tail = 0;             ///< rows behind the last sequence of packed queries and of packed keys, which are nobody's
   std::optional<double> scale;  ///< unset: 1/sqrt(d)
   double softcap = 0;           ///< 0: off
   bool alibi = false;

@@ -158,10 +158,14 @@ Case random_case(uint64_t seed, uint64_t number) {
   draw_mask(draws, c.problem);
   c.problem.layout = any_name(draws, Layout::packed);
   if (c.problem.layout == Layout::padded) c.problem.pad = draws.of(kNames<Pad>).value;
+  if (c.problem.layout == Layout::packed && draws.one_in(8)) c.problem.tail = 1 + draws.below(80);
   draw_rare_options(draws, c.problem);
   c.fill = any_name(draws, Fill::normal);
   c.dout = any_name(draws, Dout::normal);
-  if (draws.one_in(3)) c.strides = draws.of(kNames<Strides>).value;
+  // far takes gigabytes.
+  if (draws.one_in(3))
+    c.strides =
+        draws.of({Strides::contiguous, Strides::transposed, Strides::dout_transposed, Strides::stride0, Strides::unaligned});
   c.seed = draws.one_in(8) ? draws.bits() : draws.bits() >> 48;
   keep_small(draws, c.problem);
   c.metadata.timed = false;

@@ -173,7 +173,8 @@ TEST_F(SuiteFiles, AMissingFileOrFolderIsASentence) {
     FAIL();
   } catch (const CaseError& error) {
     expect_part(error.what(),
-                "unknown suite 'smok' (known: audit, defects, edge, full, gradient, nightly, parity, perf, race, smoke)");
+                "unknown suite 'smok' (known: audit, defects, edge, flash_attention_tests, full, gradient, huge, nightly, parity, perf, "
+                "race, regressions, smoke)");
     expect_part(error.what(), "did you mean 'smoke'?");
   }
 }
@@ -213,10 +214,11 @@ std::set<std::string> identities(const Suite& suite) {
 
 TEST(Suites, AreTheseAndFullHoldsThoseOfAChange) {
   EXPECT_EQ(known_suites(),
-            (Lines{"audit", "defects", "edge", "full", "gradient", "nightly", "parity", "perf", "race", "smoke"}));
+            (Lines{"audit", "defects", "edge", "flash_attention_tests", "full", "gradient", "huge", "nightly", "parity", "perf",
+                   "race", "regressions", "smoke"}));
   const auto full = identities(load_suite("full"));
   for (const std::string& name : known_suites()) {
-    if (std::ranges::count(Lines{"audit", "defects", "nightly", "race"}, name) > 0) continue;
+    if (std::ranges::count(Lines{"audit", "defects", "flash_attention_tests", "huge", "nightly", "race"}, name) > 0) continue;
     const auto part = identities(load_suite(name));
     EXPECT_TRUE(std::ranges::includes(full, part)) << name;
   }
@@ -235,11 +237,13 @@ TEST(Suites, ARaceRepeatsEveryCaseAndTheNightKeepsItsRepeats) {
   const Suite night = load_suite("nightly");
   for (const SuiteCase& entry : night.cases)
     EXPECT_EQ(entry.c.metadata.repeats, repeats.contains(format_case(entry.c)) ? repeats[format_case(entry.c)] : 0);
-  EXPECT_EQ(night.cases.size(), repeats.size() + load_suite("full").cases.size()) << "no case of a race is one of full";
+  EXPECT_EQ(night.cases.size(), repeats.size() + load_suite("full").cases.size() + load_suite("huge").cases.size())
+      << "no case of a race or of huge is one of full";
 }
 
 TEST(Suites, OnlySmokeAndPerfAreTimedAndFullKeepsTheirTimes) {
-  for (const std::string name : {"audit", "defects", "parity", "gradient", "edge", "race"})
+  for (const std::string name :
+       {"audit", "defects", "edge", "flash_attention_tests", "gradient", "huge", "parity", "race", "regressions"})
     for (const SuiteCase& entry : load_suite(name).cases) EXPECT_FALSE(entry.c.metadata.timed) << entry.where;
   std::set<std::string> timed;
   for (const SuiteCase& entry : load_suite("full").cases)
@@ -272,6 +276,23 @@ TEST(Suites, GradientUsesEveryGeneratorInEveryDtype) {
   }
   EXPECT_EQ(fills.size(), kNames<Fill>.size() * kNames<Dtype>.size());
   EXPECT_EQ(douts.size(), kNames<Dout>.size() * kNames<Dtype>.size());
+}
+
+/// Every generator with every value of each axis of the core matrix, in some case.
+TEST(Suites, GradientPairsEveryGeneratorWithTheCore) {
+  std::set<std::pair<std::string_view, std::string>> pairs;
+  for (const SuiteCase& entry : load_suite("gradient").cases) {
+    const Problem& p = entry.c.problem;
+    const std::string align = p.mask == Mask::none ? "" : std::string(name_of(p.align));
+    const std::string sharing = p.hkv == p.hq ? "MHA" : p.hkv == 1 ? "MQA" : "GQA";
+    for (const std::string& value : {std::string(name_of(p.dtype)), std::to_string(p.d), std::string(name_of(p.layout)),
+                                     std::string(name_of(p.mask)) + align, sharing})
+      pairs.insert({name_of(entry.c.fill), value});
+  }
+  for (std::string_view fill : all_names<Fill>())
+    for (std::string value :
+         {"fp16", "bf16", "64", "128", "packed", "padded", "none", "causalbottom_right", "causaltop_left", "MHA", "GQA", "MQA"})
+      EXPECT_TRUE(pairs.contains({fill, value})) << fill << " with " << value;
 }
 
 std::string readme() {

@@ -78,12 +78,14 @@ int64_t CaseData::predicted_bytes() const {
   const SequenceLengths lengths = sequence_lengths(p, case_.seed);
   const bool padded = p.layout == Layout::padded;
   const int64_t sequences = int64_t(lengths.q.size());
-  const int64_t q_rows = padded ? sequences * lengths.q_pitch : lengths.total_q();
-  const int64_t k_rows = padded ? sequences * lengths.k_pitch : lengths.total_k();
+  const int64_t q_rows = padded ? sequences * lengths.q_pitch : lengths.total_q() + p.tail;
+  const int64_t k_rows = padded ? sequences * lengths.k_pitch : lengths.total_k() + p.tail;
   const int64_t elements = (q_rows * p.hq + k_rows * p.hkv) * (p.d + p.dv);
+  // Inputs that lie far apart: as they are, and as numbers that are weighted for their fingerprints.
+  const double far = case_.strides == Strides::far ? 4 * 0x1p31 * static_cast<double>(bytes_of(p.dtype)) + 2 * 0x1p31 * 2 : 0;
   // Inputs in up to two kinds of poison; for each gradient and output a value, a variance, an allowance, the judged
   // tensor in float64, and the emulator's float32 copies.
-  return bytes_or_most(static_cast<double>(elements) * static_cast<double>(2 * bytes_of(p.dtype) + 4 * 8 + 3 * 4));
+  return bytes_or_most(far + static_cast<double>(elements) * static_cast<double>(2 * bytes_of(p.dtype) + 4 * 8 + 3 * 4));
 }
 
 }  // namespace attnbench

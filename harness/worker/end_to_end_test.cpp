@@ -255,6 +255,10 @@ TEST_F(EndToEnd, ExpectedCountsAreThoseOfThePlan) {
         for (const Declaration& declaration : declarations)
           if (declaration.name == backend && !why_not(declaration, entry.c, pass, kCpu))
             count_one(planned, backend, pass, entry.c.problem.dtype);
+    if (planned.empty()) {  // its cases are for a GPU
+      EXPECT_FALSE(expected.contains(name)) << name;
+      continue;
+    }
     ASSERT_TRUE(expected.contains(name)) << name << " is missing: scripts/expected_counts writes it from a run";
     EXPECT_EQ(planned, expected[name]) << name << " " << json::diff(expected[name], planned);
   }

@@ -94,10 +94,12 @@ void judge_padding(const std::string& name, const at::Tensor& tensor, const std:
   if (violations == 0) return;
   const int64_t at = wrong.to(at::kByte).argmax().item<int64_t>(), row_size = shape.heads * shape.channels;
   const int64_t row = padding[at / row_size], within = at % row_size;
+  const std::string place =
+      pitch > 0 ? fmt::format("sequence {} head {} padded position {}", row / pitch, within / shape.channels, row % pitch)
+                : fmt::format("row {} head {}, behind the last sequence,", row, within / shape.channels);
   if (gate.value == 0)
-    fail(verdict,
-         fmt::format("{}: a padded row must be 0 and holds {:.9g} at sequence {} head {} padded position {} channel {}", name,
-                     got[at].item<double>(), row / pitch, within / shape.channels, row % pitch, within % shape.channels));
+    fail(verdict, fmt::format("{}: a padded row must be 0 and holds {:.9g} at {} channel {}", name, got[at].item<double>(), place,
+                              within % shape.channels));
   gate.value += static_cast<double>(violations);
   gate.verdict = Gate::Verdict::fail;
   errors.bad += violations;

@@ -35,7 +35,7 @@ bool has_failed(const TensorErrors& errors);
 void apply_gates(const std::string& name, const TensorErrors& errors, bool needs_power, Verdict& verdict);
 
 /// Rows without a real token that are known to be 0 are 0 to the last bit, else the gate "exact_zero" of `errors` fails.
-/// padding: those storage rows; pitch: rows of one sequence.
+/// padding: those storage rows; pitch: rows of one sequence, 0 in packed tensors.
 void judge_padding(const std::string& name, const at::Tensor& tensor, const std::vector<int64_t>& padding, int64_t pitch,
                    const TokenShape& shape, TensorErrors& errors, Verdict& verdict);
 

@@ -4,6 +4,7 @@
 #include <cmath>
 #include <functional>
 #include <string>
+#include <tuple>
 #include <vector>
 
 #include <ATen/TensorOperators.h>
@@ -77,8 +78,8 @@ TEST_P(RightOutputs, OfEveryProfilePass) {
 INSTANTIATE_TEST_SUITE_P(Shapes, RightOutputs, testing::ValuesIn(shapes()));
 
 TEST(RightOutputs, OfEveryFillAndManySeedsPass) {
-  for (const char* fill :
-       {"normal", "peaked", "shifted_negative", "ramp", "mean_offset", "row_scale", "sparse_int", "unit", "ones_v"}) {
+  for (const char* fill : {"normal", "peaked", "shifted_negative", "deep_negative", "ramp", "mean_offset", "row_scale",
+                           "sparse_int", "unit", "ones_v"}) {
     for (const std::string seed : {"1", "2"}) {
       for (const Profile& profile : {flash(), inside_from_output(), inside()}) {
         const Bench b("attention hq=4 hkv=2 lq=96 d=64 dtype=fp16 mask=causal fill=" + std::string(fill) + " seed=" + seed,
@@ -154,6 +155,25 @@ TEST(Defect, NanInTheReferenceIsNoWildcard) {
   expect_passes(b.judge.judge(x, Pass::forward), "NaN where NaN is expected");
   x.o[0].fill_(1.5);
   expect_fails(b.judge.judge(x, Pass::forward), "o", "nonfinite");
+}
+
+TEST(Defect, RowsBehindTheLastSequenceThatAreNotZeroFail) {
+  const Bench b("attention hq=2 lens=33+20 klens=20+40 d=32 mask=causal tail=9");
+  for (const Pass pass : {Pass::forward, Pass::backward}) expect_passes(b.judge.judge(b.right, pass), "zeros");
+  for (const auto& [name, tensor, pass] :
+       {std::tuple{"o", &Outputs::o, Pass::forward}, std::tuple{"dq", &Outputs::dq, Pass::backward},
+        std::tuple{"dk", &Outputs::dk, Pass::backward}, std::tuple{"dv", &Outputs::dv, Pass::backward}}) {
+    for (const double left : {double(NAN), 1e-3}) {
+      Outputs x = b.copy();
+      (x.*tensor)[-5][1][3] = left;
+      const Verdict v = b.judge.judge(x, pass);
+      expect_fails(v, name, "exact_zero");
+      EXPECT_NE(v.reason.find("behind the last sequence, channel 3"), std::string::npos) << v.reason;
+    }
+  }
+  Outputs x = b.copy();
+  x.lse[-1] = NAN;
+  EXPECT_EQ(b.judge.judge(x, Pass::forward).status, Status::failed);
 }
 
 TEST(Defect, MissingLastRowFails) {

@@ -1,0 +1,68 @@
+#include "harness/run/shrink_record.hpp"
+
+#include <optional>
+#include <utility>
+
+#include "harness/run/errors.hpp"
+#include "harness/run/gate.hpp"
+#include "harness/run/shrink.hpp"
+
+namespace attnbench {
+namespace {
+
+using Clock = std::chrono::steady_clock;
+
+/// Keeps the record of a single run.
+class OneRecord : public ResultSink {
+ public:
+  explicit OneRecord(const std::function<void()>& tick) : tick_(tick) {}
+  void take(const Record& record) override { record_ = record; }
+  void take(const Comparison&) override {}
+  void on_stage(const PlannedCase&, const Stage&) override {}
+  void tick() override { tick_(); }
+  const std::optional<Record>& record() const { return record_; }
+
+ private:
+  const std::function<void()>& tick_;
+  std::optional<Record> record_;
+};
+
+}  // namespace
+
+bool have_like_status(const Record& a, const Record& b) {
+  const auto kind = [](const Record& record) { return record.status == Status::error ? Status::failed : record.status; };
+  return kind(a) == kind(b);
+}
+
+RecordShrinker::RecordShrinker(WorkerPool& pool, RunFields fields, AreAlike are_alike, std::function<void()> tick)
+    : pool_(pool), fields_(std::move(fields)), are_alike_(std::move(are_alike)), tick_(std::move(tick)) {}
+
+Record RecordShrinker::run_alone(const Case& c, const Record& like) {
+  OneRecord sink(tick_);
+  try {
+    pool_.run_case({c, format_case(c), like.suite, {{like.backend, like.pass}}}, fields_, sink);
+  } catch (const InfrastructureError&) {
+    // One case in a row of others that no worker lives to begin with: for a run the end, here what is being shrunk.
+    if (!sink.record()) throw;
+  }
+  return sink.record().value();
+}
+
+ShrunkRecord RecordShrinker::shrink(const Record& found) {
+  ShrunkRecord shrunk{found, found, 0, true};
+  const Clock::time_point deadline = Clock::now() + kLongest;
+  const auto still_fails = [&](const Case& c) {
+    if (Clock::now() >= deadline) return false;
+    ++shrunk.tries;
+    const Record record = run_alone(c, found);
+    const bool fails = is_red(record, pool_.hello().backends) && are_alike_(found, record);
+    if (fails) shrunk.smallest = record;
+    return fails;
+  };
+  const Case c = parse_case(found.case_line, "record");
+  shrunk.red_alone = still_fails(c);
+  if (shrunk.red_alone) attnbench::shrink(c, still_fails);
+  return shrunk;
+}
+
+}  // namespace attnbench
