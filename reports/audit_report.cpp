@@ -94,7 +94,7 @@ std::vector<Lines> red_records(const RunData& run) {
   std::vector<Lines> red;
   for (const FindingGroup& group : group_findings(findings_of(run))) {
     Lines& lines = red.emplace_back(Lines{headline(group) + (group.gated() ? "" : "  (finding: not gated)")});
-    for (const std::string& line : details(group)) lines.push_back(line);
+    for (const std::string& line : details(group, false)) lines.push_back(line);
   }
   return red;
 }

@@ -56,7 +56,7 @@ std::string names_line(const Cause& cause) {
 
 std::string details_block(const Record& record) {
   std::string text = "```\n";
-  for (const std::string& line : details(record)) text += line + "\n";
+  for (const std::string& line : details(record, true)) text += line + "\n";
   return text + "```\n";
 }
 
