@@ -21,9 +21,19 @@ constexpr const char* kGate = "gate ";
 
 /// What tells mistakes apart counts more; found on the defect matrix, by hand.
 const std::map<std::string, double>& weights() {
-  static const std::map<std::string, double> all{
-      {"gate nonfinite", 1}, {"gate exact_zero", 1}, {"z", 2},   {"rms", 1},   {"bad", 2},      {"rows", 1}, {"gain", 2},
-      {"sign", 1},           {"cosine", 2},          {"rel", 3}, {"zeros", 2}, {"nonfinite", 2}};
+  static const std::map<std::string, double> all{{"gate nonfinite", 1},
+                                                 {"gate exact_zero", 1},
+                                                 {"z", 2},
+                                                 {"rms", 1},
+                                                 {"bad", 2},
+                                                 {"rows", 1},
+                                                 {"density", 2},
+                                                 {"gain", 2},
+                                                 {"sign", 1},
+                                                 {"cosine", 2},
+                                                 {"rel", 3},
+                                                 {"zeros", 2},
+                                                 {"nonfinite", 2}};
   return all;
 }
 
@@ -66,7 +76,11 @@ TensorSignature signature_of_tensor(const std::string& tensor, const TensorError
     f["zeros"] = double(failure.zeros) / bad;
     f["nonfinite"] = double(failure.nans + failure.infinities) / bad;
   }
-  if (pattern.rows > 0) f["rows"] = double(pattern.rows_hit) / double(pattern.rows);
+  if (pattern.rows_hit > 0) {
+    const double of_a_row = double(errors.elements) / double(pattern.rows);
+    f["rows"] = double(pattern.rows_hit) / double(pattern.rows);
+    f["density"] = std::min(1.0, double(errors.bad) / (double(pattern.rows_hit) * of_a_row));
+  }
   f["gain"] = std::clamp(failure.gain, -1.2, 1.5);
   f["sign"] = std::copysign(std::min(1.0, std::log2(1 + 10 * std::abs(failure.gain) / u) / 16), failure.gain);
   f["cosine"] = std::clamp(1 + std::log10(std::max(1 - errors.cosine, 1e-8)) / 8, 0.0, 1.0);

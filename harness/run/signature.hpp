@@ -7,6 +7,7 @@
 //   bad         1 + log10(share of bad elements) / 7         rows   share of rows with a bad element
 //   gain        slope of the error over the expected value   sign   its sign times log2(1 + 10 |gain| / u) / 16, at most 1
 //   cosine      1 + log10(1 - cosine) / 8                    rel    log2(4 rel-L2 / u) / 26
+//   density     share of bad elements in those rows
 //   zeros, nonfinite    share of the bad elements that are 0, or not finite
 // and the kinds of the pattern (tensor_failure.hpp).
 #pragma once

@@ -38,7 +38,7 @@ struct Resemblance {
 std::vector<Resemblance> resemblances(const SignatureBook& book, const Signature& signature);
 
 /// Beyond this distance nothing is said to be alike: see cases/README.md for how often the nearest is right within it.
-inline constexpr double kFurthestAlike = 5;
+inline constexpr double kFurthestAlike = 4;
 /// As near as the nearest, to people.
 inline constexpr double kAsNear = 0.5;
 
