@@ -211,7 +211,7 @@ TEST_F(BitAuditTest, AWrongBackendIsAuditedAndStaysWrong) {
   EXPECT_EQ(entry(r, Relation::repeats, "o").outcome, Outcome::equal);
 }
 
-TEST_F(BitAuditTest, ARaceOfAHonestBackendPasses) {
+TEST_F(BitAuditTest, ARaceOfAnHonestBackendPasses) {
   add("honest");
   for (Pass pass : {Pass::forward, Pass::backward}) {
     const Answers answers = race(pass);
