@@ -307,7 +307,7 @@ void Attempt::repeat() {
 
 void Attempt::audit(int64_t repeats) {
   if (!run_ || !is_computed() || record_.expect != Expect::equal) return;
-  constexpr int64_t kDisturbedRepeats = 12;
+  constexpr int64_t kDisturbedRepeats = 8;  // on a CPU twice each number of threads
   guarded([&] {
     hold_bits("audit", [&](BitAudit& audit) -> std::string {
       audit.repeat(repeats, nullptr, {});

@@ -8,6 +8,7 @@
 
 #include <ATen/Parallel.h>
 #include <ATen/ops/empty.h>
+#include <fmt/format.h>
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
@@ -53,17 +54,14 @@ class BitAuditTest : public RunCase {
     for (const auto& backend : bench.backends) request.runs.emplace_back(backend->declaration().name, pass);
     return run(request);
   }
-  Answers race(Pass pass, const std::string& line = kCase) { return run(pass, line + std::string(" # repeats=33 timed=no")); }
+  Answers race(Pass pass, int64_t repeats = 33) { return run(pass, kCase + fmt::format(" # repeats={} timed=no", repeats)); }
 };
 
-void promise_all(Capabilities& can) {
-  can.invariant_to = {Relation::alone, Relation::order, Relation::packing, Relation::concurrency};
-}
-
-TEST_F(BitAuditTest, ABackendWithoutAFlawKeepsEveryPromise) {
-  add_declared("honest", promise_all);
-  for (const char* line : {kCase, "attention hq=4 hkv=2 d=16 lens=24+1+40 klens=17+64+33 layout=padded pad=holes",
-                           "attention hq=2 d=16 lens=0+24+9 dtype=fp32 mask=causal", "attention hq=2 d=16 lens=7+24 dtype=fp16"})
+/// The emulator's bits do depend on the batch, whose sequences it pads to one matrix: that is nobody's promise here.
+TEST_F(BitAuditTest, LooksAtEveryRelationOfEveryTensorAndFindsNoFlawWhereThereIsNone) {
+  add_declared("honest", [](Capabilities& can) { can.invariant_to = {Relation::concurrency}; });
+  for (const char* line : {"attention hq=4 hkv=2 d=16 lens=24+1+40 klens=17+64+33 layout=padded pad=holes",
+                           "attention hq=2 d=16 lens=0+24+9 dtype=fp32 mask=causal"})
     for (const auto& [pass, tensors] :
          {std::pair{Pass::forward, std::vector{"o", "lse"}}, std::pair{Pass::backward, std::vector{"dq", "dk", "dv"}}}) {
       const Record r = audit(pass, line).records.at(0);
@@ -72,8 +70,10 @@ TEST_F(BitAuditTest, ABackendWithoutAFlawKeepsEveryPromise) {
       for (Relation relation : kRelations)
         for (const char* tensor : tensors) {
           const Invariance& i = entry(r, relation, tensor);
-          EXPECT_EQ(i.outcome, Outcome::equal) << line << ": " << name_of(relation) << ": " << sentence_of(i);
-          EXPECT_TRUE(i.promised);
+          const bool promised = relation == Relation::repeats || relation == Relation::concurrency;
+          EXPECT_EQ(i.promised, promised) << name_of(relation);
+          EXPECT_TRUE(!promised || i.outcome == Outcome::equal) << line << ": " << name_of(relation) << ": " << sentence_of(i);
+          EXPECT_NE(i.outcome, Outcome::not_supported) << i.reason;
           EXPECT_GT(i.compared, 0);
           EXPECT_GT(i.elements, 0);
         }
@@ -124,7 +124,7 @@ TEST_F(BitAuditTest, OnlyTheTensorsThatAreDeclaredToVaryMay) {
   };
   add_declared("dq", dq_varies, change(&Outputs::dq));
   add_declared("dk", dq_varies, change(&Outputs::dk));
-  for (const Answers& answers : {audit(Pass::backward), race(Pass::backward)}) {
+  for (const Answers& answers : {audit(Pass::backward), race(Pass::backward, 8)}) {
     EXPECT_EQ(answers.records.at(0).status, Status::passed) << answers.records.at(0).reason;
     EXPECT_EQ(entry(answers.records.at(0), Relation::repeats, "dq").outcome, Outcome::differs);
     EXPECT_EQ(answers.records.at(1).status, Status::failed);
@@ -135,18 +135,21 @@ TEST_F(BitAuditTest, OnlyTheTensorsThatAreDeclaredToVaryMay) {
 /// A flaw that shows in one relation and in no other.
 struct Flaw {
   Relation relation;
+  std::pair<Pass, const char*> shows_in;
   std::function<bool(const Inputs&)> shows;
 };
 
 TEST_F(BitAuditTest, EachRelationSeesItsOwnFlawAndAPromiseMakesItAFailure) {
   const int usual_threads = at::get_num_threads();
-  const std::vector<Flaw> flaws{{Relation::alone, [](const Inputs& inputs) { return inputs.lengths.q.size() == 1; }},
-                                {Relation::order,
-                                 [](const Inputs& inputs) {
-                                   return inputs.lengths.q == std::vector<int64_t>{40, 24};
-                                 }},
-                                {Relation::packing, [](const Inputs& inputs) { return inputs.q.dim() == 4; }},
-                                {Relation::concurrency, [=](const Inputs&) { return at::get_num_threads() != usual_threads; }}};
+  const std::vector<Flaw> flaws{
+      {Relation::alone, {Pass::backward, "dk"}, [](const Inputs& inputs) { return inputs.lengths.q.size() == 1; }},
+      {Relation::order,
+       {Pass::forward, "lse"},
+       [](const Inputs& inputs) {
+         return inputs.lengths.q == std::vector<int64_t>{40, 24};
+       }},
+      {Relation::packing, {Pass::backward, "dk"}, [](const Inputs& inputs) { return inputs.q.dim() == 4; }},
+      {Relation::concurrency, {Pass::forward, "lse"}, [=](const Inputs&) { return at::get_num_threads() != usual_threads; }}};
   for (const Flaw& flaw : flaws) {
     const auto tamper = [flaw](int, const Inputs& inputs, Outputs& outputs) {
       if (flaw.shows(inputs)) change_last_bit(outputs.o.defined() ? outputs.lse : outputs.dk);
@@ -155,17 +158,16 @@ TEST_F(BitAuditTest, EachRelationSeesItsOwnFlawAndAPromiseMakesItAFailure) {
     add("says nothing", tamper);
     add_declared(
         "promises", [&](Capabilities& can) { can.invariant_to = {flaw.relation}; }, tamper);
-    for (const auto& [pass, tensor] : {std::pair{Pass::forward, "lse"}, std::pair{Pass::backward, "dk"}}) {
-      const Answers answers = audit(pass, "attention hq=4 hkv=2 d=16 lens=24+40 mask=causal");
-      const Record &says_nothing = answers.records.at(0), &promises = answers.records.at(1);
-      EXPECT_EQ(says_nothing.status, Status::passed) << says_nothing.reason;
-      for (const Invariance& i : says_nothing.invariance)
-        EXPECT_EQ(i.outcome == Outcome::differs, i.relation == flaw.relation && i.tensor == tensor)
-            << name_of(flaw.relation) << ": " << name_of(i.relation) << ": " << sentence_of(i);
-      EXPECT_EQ(promises.status, Status::failed) << name_of(flaw.relation);
-      EXPECT_THAT(promises.reason, StartsWith(std::string(name_of(flaw.relation)) + ": "));
-      EXPECT_THAT(promises.reason, HasSubstr(tensor + std::string(" differs in ")));
-    }
+    const auto& [pass, tensor] = flaw.shows_in;
+    const Answers answers = audit(pass, "attention hq=4 hkv=2 d=16 lens=24+40 mask=causal");
+    const Record &says_nothing = answers.records.at(0), &promises = answers.records.at(1);
+    EXPECT_EQ(says_nothing.status, Status::passed) << says_nothing.reason;
+    for (const Invariance& i : says_nothing.invariance)
+      EXPECT_EQ(i.outcome == Outcome::differs, i.relation == flaw.relation && i.tensor == tensor)
+          << name_of(flaw.relation) << ": " << name_of(i.relation) << ": " << sentence_of(i);
+    EXPECT_EQ(promises.status, Status::failed) << name_of(flaw.relation);
+    EXPECT_THAT(promises.reason, StartsWith(std::string(name_of(flaw.relation)) + ": "));
+    EXPECT_THAT(promises.reason, HasSubstr(tensor + std::string(" differs in ")));
   }
 }
 
@@ -209,7 +211,7 @@ TEST_F(BitAuditTest, AWrongBackendIsAuditedAndStaysWrong) {
   EXPECT_EQ(entry(r, Relation::repeats, "o").outcome, Outcome::equal);
 }
 
-TEST_F(BitAuditTest, ARaceOfAHonestBackendPasses) {
+TEST_F(BitAuditTest, ARaceOfAnHonestBackendPasses) {
   add("honest");
   for (Pass pass : {Pass::forward, Pass::backward}) {
     const Answers answers = race(pass);
@@ -235,9 +237,9 @@ TEST_F(BitAuditTest, ARaceFailsWithTheRepeatTheTensorTheElementAndBothValues) {
 
 TEST_F(BitAuditTest, ARaceNotesOtherBitsThatNobodyPromisedAndFailsWrongOnes) {
   const auto may_vary = [](Capabilities& can) { can.deterministic = false; };
-  const auto from_call_9 = [](const std::function<void(const at::Tensor&)>& change, at::Tensor Outputs::*tensor) {
+  const auto from_call_7 = [](const std::function<void(const at::Tensor&)>& change, at::Tensor Outputs::*tensor) {
     return [=](int call, const Inputs&, Outputs& outputs) {
-      if (call >= 9 && (outputs.*tensor).defined()) change(outputs.*tensor);
+      if (call >= 7 && (outputs.*tensor).defined()) change(outputs.*tensor);
     };
   };
   const std::vector<std::pair<Pass, at::Tensor Outputs::*>> tensors{{Pass::forward, &Outputs::o},
@@ -247,10 +249,10 @@ TEST_F(BitAuditTest, ARaceNotesOtherBitsThatNobodyPromisedAndFailsWrongOnes) {
                                                                     {Pass::backward, &Outputs::dv}};
   for (const auto& [pass, tensor] : tensors) {
     bench.backends.clear();
-    add_declared("varies", may_vary, from_call_9(change_last_bit, tensor));
+    add_declared("varies", may_vary, from_call_7(change_last_bit, tensor));
     add_declared("is wrong now and then", may_vary,
-                 from_call_9([](const at::Tensor& t) { bytes_of_tensor(t)[t.element_size() - 1] ^= 0x40; }, tensor));
-    const Answers answers = race(pass);
+                 from_call_7([](const at::Tensor& t) { bytes_of_tensor(t)[t.element_size() - 1] ^= 0x40; }, tensor));
+    const Answers answers = race(pass, 8);
     EXPECT_EQ(answers.records.at(0).status, Status::passed) << answers.records.at(0).reason;
     EXPECT_TRUE(std::ranges::any_of(answers.records.at(0).invariance,
                                     [](const Invariance& i) { return i.outcome == Outcome::differs && i.differing > 1; }));
