@@ -3,6 +3,7 @@
 #pragma once
 
 #include <cstdint>
+#include <vector>
 
 #include <ATen/core/Tensor.h>
 
@@ -18,6 +19,7 @@ struct HeadProblem {
   int64_t heads = 1, queries = 0, keys = 0, stored_keys = 0, d = 0, dv = 0;
   const Problem* problem = nullptr;  ///< mask, alignment, window, group
   double scale = 0;
+  std::vector<double> slopes, sinks;  ///< of ALiBi and of the sinks, by head; empty: none
   Conventions::EmptyRow empty_row = Conventions::EmptyRow::zero;
   Rounding rounding;
 };
