@@ -39,27 +39,30 @@ bool sees(const Problem& p, int64_t i, int64_t j, int64_t lq, int64_t lk) {
 /// One query row of one head: P, O, then all gradients that it contributes to.
 void add_query(const Problem& p, double scale, const std::vector<double>& q, const std::vector<double>& k,
                const std::vector<double>& v, const std::vector<double>& dout, int64_t query, int64_t head, int64_t first_key,
-               const std::vector<int64_t>& seen, Rows& rows) {
+               const std::vector<int64_t>& seen, int64_t diagonal, double sink, Rows& rows) {
   const int64_t kv_head = head / p.group();
   const double* Q = &q[static_cast<size_t>((query * p.hq + head) * p.d)];
   const double* dO = &dout[static_cast<size_t>((query * p.hq + head) * p.dv)];
   const auto K = [&](int64_t j) { return static_cast<size_t>(((first_key + j) * p.hkv + kv_head) * p.d); };
   const auto V = [&](int64_t j) { return static_cast<size_t>(((first_key + j) * p.hkv + kv_head) * p.dv); };
-  std::vector<double> s, dp;
+  std::vector<double> s, dp, slope;
   for (const int64_t j : seen) {
     double dot = 0, dot_v = 0;
     for (int64_t x = 0; x < p.d; x++) dot += Q[x] * k[K(j) + static_cast<size_t>(x)];
     for (int64_t x = 0; x < p.dv; x++) dot_v += dO[x] * v[V(j) + static_cast<size_t>(x)];
-    s.push_back(dot * scale);
+    const double capped = p.softcap > 0 ? std::tanh(dot * scale / p.softcap) : 0;
+    const double bias = p.alibi ? std::pow(2, -8.0 * double(head + 1) / double(p.hq)) * double(std::abs(diagonal - j)) : 0;
+    s.push_back((p.softcap > 0 ? p.softcap * capped : dot * scale) - bias);
+    slope.push_back(1 - capped * capped);
     dp.push_back(dot_v);
   }
-  const double largest = s.empty() ? 0 : *std::ranges::max_element(s);
-  double sum = 0, D = 0;
+  const double largest = s.empty() ? 0 : std::max(sink, *std::ranges::max_element(s));
+  double sum = s.empty() ? 0 : std::exp(sink - largest), D = 0;
   for (double& score : s) sum += score = std::exp(score - largest);
   rows.lse[static_cast<size_t>(query * p.hq + head)] = largest + std::log(sum);
   for (size_t n = 0; n < s.size(); n++) D += (s[n] /= sum) * dp[n];
   for (size_t n = 0; n < s.size(); n++) {
-    const double ds = s[n] * (dp[n] - D) * scale;
+    const double ds = s[n] * (dp[n] - D) * slope[n] * scale;
     for (int64_t x = 0; x < p.dv; x++) {
       rows.o[static_cast<size_t>((query * p.hq + head) * p.dv + x)] += s[n] * v[V(seen[n]) + static_cast<size_t>(x)];
       rows.dv[V(seen[n]) + static_cast<size_t>(x)] += s[n] * dO[x];
@@ -90,7 +93,11 @@ Rows expected(const Case& c, const Inputs& in) {
       for (int64_t j = 0; j < lk; j++) {
         if (sees(p, i, j, lq, lk)) seen.push_back(j);
       }
-      for (int64_t h = 0; h < p.hq; h++) add_query(p, in.scale, q, k, v, dout, first_query + i, h, first_key, seen, rows);
+      const int64_t diagonal = i + (p.align == Align::bottom_right ? lk - lq : 0);
+      for (int64_t h = 0; h < p.hq; h++) {
+        const double sink = p.sink ? in.sink[h].item<double>() : -std::numeric_limits<double>::infinity();
+        add_query(p, in.scale, q, k, v, dout, first_query + i, h, first_key, seen, diagonal, sink, rows);
+      }
     }
     first_query += lq;
     first_key += lk;
@@ -147,6 +154,10 @@ void expect_right(const Backend& backend, const Case& c) {
   expect_close("dq", out.dq, in.q_rows, want.dq, c);
   expect_close("dk", out.dk, in.k_rows, want.dk, c);
   expect_close("dv", out.dv, in.k_rows, want.dv, c);
+  for (const at::Tensor& x : {out.o, out.dq, out.dk, out.dv}) {
+    if (c.problem.tail == 0) continue;
+    EXPECT_EQ(x.narrow(0, x.size(0) - c.problem.tail, c.problem.tail).ne(0).sum().item<int64_t>(), 0);
+  }
   EXPECT_EQ(out.lse.defined(), backend.declaration().capabilities.returns_lse);
   if (!out.lse.defined()) return;
   EXPECT_EQ(out.lse.scalar_type(), at::kFloat);
@@ -215,6 +226,14 @@ TEST_P(EveryBackend, TakesEveryHeadDimAndStride) {
 TEST_P(EveryBackend, LeavesZerosBehindTheLastSequence) {
   walk(backend(), products({{"lens=20+7 klens=33+9 hq=4 hkv=2 d=24", "lens=0+0 d=8", "lens=9+9 hq=2 d=16 strides=transposed"},
                             {"tail=1", "tail=70"},
+                            {"dtype=fp32", "dtype=bf16"},
+                            {"mask=none", "mask=causal"}}));
+}
+
+TEST_P(EveryBackend, TakesOptionsOfTheScores) {
+  walk(backend(), products({{"lens=20+7+0 klens=33+9+5 hq=4 hkv=2 d=24", "lq=70 hq=3 d=16 layout=padded"},
+                            {"softcap=0.5", "alibi=on", "sink=on", "softcap=2 alibi=on sink=on", "softcap=1 window=4:-1 sink=on",
+                             "alibi=on align=top_left"},
                             {"dtype=fp32", "dtype=bf16"},
                             {"mask=none", "mask=causal"}}));
 }

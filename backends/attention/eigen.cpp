@@ -1,5 +1,6 @@
 // eigen: attention as its definition reads, in float32 with Eigen, on the raw data of the tensors, packed or padded.
 // A plain second implementation of our own: slow, exact, independent of LibTorch's operations.
+#include <cmath>
 #include <limits>
 #include <memory>
 #include <stdexcept>
@@ -56,6 +57,17 @@ Band band_of(const Problem& problem, int64_t lq, int64_t lk) {
   return band;
 }
 
+/// Of a query head in a sequence. ALiBi's slopes are those of its paper: 2^(-8/n), 2^(-16/n), … for n heads.
+eigen::Scores scores_of(const Problem& problem, const Inputs& in, int64_t head, int64_t lq, int64_t lk) {
+  eigen::Scores how;
+  how.scale = static_cast<float>(in.scale);
+  how.softcap = static_cast<float>(problem.softcap);
+  if (problem.alibi) how.slope = std::exp2(-8.0f * static_cast<float>(head + 1) / static_cast<float>(problem.hq));
+  how.offset = problem.align == Align::bottom_right ? lk - lq : 0;
+  if (problem.sink) how.sink = in.sink.const_data_ptr<float>()[head];
+  return how;
+}
+
 /// One sequence: its tokens' storage rows and what they see.
 struct Sequence {
   const int64_t *q_rows, *k_rows;
@@ -93,7 +105,7 @@ Outputs forward(const Case& c, const Inputs& in) {
   for_each_head(sequences_of(c, in), hq, [&](const Sequence& s, int64_t head) {
     const Matrix q = read<T>(in.q, s.q_rows, s.lq, head);
     const Matrix k = read<T>(in.k, s.k_rows, s.lk, head / group), v = read<T>(in.v, s.k_rows, s.lk, head / group);
-    const eigen::Result result = eigen::forward(q, k, v, s.band, static_cast<float>(in.scale));
+    const eigen::Result result = eigen::forward(q, k, v, s.band, scores_of(c.problem, in, head, s.lq, s.lk));
     write<T>(result.o, out.o, s.q_rows, head);
     for (int64_t i = 0; i < s.lq; i++) lse[s.q_rows[i] * hq + head] = result.lse[static_cast<size_t>(i)];
   });
@@ -113,7 +125,7 @@ Outputs backward(const Case& c, const Inputs& in) {
     for (int64_t head = kv_head * group; head < (kv_head + 1) * group; head++) {
       const Matrix q = read<T>(in.q, s.q_rows, s.lq, head), dout = read<T>(in.dout, s.q_rows, s.lq, head);
       Matrix dq(s.lq, q.columns);
-      eigen::backward(q, k, v, dout, s.band, static_cast<float>(in.scale), dq, dk, dv);
+      eigen::backward(q, k, v, dout, s.band, scores_of(c.problem, in, head, s.lq, s.lk), dq, dk, dv);
       write<T>(dq, out.dq, s.q_rows, head);
     }
     write<T>(dk, out.dk, s.k_rows, kv_head);
@@ -149,6 +161,7 @@ class EigenBackend : public Backend {
     declaration_.capabilities.returns_lse = true;
     declaration_.capabilities.invariant_to = {Relation::alone, Relation::order, Relation::packing, Relation::concurrency};
     declaration_.capabilities.tail = true;
+    declaration_.capabilities.softcap = declaration_.capabilities.alibi = declaration_.capabilities.sink = true;
   }
 
   const Declaration& declaration() const override { return declaration_; }

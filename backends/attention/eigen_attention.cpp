@@ -36,8 +36,18 @@ Keys keys_of_block(const Band& band, int64_t i, int64_t rows, int64_t lk) {
   return {keys_of(band, i, lk).first, keys_of(band, i + rows - 1, lk).last};
 }
 
+/// Scores of queries [i, …) and keys [first, …), from products.
+void finish_scores(RowMajor& s, const Scores& how, int64_t i, int64_t first) {
+  s *= how.scale;
+  if (how.softcap != 0) s = how.softcap * (s / how.softcap).array().tanh();
+  if (how.slope == 0) return;
+  for (Eigen::Index r = 0; r < s.rows(); r++)
+    for (Eigen::Index c = 0; c < s.cols(); c++)
+      s(r, c) -= how.slope * static_cast<float>(std::abs(i + r + how.offset - first - c));
+}
+
 /// Turns scores of the keys [keys.first, …) into probabilities, 0 where the key is hidden; lse [rows].
-void softmax(RowMajor& scores, const Band& band, int64_t i, const Keys& keys, int64_t lk, float* lse) {
+void softmax(RowMajor& scores, const Band& band, float sink, int64_t i, const Keys& keys, int64_t lk, float* lse) {
   for (Eigen::Index r = 0; r < scores.rows(); r++) {
     const Keys seen = keys_of(band, i + r, lk);
     const int64_t count = seen.last - seen.first;
@@ -47,9 +57,9 @@ void softmax(RowMajor& scores, const Band& band, int64_t i, const Keys& keys, in
       continue;
     }
     auto row = scores.row(r).segment(seen.first - keys.first, count).array();
-    const float largest = row.maxCoeff();
+    const float largest = std::max(row.maxCoeff(), sink);
     row = (row - largest).exp();
-    const float sum = row.sum();
+    const float sum = row.sum() + std::exp(sink - largest);
     row /= sum;
     lse[r] = largest + std::log(sum);
     scores.row(r).head(seen.first - keys.first).setZero();
@@ -64,21 +74,22 @@ std::string library_version() {
          std::to_string(EIGEN_MINOR_VERSION);
 }
 
-Result forward(const Matrix& q, const Matrix& k, const Matrix& v, const Band& band, float scale) {
+Result forward(const Matrix& q, const Matrix& k, const Matrix& v, const Band& band, const Scores& how) {
   Result result{Matrix(q.rows, v.columns), std::vector<float>(static_cast<size_t>(q.rows))};
   for (int64_t i = 0; i < q.rows; i += kQueryBlock) {
     const int64_t rows = std::min(kQueryBlock, q.rows - i);
     const Keys keys = keys_of_block(band, i, rows, k.rows);
     const int64_t count = std::max<int64_t>(0, keys.last - keys.first);
-    RowMajor p = scale * (view(q).middleRows(i, rows) * view(k).middleRows(keys.first, count).transpose());
-    softmax(p, band, i, keys, k.rows, result.lse.data() + i);
+    RowMajor p = view(q).middleRows(i, rows) * view(k).middleRows(keys.first, count).transpose();
+    finish_scores(p, how, i, keys.first);
+    softmax(p, band, how.sink, i, keys, k.rows, result.lse.data() + i);
     view(result.o).middleRows(i, rows).noalias() = p * view(v).middleRows(keys.first, count);
   }
   return result;
 }
 
-void backward(const Matrix& q, const Matrix& k, const Matrix& v, const Matrix& dout, const Band& band, float scale, Matrix& dq,
-              Matrix& dk, Matrix& dv) {
+void backward(const Matrix& q, const Matrix& k, const Matrix& v, const Matrix& dout, const Band& band, const Scores& how,
+              Matrix& dq, Matrix& dk, Matrix& dv) {
   std::vector<float> lse(kQueryBlock);
   for (int64_t i = 0; i < q.rows; i += kQueryBlock) {
     const int64_t rows = std::min(kQueryBlock, q.rows - i);
@@ -86,11 +97,16 @@ void backward(const Matrix& q, const Matrix& k, const Matrix& v, const Matrix& d
     const int64_t count = std::max<int64_t>(0, keys.last - keys.first);
     const auto Q = view(q).middleRows(i, rows), K = view(k).middleRows(keys.first, count);
     const auto V = view(v).middleRows(keys.first, count), dO = view(dout).middleRows(i, rows);
-    RowMajor p = scale * (Q * K.transpose());
-    softmax(p, band, i, keys, k.rows, lse.data());
+    RowMajor p = Q * K.transpose();
+    finish_scores(p, how, i, keys.first);
+    softmax(p, band, how.sink, i, keys, k.rows, lse.data());
     const RowMajor dp = dO * V.transpose();
     const Eigen::VectorXf row_sum = p.cwiseProduct(dp).rowwise().sum();
-    const RowMajor ds = scale * p.cwiseProduct(dp.colwise() - row_sum);
+    RowMajor ds = how.scale * p.cwiseProduct(dp.colwise() - row_sum);
+    if (how.softcap != 0) {
+      const RowMajor t = (how.scale / how.softcap * (Q * K.transpose())).array().tanh();
+      ds.array() *= 1 - t.array().square();
+    }
     view(dq).middleRows(i, rows).noalias() = ds * K;
     view(dk).middleRows(keys.first, count).noalias() += ds.transpose() * Q;
     view(dv).middleRows(keys.first, count).noalias() += p.transpose() * dO;

@@ -1,12 +1,15 @@
 // Attention of one sequence and one key head in float32 with Eigen, as the definition reads: whole rows of scores, no online
 // softmax, gradients by hand.
 //
-//   S = scale Q K^T,  P = softmax(S) over the visible keys,  LSE = ln sum exp S,  O = P V
-//   dV = P^T dO,  dP = dO V^T,  D = rowsum(P o dP),  dS = P o (dP - D),  dQ = scale dS K,  dK = scale dS^T Q
+//   T = scale Q K^T,  S = T or softcap tanh(T / softcap), less slope |i + offset - j|
+//   P = softmax(S) over the visible keys and the sink,  LSE = ln sum exp S,  O = P V
+//   dV = P^T dO,  dP = dO V^T,  D = rowsum(P o dP),  dS = P o (dP - D),  dT = dS or dS o (1 - tanh^2(T / softcap))
+//   dQ = scale dT K,  dK = scale dT^T Q
 #pragma once
 
 #include <cstddef>
 #include <cstdint>
+#include <limits>
 #include <string>
 #include <vector>
 
@@ -32,15 +35,24 @@ struct Band {
   int64_t first = 0, last = 0;
 };
 
+/// How products become scores.
+struct Scores {
+  float scale = 1;
+  float softcap = 0;                                     ///< 0: none
+  float slope = 0;                                       ///< of ALiBi; 0: none
+  int64_t offset = 0;                                    ///< of ALiBi's diagonal
+  float sink = -std::numeric_limits<float>::infinity();  ///< that, -inf: none
+};
+
 /// o [lq, dv]; lse [lq], -inf for a query that sees no key, whose o is 0.
 struct Result {
   Matrix o;
   std::vector<float> lse;
 };
-Result forward(const Matrix& q, const Matrix& k, const Matrix& v, const Band& band, float scale);
+Result forward(const Matrix& q, const Matrix& k, const Matrix& v, const Band& band, const Scores& how);
 
 /// dq is written; dk and dv are added to, since the query heads of a group share them.
-void backward(const Matrix& q, const Matrix& k, const Matrix& v, const Matrix& dout, const Band& band, float scale, Matrix& dq,
-              Matrix& dk, Matrix& dv);
+void backward(const Matrix& q, const Matrix& k, const Matrix& v, const Matrix& dout, const Band& band, const Scores& how,
+              Matrix& dq, Matrix& dk, Matrix& dv);
 
 }  // namespace attnbench::eigen

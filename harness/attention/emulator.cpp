@@ -55,6 +55,7 @@ class Emulation {
   Tensor heads_of(const Tensor& tensor, const KeyHeads& part) const;
   void scatter(const Tensor& storage, const KeyHeads& part, const Tensor& batch, const Places& to) const;
   Tensor sum_over_group(Tensor gradient) const;
+  ScoreOptions options_of(const std::vector<Sequence>& sequences, const KeyHeads& part) const;
   Tensor index(const std::vector<int64_t>& values) const { return at::tensor(values, at::kLong).to(inputs_.q.device()); }
 
   const Problem& problem_;
@@ -158,6 +159,21 @@ Tensor Emulation::sum_over_group(Tensor gradient) const {
   return gradient.unflatten(1, {-1, problem_.group()}).sum(2).to(dtype);
 }
 
+ScoreOptions Emulation::options_of(const std::vector<Sequence>& sequences, const KeyHeads& part) const {
+  ScoreOptions options{.softcap = problem_.softcap};
+  const int64_t first = part.first * problem_.group(), heads = part.count * problem_.group();
+  if (problem_.sink) options.sinks = inputs_.sink.detach().narrow(0, first, heads).view({1, -1, 1, 1});
+  if (!problem_.alibi) return options;
+  std::vector<double> slopes;
+  for (int64_t head = first + 1; head <= first + heads; ++head)
+    slopes.push_back(std::pow(2.0, -8.0 * static_cast<double>(head) / static_cast<double>(problem_.hq)));
+  options.slopes = at::tensor(slopes, at::kFloat).view({1, -1, 1, 1}).to(inputs_.q.device());
+  std::vector<int64_t> offsets;
+  for (const Sequence& s : sequences) offsets.push_back(problem_.align == Align::bottom_right ? s.real_keys - s.queries() : 0);
+  options.offsets = index(offsets).view({-1, 1, 1, 1});
+  return options;
+}
+
 void Emulation::emulate(const std::vector<Sequence>& sequences, const KeyHeads& part) const {
   const auto count = static_cast<int64_t>(sequences.size());
   int64_t queries = 0, keys = 0;
@@ -170,7 +186,8 @@ void Emulation::emulate(const std::vector<Sequence>& sequences, const KeyHeads& 
     for (int64_t j = begin; j < end; ++j) keys_read.add(s.k_rows[j], n * keys + j);
     for (int64_t j = 0; j < s.real_keys; ++j) real_keys.add(s.k_rows[j], n * keys + j);
   }
-  Batch batch(arithmetic_, sequences, gather(inputs_.q, part, all_queries, count, queries),
+  const ScoreOptions options = options_of(sequences, part);
+  Batch batch(arithmetic_, options, sequences, gather(inputs_.q, part, all_queries, count, queries),
               gather(inputs_.k, part, keys_read, count, keys), gather(inputs_.v, part, keys_read, count, keys),
               gather(inputs_.dout, part, all_queries, count, queries));
   batch.forward();

@@ -36,8 +36,9 @@ std::pair<int64_t, int64_t> Sequence::keys_read() const {
   return {begin, std::max(begin, end)};
 }
 
-Batch::Batch(const Arithmetic& arithmetic, const std::vector<Sequence>& sequences, Tensor Q, Tensor K, Tensor V, Tensor G)
-    : a_(arithmetic), Q_(std::move(Q)), K_(std::move(K)), V_(std::move(V)), G_(std::move(G)) {
+Batch::Batch(const Arithmetic& arithmetic, const ScoreOptions& options, const std::vector<Sequence>& sequences, Tensor Q,
+             Tensor K, Tensor V, Tensor G)
+    : a_(arithmetic), options_(options), Q_(std::move(Q)), K_(std::move(K)), V_(std::move(V)), G_(std::move(G)) {
   find_tiles(sequences);
   const int64_t count = static_cast<int64_t>(sequences.size()), queries = Q_.size(1);
   std::vector<int64_t> begin(count * queries), end(count * queries), filled(count * queries);
@@ -102,12 +103,25 @@ void Batch::hide(Tensor& x, const KeyTile& tile, double value) const {
       .masked_fill_(hidden, value);
 }
 
-/// s S, hidden ones -inf; a filled row reads equal scores.
-Tensor Batch::scores(const KeyTile& tile) const {
+/// s Q K^T.
+Tensor Batch::products(const KeyTile& tile) const {
   Tensor S = product(tile.of_rows(Q_), tile.of_keys(K_).transpose(1, 2));
   if (a_.rounding.scores) S = round(S);
   S.mul_(a_.scale);
-  if (a_.rounding.scores) S = round(S);
+  return a_.rounding.scores ? round(S) : S;
+}
+
+void Batch::add_bias(Tensor& S, const KeyTile& tile) const {
+  const Tensor j = keys_.narrow(0, tile.first, tile.keys);
+  const Tensor i = at::arange(tile.begin, tile.end, keys_.options()).unsqueeze(1);
+  S.view({begin_.size(0), -1, tile.rows(), tile.keys}).sub_((options_.offsets + i - j).abs() * options_.slopes);
+}
+
+/// What the softmax is of, hidden ones -inf; a filled row reads equal scores.
+Tensor Batch::scores(const KeyTile& tile) const {
+  Tensor S = products(tile);
+  if (options_.softcap != 0) S.div_(options_.softcap).tanh_().mul_(options_.softcap);
+  if (options_.slopes.defined()) add_bias(S, tile);
   if (any_filled_)
     S.view({begin_.size(0), -1, tile.rows(), tile.keys}).masked_fill_(filled_.narrow(2, tile.begin, tile.rows()), a_.filler);
   hide(S, tile, -kInfinity);
@@ -145,6 +159,10 @@ void Batch::forward() {
   O = rows(V_.size(2), 0);
   m_ = rows(1, -kInfinity);
   l_ = rows(1, 0);
+  if (options_.sinks.defined()) {
+    m_.view({begin_.size(0), -1, Q_.size(1), 1}).copy_(options_.sinks);
+    l_.fill_(1);
+  }
   if (r.p_normalised)
     for (const KeyTile& tile : tiles_) online_softmax(tile, false);
   if (r.p_normalised) settle_rows();
@@ -198,6 +216,7 @@ void Batch::add_gradients(const KeyTile& tile, const Tensor& D) {
   Tensor P = probabilities(tile);
   if (r.ds_from_rounded_p) P = round(P);
   Tensor dS = dp(tile).sub_(tile.of_rows(D)).mul_(P);
+  if (options_.softcap != 0) dS.mul_(products(tile).div_(options_.softcap).tanh_().square_().neg_().add_(1));
   if (r.ds || r.scores) {
     dS = round(dS);
     if (r.scores) dS = round(dS.mul_(a_.scale));

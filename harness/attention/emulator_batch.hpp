@@ -59,10 +59,18 @@ struct Arithmetic {
   at::ScalarType operand = at::kFloat;  ///< of rounded values in a product: the tensor cores' dtype; on a CPU fp32
 };
 
+/// Softcap, ALiBi and sinks of the batch's query heads, in fp32 and never rounded further.
+struct ScoreOptions {
+  double softcap = 0;
+  Tensor slopes, sinks;  ///< [1, heads, 1, 1]; undefined: none
+  Tensor offsets;        ///< [sequences, 1, 1, 1]: where each diagonal starts
+};
+
 /// Attention of [sequences x heads, queries, channels] in which each sequence is padded with zeros to the longest.
 class Batch {
  public:
-  Batch(const Arithmetic& arithmetic, const std::vector<Sequence>& sequences, Tensor Q, Tensor K, Tensor V, Tensor G);
+  Batch(const Arithmetic& arithmetic, const ScoreOptions& options, const std::vector<Sequence>& sequences, Tensor Q, Tensor K,
+        Tensor V, Tensor G);
   void forward();
   void backward();
   /// [sequences x heads, queries, 1]; -inf for a query that sees no key.
@@ -76,7 +84,9 @@ class Batch {
   Tensor round(const Tensor& x) const { return x.to(a_.dtype).to(at::kFloat); }
   Tensor product(const Tensor& x, const Tensor& y) const;
   void hide(Tensor& x, const KeyTile& tile, double value) const;
+  Tensor products(const KeyTile& tile) const;
   Tensor scores(const KeyTile& tile) const;
+  void add_bias(Tensor& S, const KeyTile& tile) const;
   Tensor dp(const KeyTile& tile) const;
   Tensor online_softmax(const KeyTile& tile, bool rescales_output);
   void settle_rows();
@@ -85,6 +95,7 @@ class Batch {
   void add_gradients(const KeyTile& tile, const Tensor& D);
 
   const Arithmetic& a_;
+  const ScoreOptions& options_;
   Tensor Q_, K_, V_, G_;
   Tensor m_, l_, L_;             ///< [sequences x heads, queries, 1]
   Tensor begin_, end_, filled_;  ///< Reads, [sequences, 1, queries, 1]

@@ -21,6 +21,12 @@
 //            + [s^2 sum_i P^2 sD^2 Q^2]                  with bK = s sum_i eT |Q|
 // In brackets: end to end only, with u^2 P^2 sD^2 added to hS^2; gradients given a kernel's own O have no such terms.
 // Eager (S, s S, P, dP, dS, s dS rounded) propagates each rounding through the softmax to first order; see the oracles.
+// Options of the scores (problem.hpp), in fp32; J = 1 - tanh^2(s q.k / c), else 1. A is replaced by what follows:
+//   softcap:  A J + 4 |S| / k        the products' error through tanh, and tanh's own
+//   alibi:    A + (2 |bias| + |S|) / k
+// dS = P (dP - D) J everywhere; where D's error or an allowance multiplies P, it multiplies P J; and
+//   softcap:  hS^2/3 + dS^2 eS^2 gains P^2 (dP - D)^2 eJ^2,  eJ = e (4 + 2 k A J |tanh| / c)    error of J
+// A sink is a term of l and of L; nothing else changes.
 // GQA: + ulp(partial)^2/12 for each head's dk and dv where the profile rounds partials.
 //
 // fp32 rounds nothing on the way, so its own accumulation is no longer hidden below an output ulp. A sum of n terms makes

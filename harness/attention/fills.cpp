@@ -128,6 +128,7 @@ void RowDrawer::draw(const RowIndex& index, float* row) const {
       return draw_dout(index, row);
     case Stream::q_garbage:
     case Stream::k_garbage:
+    case Stream::sink:
       return normal(index, row);
     case Stream::v_garbage:
       normal(index, row);

@@ -11,6 +11,7 @@
 //   sparse_int        0 with probability 4/5, else an integer of -2 .. 2: ties, exact products
 //   unit              uniform on [0, 1): sums that only grow
 //   ones_v            N, and v = 1: then O is exactly 1, dQ and dK are 0
+// Sinks, one for each query head: N.
 // dO: normal N; one_hot: a single 1 in each row, at a drawn channel; zeros; ones.
 #pragma once
 
@@ -21,7 +22,7 @@
 namespace attnbench {
 
 /// Streams of random numbers; a stream is the second word of the counter.
-enum class Stream : uint32_t { q, k, v, dout, q_garbage, k_garbage, v_garbage };
+enum class Stream : uint32_t { q, k, v, dout, q_garbage, k_garbage, v_garbage, sink };
 
 /// One row: `channels` values of one (token, head). `token` and `head` number it, `position` is the token's rank among the
 /// `length` tokens of its sequence.

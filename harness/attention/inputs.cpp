@@ -240,6 +240,13 @@ at::Tensor make_tensor(const Side& side, const Case& c, const TensorSpec& spec, 
   return tensor;
 }
 
+at::Tensor draw_sinks(const Case& c) {
+  const at::Tensor sinks = at::empty({c.problem.hq}, at::kFloat);
+  const RowDrawer drawer(Stream::sink, c, c.problem.hq, 1);
+  for (int64_t head = 0; head < c.problem.hq; head++) drawer.draw({0, head, 0, 0}, sinks.data_ptr<float>() + head);
+  return sinks;
+}
+
 /// Copies the whole storage, so that strides and offset stay as the case asks for.
 at::Tensor copy_to(const at::Tensor& tensor, at::Device device) {
   if (!tensor.defined()) return tensor;
@@ -271,6 +278,7 @@ Inputs make_inputs(const Case& c, Conventions::Poison poison) {
   inputs.k = make_tensor(keys, c, {Stream::k, Stream::k_garbage, p.hkv, p.d, one_head}, poison);
   inputs.v = make_tensor(keys, c, {Stream::v, Stream::v_garbage, p.hkv, p.dv, one_head}, poison);
   inputs.dout = make_tensor(queries, c, {Stream::dout, Stream::dout, p.hq, p.dv, false}, poison);
+  if (p.sink) inputs.sink = draw_sinks(c);
   if (p.layout == Layout::padded) {
     inputs.q_mask = mask_of(queries);
     inputs.k_mask = mask_of(keys);
@@ -294,7 +302,8 @@ Inputs to_device(const Inputs& inputs, const Device& device) {
   const at::Device target(device.kind == "cpu" ? at::kCPU : at::kCUDA,
                           device.kind == "cpu" ? -1 : static_cast<at::DeviceIndex>(device.index));
   Inputs moved = inputs;
-  for (at::Tensor* tensor : {&moved.q, &moved.k, &moved.v, &moved.dout, &moved.cu_q, &moved.cu_k, &moved.q_mask, &moved.k_mask}) {
+  for (at::Tensor* tensor :
+       {&moved.q, &moved.k, &moved.v, &moved.dout, &moved.sink, &moved.cu_q, &moved.cu_k, &moved.q_mask, &moved.k_mask}) {
     *tensor = copy_to(*tensor, target);
   }
   return moved;

@@ -21,6 +21,7 @@ namespace attnbench {
 struct Inputs {
   at::Tensor q, k, v, dout;
   SequenceLengths lengths;
+  at::Tensor sink;            ///< float32 [hq]: a score of each query head; of cases with sinks only
   at::Tensor cu_q, cu_k;      ///< int32 [b + 1], prefix sums of the lengths (both layouts)
   at::Tensor q_mask, k_mask;  ///< bool [b, pitch], true = real token; padded only
   /// Storage row (within [0, rows)) of every real token in order; packed: 0, 1, 2, …; padded: sequence * pitch + position.

@@ -27,6 +27,7 @@ struct HeadProblem {
   int64_t queries = 0, keys = 0, stored_keys = 0, d = 0, dv = 0;
   const Problem* problem = nullptr;  ///< mask, alignment, window, group
   double scale = 0;
+  std::vector<double> slopes, sinks;  ///< of ALiBi and of the sinks, by head; empty: none
   Conventions::EmptyRow empty_row = Conventions::EmptyRow::zero;
   Rounding rounding;
 };

@@ -110,13 +110,17 @@ void clear_single_keys(const Block& b, Array& dS) {
 
 void finish_gradients(const HeadProblem& h, const Block& b, Gradients& g) {
   const Rounding& r = h.rounding;
-  g.dS = b.P * (g.dP.colwise() - g.D);
-  if (g.sD2.size() > 0) clear_single_keys(b, g.dS);
+  g.dS = b.weights_of_d() * (g.dP.colwise() - g.D);
+  if (g.sD2.size() > 0 && h.sinks.empty()) clear_single_keys(b, g.dS);
   g.wq = g.dS.square() * b.eS2 + visible(b, kFlushedDs2);
+  if (b.capped()) g.wq += (b.P * (g.dP.colwise() - g.D)).square() * b.eJ2;
   if (!r.ds) return;
   Array hS2 = largest_error2(r, b, g.dS);
-  if (r.ds_from_rounded_p) hS2 += largest_error2(r, b, b.P) * (g.dP.colwise() - g.D).square();
-  if (g.sD2.size() > 0 && r.d_from_output) hS2 += r.u * r.u * (b.P.square().colwise() * g.sD2);
+  if (r.ds_from_rounded_p) {
+    const Array error2 = largest_error2(r, b, b.P) * (g.dP.colwise() - g.D).square();
+    hS2 += b.capped() ? error2 * b.J.square() : error2;
+  }
+  if (g.sD2.size() > 0 && r.d_from_output) hS2 += r.u * r.u * (b.weights_of_d().square().colwise() * g.sD2);
   g.wq += hS2 / 3;
 }
 
@@ -132,7 +136,7 @@ void add_dq_dk(const HeadProblem& h, const Operands& x, const Block& b, const Gr
   if (r.accumulation > 0) w += dS2.colwise() * (r.accumulation * b.n);
   Array variance = s2 * (w.matrix() * b.keys_of(x.K2)).array();
   variance += dq.array().square().colwise() * (b.eL2 + r.accumulation * b.n);
-  if (g.sD2.size() > 0) variance += (b.P.matrix() * K).array().square().colwise() * (s2 * g.sD2);
+  if (g.sD2.size() > 0) variance += (b.weights_of_d().matrix() * K).array().square().colwise() * (s2 * g.sD2);
   variance += rounding_variances(r.dtype, dq).array();
   for (int64_t i = 0; i < b.rows; ++i)
     if (b.read[i].size() == 0) variance.row(i).setZero();
@@ -140,7 +144,7 @@ void add_dq_dk(const HeadProblem& h, const Operands& x, const Block& b, const Gr
   rows(out.dq_variance).middleRows(b.first, b.rows) = variance.matrix();
 
   w = g.wq + dS2.colwise() * (b.eL2 + r.accumulation * static_cast<double>(h.queries * h.problem->group()));
-  if (g.sD2.size() > 0) w += b.P.square().colwise() * g.sD2;
+  if (g.sD2.size() > 0) w += b.weights_of_d().square().colwise() * g.sD2;
   Map dk = rows(out.dk), dk_variance = rows(out.dk_variance);
   dk.middleRows(b.keys.begin, b.keys.size()).noalias() += h.scale * (g.dS.matrix().transpose() * b.rows_of(x.Q));
   dk_variance.middleRows(b.keys.begin, b.keys.size()).noalias() += s2 * (w.matrix().transpose() * b.rows_of(x.Q2));
@@ -192,7 +196,7 @@ void add_allowances(const HeadProblem& h, const Operands& x, const Block& b, con
   Column eD = 2 * r.e * (b.rows_of(x.G).array() * O.array()).abs().rowwise().sum();
   if (!r.d_from_output) eD = r.e * (2 + b.n.sqrt()) * (b.P * g.dP.abs()).rowwise().sum();
   Array eT = (b.rows_of(x.G2) * b.keys_of(x.V2).transpose()).array().sqrt() + g.dP.abs();
-  eT = b.P * ((r.e * r.k_dp * eT).colwise() + eD);
+  eT = b.weights_of_d() * ((r.e * r.k_dp * eT).colwise() + eD);
   const double s = std::abs(h.scale);
   rows(out.dq_allowance).middleRows(b.first, b.rows) = s * (eT.matrix() * b.keys_of(x.Ka));
   Map bk = rows(out.dk_allowance);

@@ -36,11 +36,34 @@ void softmax_row(const HeadProblem& h, Block& b, int64_t i) {
     S.setConstant(h.empty_row == Conventions::EmptyRow::nan ? std::nan("") : 0);
     b.eS2.row(i).setConstant(16 * h.rounding.e * h.rounding.e);
   }
-  const double m = b.uniform[i] ? 0 : S.maxCoeff();
+  const double sink = h.sinks.empty() ? -kInfinity : h.sinks.front();
+  const double m = b.uniform[i] ? 0 : std::max(S.maxCoeff(), sink);
   P = (S - m).exp();
-  b.l[i] = P.sum();
+  b.l[i] = P.sum() + std::exp(sink - m);
   P /= b.l[i];
   b.L[i] = m + std::log(b.l[i]);
+}
+
+/// S becomes c tanh(S / c). `A` is what is left of the products' error, and tanh's.
+void cap(const HeadProblem& h, Block& b, Array& A) {
+  const double c = h.problem->softcap;
+  const Rounding& r = h.rounding;
+  const Array t = (b.S / c).tanh();
+  b.S = c * t;
+  b.J = 1 - t.square();
+  b.eJ2 = (r.e * (4 + 2 * r.k_scores / c * A * b.J * t.abs())).square();
+  A = A * b.J + 4 / r.k_scores * b.S.abs();
+}
+
+/// Adds ALiBi's bias, its rounding and that of the sum.
+void add_bias(const HeadProblem& h, Block& b, Array& A) {
+  const int64_t offset = h.problem->align == Align::bottom_right ? h.keys - h.queries : 0;
+  for (int64_t i = 0; i < b.rows; ++i)
+    for (int64_t j = 0; j < b.keys.size(); ++j) {
+      const double bias = h.slopes.front() * static_cast<double>(std::abs(b.first + i + offset - b.keys.begin - j));
+      b.S(i, j) -= bias;
+      A(i, j) += (2 * bias + std::abs(b.S(i, j))) / h.rounding.k_scores;
+    }
 }
 
 /// eS holds A until the P-weighted sum of it is known.
@@ -48,12 +71,15 @@ void scores(const HeadProblem& h, const Operands& x, Block& b) {
   const Rounding& r = h.rounding;
   b.S = h.scale * (b.rows_of(x.Q) * b.keys_of(x.K).transpose());
   Array A = std::abs(h.scale) * (b.rows_of(x.Qa) * b.keys_of(x.Ka).transpose());
+  if (h.problem->softcap != 0) cap(h, b, A);
+  if (!h.slopes.empty()) add_bias(h, b, A);
   b.eS2 = (r.e * (4 + r.k_scores * A)).square();
   b.P.setZero(b.rows, b.keys.size());
   for (int64_t i = 0; i < b.rows; ++i) {
     if (b.read[i].size() > 0) softmax_row(h, b, i);
     if (b.uniform[i]) A.row(i).setZero();
   }
+  if (b.capped()) b.PJ = b.P * b.J;
   b.sL = r.e * (4 + b.L.abs() + r.k_scores * (b.P * A).rowwise().sum() + b.n.sqrt());
   b.eL2 = r.accumulation > 0 ? Column(b.sL.square()) : Column((r.e * (2 + 2 * b.L.abs())).square());
 }

@@ -44,11 +44,16 @@ struct Block {
   int64_t first = 0, rows = 0;
   Range keys;
   Array P, S, eS2;
-  Column L, l, n;  ///< LSE, sum of exp relative to the row's largest score, keys read
+  Array J, eJ2, PJ;  ///< softcap: derivative of S by what is capped, square of its error, P J; else empty
+  Column L, l, n;    ///< LSE, sum of exp relative to the row's largest score, keys read
   Column eL2;
   Column sL;
   std::vector<Range> read;  ///< relative to keys.begin
   std::vector<char> uniform;
+
+  bool capped() const { return J.size() > 0; }
+  /// What D's share in dS is multiplied by.
+  const Array& weights_of_d() const { return capped() ? PJ : P; }
 
   auto rows_of(const auto& m) const { return m.middleRows(first, rows); }
   auto keys_of(const auto& m) const { return m.middleRows(keys.begin, keys.size()); }

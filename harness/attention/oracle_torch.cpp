@@ -14,6 +14,7 @@
 #include <ATen/ops/cat.h>
 #include <ATen/ops/full.h>
 #include <ATen/ops/maximum.h>
+#include <ATen/ops/tensor.h>
 #include <ATen/ops/where.h>
 #include <ATen/ops/zeros.h>
 
@@ -97,10 +98,15 @@ class TorchHeads {
     Tensor Q, G;                ///< [heads, rows, channels]
     Tensor K, V;                ///< [heads, keys, channels]
     Tensor S, P, P2, eS2, hS2;  ///< [heads, rows, keys]; S is -inf where no key is read
+    Tensor J, eJ2, PJ;          ///< softcap: derivative of S by what is capped, its error squared, P J; else undefined
     Tensor m, l, L, sL, eL2;    ///< [heads, rows, 1]
+
+    /// What D's share in dS is multiplied by.
+    const Tensor& weights_of_d() const { return J.defined() ? PJ : P; }
   };
   struct Gradient {
     Tensor dP, D, centred, dS, dS2;  ///< centred: dP - D; dP undefined where D is given
+    Tensor raw2;                     ///< (P centred)^2, which softcap's derivative is not in yet
     Tensor sD2;                      ///< undefined: D is given and has no error
   };
 
@@ -111,9 +117,13 @@ class TorchHeads {
   int64_t step() const;
   Tensor rows(int64_t count, int64_t channels) const { return at::zeros({h_.heads, count, channels}, options_); }
   Block block(int64_t first) const;
+  Tensor by_head(const std::vector<double>& values) const { return at::tensor(values, options_).view({-1, 1, 1}); }
   Tensor of_rows(const Tensor& all, const Block& b) const { return all.narrow(1, b.first, b.rows); }
   Tensor of_keys(const Tensor& all, const Block& b) const { return all.narrow(1, b.key, b.keys); }
+  void cap(Block& b, Tensor& A) const;
+  void add_bias(Block& b, Tensor& A) const;
   void softmax(Block& b) const;
+  void set_ds(const Block& b, Gradient& g) const;
   Tensor largest_error2(const Block& b, const Tensor& x2, const Tensor& smallest2) const;
   Tensor ulp_variance(const Tensor& x) const;
   Tensor output(const Block& b, const Tensor& hP2);
@@ -135,6 +145,7 @@ class TorchHeads {
   std::vector<std::vector<Stretch>> stretches_;  ///< by sequence and query
   Tensor begin_, end_, empty_;                   ///< the same as int64 and bool [1 or heads, queries, 1]
   Tensor queries_of_group_;                      ///< float64 [1 or heads, 1, 1]
+  Tensor shift_;                                 ///< the same: key - query on the diagonal
   Tensor key_seen_;                              ///< bool [sequences, stored_keys]
   Tensor Q_, K_, V_, G_, f2_;
   Tensor o_, o_var_, lse_, sigma_, o_nu_, dq_, dq_var_, dq_b_, dq_nu_;
@@ -147,11 +158,12 @@ class TorchHeads {
 
 TorchHeads::TorchHeads(const HeadProblem& h)
     : h_(h), r_(h.rounding), s2_(h.scale * h.scale), options_(h.q.options()), Q_(h.q), K_(h.k), V_(h.v), G_(h.dout) {
-  std::vector<int64_t> begin, end, empty, terms, seen;
+  std::vector<int64_t> begin, end, empty, terms, shifts, seen;
   for (const SequenceOfHeads& sequence : h.sequences) {
     stretches_.push_back(read_keys(h, sequence));
     for (const Stretch& s : stretches_.back()) begin.push_back(s.begin), end.push_back(s.end), empty.push_back(s.empty);
     terms.push_back(sequence.queries * h.problem->group());
+    shifts.push_back(h.problem->align == Align::top_left ? 0 : sequence.keys - sequence.queries);
     const std::vector<int64_t> read = keys_read(stretches_.back(), h.stored_keys, true);
     seen.insert(seen.end(), read.begin(), read.end());
   }
@@ -159,6 +171,7 @@ TorchHeads::TorchHeads(const HeadProblem& h)
   end_ = of_heads(end, h.queries);
   empty_ = of_heads(empty, h.queries) != 0;
   queries_of_group_ = of_heads(terms, 1).to(at::kDouble);
+  shift_ = of_heads(shifts, 1).to(at::kDouble);
   key_seen_ = to_tensor(seen, options_.device()).view({static_cast<int64_t>(h.sequences.size()), h.stored_keys}) != 0;
   choose_samples();
   if (h.empty_row == Conventions::EmptyRow::nan || h.sequences.size() > 1) hide_unread_keys();
@@ -225,13 +238,32 @@ TorchHeads::Block TorchHeads::block(int64_t first) const {
       lowest = std::min(lowest, s.begin);
       highest = std::max(highest, s.end);
       b.fills = b.fills || s.empty;
-      b.has_single = b.has_single || (!s.empty && s.end - s.begin == 1);
+      b.has_single = b.has_single || (!s.empty && s.end - s.begin == 1 && h_.sinks.empty());
     }
   }
   b.key = std::min(lowest, highest);
   b.keys = highest - b.key;
   if (b.keys > 0) softmax(b);
   return b;
+}
+
+/// S becomes c tanh(S / c); in A what is left of the products' error, and tanh's.
+void TorchHeads::cap(Block& b, Tensor& A) const {
+  const double c = h_.problem->softcap;
+  const Tensor t = (b.S / c).tanh();
+  b.J = t.square().neg().add_(1);
+  b.eJ2 = (A * b.J * t.abs()).mul_(2 * r_.k_scores / c).add_(4).mul_(r_.e).square_();
+  b.S = t * c;
+  A = A * b.J + b.S.abs() * (4 / r_.k_scores);
+}
+
+/// ALiBi's bias, its rounding and that of the sum.
+void TorchHeads::add_bias(Block& b, Tensor& A) const {
+  const Tensor i = at::arange(b.first, b.first + b.rows, options_).unsqueeze(1) + shift_;
+  const Tensor j = at::arange(b.key, b.key + b.keys, options_).unsqueeze(0);
+  const Tensor bias = (i - j).abs() * by_head(h_.slopes);
+  b.S.sub_(bias);
+  A.add_(bias, 2 / r_.k_scores).add_(b.S.abs(), 1 / r_.k_scores);
 }
 
 /// What the block reads, its scores and their softmax.
@@ -247,16 +279,23 @@ void TorchHeads::softmax(Block& b) const {
 
   b.S = b.Q.matmul(b.K.mT()).mul_(h_.scale);
   Tensor A = b.Q.abs().matmul(b.K.abs().mT()).mul_(std::abs(h_.scale));
+  if (h_.problem->softcap != 0) cap(b, A);
+  if (!h_.slopes.empty()) add_bias(b, A);
   if (b.fills) {
     b.S.masked_fill_(b.filled, h_.empty_row == Conventions::EmptyRow::nan ? std::nan("") : 0);
     A.masked_fill_(b.filled, 0);
   }
   b.S.masked_fill_(b.unread, -kInfinity);
-  b.m = at::where(b.reads_any, b.S.amax(-1, true), 0.0);
+  Tensor largest = b.S.amax(-1, true);
+  if (!h_.sinks.empty()) largest = at::maximum(largest, by_head(h_.sinks));
+  b.m = at::where(b.reads_any, largest, 0.0);
   b.P = (b.S - b.m).exp_();
-  b.l = at::where(b.reads_any, b.P.sum(-1, true), 1.0);
+  Tensor sum = b.P.sum(-1, true);
+  if (!h_.sinks.empty()) sum += (by_head(h_.sinks) - b.m).exp_();
+  b.l = at::where(b.reads_any, sum, 1.0);
   b.P.div_(b.l);
   b.P2 = b.P.square();
+  if (b.J.defined()) b.PJ = b.P * b.J;
   b.L = b.m + b.l.log();
   b.sL = (b.L.abs() + 4 + (b.P * A).sum(-1, true) * r_.k_scores + b.n.sqrt()) * r_.e;
   b.eS2 = A.mul_(r_.k_scores * r_.e).add_(4 * r_.e).square_();
@@ -328,16 +367,23 @@ void TorchHeads::note_power(const Block& b) {
   has_power_.logical_and_((good | b.filled | b.reads_any.logical_not()).all());
 }
 
+/// From centred.
+void TorchHeads::set_ds(const Block& b, Gradient& g) const {
+  g.dS = b.P * g.centred;
+  g.raw2 = g.dS.square();
+  if (b.J.defined()) g.dS = g.dS * b.J;
+  g.dS2 = b.J.defined() ? g.dS.square() : g.raw2;
+}
+
 TorchHeads::Gradient TorchHeads::gradient(const Block& b, const Tensor& O, const Tensor& hP2) const {
   Gradient g;
   g.dP = b.G.matmul(b.V.mT());
   g.D = (b.G * O).sum(-1, true);
   g.centred = g.dP - g.D;
-  g.dS = b.P * g.centred;
   // The one key of a row has P = 1 and dP = D: what the arithmetic leaves of dS = 0 would be counted as a source.
-  if (b.has_single) g.dS.masked_fill_((b.n == 1) & b.filled.logical_not(), 0);
-  g.dS2 = g.dS.square();
-  g.sD2 = (g.dS2 * b.eS2).sum(-1, true);
+  if (b.has_single) g.centred.masked_fill_((b.n == 1) & b.filled.logical_not(), 0);
+  set_ds(b, g);
+  g.sD2 = (g.raw2 * b.eS2).sum(-1, true);
   if (!r_.d_from_output) return g;
   g.sD2 += (b.G.square() * ulp_variance(O)).sum(-1, true);
   if (hP2.defined()) g.sD2 += (hP2 * g.dP.square()).sum(-1, true) / 3;
@@ -347,22 +393,26 @@ TorchHeads::Gradient TorchHeads::gradient(const Block& b, const Tensor& O, const
 /// hS^2 of a rounded dS.
 Tensor TorchHeads::ds_error2(const Block& b, const Gradient& g) const {
   Tensor hS2 = largest_error2(b, g.dS2, f2_);
-  if (r_.ds_from_rounded_p) hS2 += largest_error2(b, b.P2, f2_) * g.centred.square();
-  if (g.sD2.defined() && r_.d_from_output) hS2 += b.P2 * (g.sD2 * (r_.u * r_.u));
+  if (r_.ds_from_rounded_p) {
+    const Tensor error2 = largest_error2(b, b.P2, f2_) * g.centred.square();
+    hS2 += b.J.defined() ? error2 * b.J.square() : error2;
+  }
+  if (g.sD2.defined() && r_.d_from_output) hS2 += b.weights_of_d().square() * (g.sD2 * (r_.u * r_.u));
   return hS2;
 }
 
 void TorchHeads::add_dq_dk(const Block& b, const Gradient& g) {
   Tensor w = (g.dS2 * b.eS2).add_(b.P != 0, kFlushedDs2);
+  if (b.J.defined()) w += g.raw2 * b.eJ2;
   if (r_.ds) w += ds_error2(b, g).div_(3);
   const Tensor dq = g.dS.matmul(b.K).mul_(h_.scale), accumulated = b.n * r_.accumulation;
   const Tensor weights = r_.accumulation > 0 ? w + g.dS2 * accumulated : w;
   Tensor variance = weights.matmul(b.K.square()) * s2_ + dq.square() * (b.eL2 + accumulated) + ulp_variance(dq);
-  if (g.sD2.defined()) variance += b.P.matmul(b.K).square() * g.sD2 * s2_;
+  if (g.sD2.defined()) variance += b.weights_of_d().matmul(b.K).square() * g.sD2 * s2_;
   of_rows(dq_, b).copy_(dq);
   of_rows(dq_var_, b).copy_(at::where(b.reads_any, variance, 0.0));
   w += g.dS2 * (b.eL2 + queries_of_group_ * r_.accumulation);
-  if (g.sD2.defined()) w += b.P2 * g.sD2;
+  if (g.sD2.defined()) w += b.weights_of_d().square() * g.sD2;
   of_keys(dk_, b).add_(g.dS.mT().matmul(b.Q), h_.scale);
   of_keys(dk_var_, b).add_(w.mT().matmul(b.Q.square()), s2_);
 }
@@ -398,7 +448,7 @@ void TorchHeads::add_allowances(const Block& b, const Gradient& g, const Tensor&
   const Tensor eD =
       r_.d_from_output ? (b.G * O).abs().sum(-1, true) * (2 * r_.e) : (b.P * g.dP.abs()).sum(-1, true) * (b.n.sqrt() + 2) * r_.e;
   const Tensor cancelled = b.G.square().matmul(b.V.square().mT()).sqrt_();
-  const Tensor eT = cancelled.add_(g.dP.abs()).mul_(r_.e * r_.k_dp).add_(eD).mul_(b.P);
+  const Tensor eT = cancelled.add_(g.dP.abs()).mul_(r_.e * r_.k_dp).add_(eD).mul_(b.weights_of_d());
   of_rows(dq_b_, b).copy_(eT.matmul(b.K.abs()) * std::abs(h_.scale));
   of_keys(dk_b_, b).add_(eT.mT().matmul(b.Q.abs()), std::abs(h_.scale));
 }
@@ -474,8 +524,7 @@ HeadGradients TorchHeads::given_output(const Tensor& o) {
     Gradient g;
     g.D = (b.G * of_rows(o, b)).sum(-1, true);
     g.centred = b.G.matmul(b.V.mT()).sub_(g.D);
-    g.dS = b.P * g.centred;
-    g.dS2 = g.dS.square();
+    set_ds(b, g);
     add_dq_dk(b, g);
   }
   return {dq_, dq_var_, dk_, dk_var_};

@@ -87,14 +87,40 @@ class Heads {
   Rounding rounding_;
   std::vector<Group> groups_;
   std::vector<int64_t> q_offsets_, k_offsets_;
+  std::vector<double> slopes_, sinks_;         ///< by query head; empty: none
   Tensor q_, k_, v_, dout_;                    ///< in the case's dtype
   std::vector<Tensor> k_padding_, v_padding_;  ///< by sequence; empty unless empty rows are uniform
   bool reads_padding_ = false;
 };
 
-void refuse_unknown(const Problem& p, const Case& c) {
-  if (p.softcap != 0 || p.alibi || p.sink || p.dropout.p != 0)
-    throw std::invalid_argument("the float64 oracles know no softcap, alibi, sink or dropout: " + format_case(c));
+void refuse_unknown(const Case& c, const Rounding& rounding, Conventions::EmptyRow empty_row) {
+  const Problem& p = c.problem;
+  if (p.dropout.p != 0) throw std::invalid_argument("the float64 oracles know no dropout: " + format_case(c));
+  if (p.has_score_options() && (rounding.scores || empty_row != Conventions::EmptyRow::zero))
+    throw std::invalid_argument(
+        "the float64 oracles know softcap, alibi and sink where scores are not rounded and empty rows are 0: " + format_case(c));
+}
+
+/// ALiBi's slope of each query head: Press, Smith, Lewis, Train Short, Test Long (ICLR 2022), section 3.
+std::vector<double> slopes_of(const Problem& p) {
+  std::vector<double> slopes;
+  for (int64_t head = 0; p.alibi && head < p.hq; ++head)
+    slopes.push_back(std::exp2(-8.0 * static_cast<double>(head + 1) / static_cast<double>(p.hq)));
+  return slopes;
+}
+
+std::vector<double> sinks_of(const Inputs& inputs) {
+  if (!inputs.sink.defined()) return {};
+  const Tensor host = inputs.sink.to(at::kCPU).to(at::kDouble).contiguous();
+  return {host.const_data_ptr<double>(), host.const_data_ptr<double>() + host.numel()};
+}
+
+/// Those of the group's heads, of each sequence.
+std::vector<double> part_of(const std::vector<double>& by_head, const Group& group) {
+  std::vector<double> part;
+  for (size_t n = 0; n < group.sequences.size() && !by_head.empty(); ++n)
+    part.insert(part.end(), by_head.begin() + group.head, by_head.begin() + group.head + group.heads);
+  return part;
 }
 
 Heads::Heads(OracleKind kind, const Case& c, const Inputs& inputs, const Profile& profile, Conventions::EmptyRow empty_row)
@@ -102,9 +128,11 @@ Heads::Heads(OracleKind kind, const Case& c, const Inputs& inputs, const Profile
       inputs_(inputs),
       empty_row_(empty_row),
       device_(kind == OracleKind::eigen ? at::kCPU : inputs.q.device()) {
-  refuse_unknown(problem_, c);
   const Problem& p = problem_;
   rounding_ = rounding_of(profile, p, inputs.scale);
+  refuse_unknown(c, rounding_, empty_row);
+  slopes_ = slopes_of(p);
+  sinks_ = sinks_of(inputs);
   q_offsets_ = offsets_of(inputs.lengths.q);
   k_offsets_ = offsets_of(inputs.lengths.k);
   q_ = rows_of(inputs.q, inputs.q_rows, p.hq, p.d).to(device_);
@@ -257,6 +285,8 @@ HeadProblem Heads::head_problem(const Group& group) const {
   h.dv = problem_.dv;
   h.problem = &problem_;
   h.scale = inputs_.scale;
+  h.slopes = part_of(slopes_, group);
+  h.sinks = part_of(sinks_, group);
   h.empty_row = empty_row_;
   h.rounding = rounding_;
   return h;

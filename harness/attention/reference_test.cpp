@@ -49,10 +49,11 @@ double loss(OracleKind kind, const Case& c, Inputs x, const Inputs& direction, d
 
 class Oracles : public testing::TestWithParam<std::string> {};
 
-TEST_P(Oracles, GradientsAreTheDerivativesOfO) {
+void expect_gradients_to_be_derivatives(const std::string& line,
+                                        const std::vector<Conventions::EmptyRow>& conventions_of_empty_rows) {
   for (const OracleKind kind : kOracles) {
-    for (const auto empty_row : {Conventions::EmptyRow::zero, Conventions::EmptyRow::uniform}) {
-      const Case c = parse_case(GetParam() + " dtype=fp32 seed=3");
+    for (const auto empty_row : conventions_of_empty_rows) {
+      const Case c = parse_case(line + " dtype=fp32 seed=3");
       Conventions conventions;
       conventions.empty_row = empty_row;
       const Inputs x = in_float64(c);
@@ -74,10 +75,21 @@ TEST_P(Oracles, GradientsAreTheDerivativesOfO) {
                               inner_product(r.dv.value, tokens_of(along.v, x.k_rows, p.hkv, p.dv));
       const double h = 1e-5;
       const double difference = (loss(kind, c, x, along, h, conventions) - loss(kind, c, x, along, -h, conventions)) / (2 * h);
-      EXPECT_NEAR(difference, expected, 1e-6 * (1 + std::abs(expected))) << GetParam() << " " << r.oracle;
+      EXPECT_NEAR(difference, expected, 1e-6 * (1 + std::abs(expected))) << line << " " << r.oracle;
     }
   }
 }
+
+TEST_P(Oracles, GradientsAreTheDerivativesOfO) {
+  expect_gradients_to_be_derivatives(GetParam(), {Conventions::EmptyRow::zero, Conventions::EmptyRow::uniform});
+}
+
+class ScoreOptions : public testing::TestWithParam<std::string> {};
+
+TEST_P(ScoreOptions, GradientsAreTheDerivativesOfO) {
+  expect_gradients_to_be_derivatives(GetParam(), {Conventions::EmptyRow::zero});
+}
+INSTANTIATE_TEST_SUITE_P(Shapes, ScoreOptions, testing::ValuesIn(option_shapes()));
 
 TEST_P(Oracles, KeyGradientsSumToZeroAsRowsOfDsDo) {
   for (const OracleKind kind : kOracles) {
@@ -185,17 +197,57 @@ TEST(GivenOutput, EqualsTheGradientsWhenOIsExactAndFollowsOWhenItIsNot) {
   }
 }
 
+/// q = 0: what is left of the scores is the bias and the sink.
+TEST(ScoreOptionsByHand, AlibiAndSinkAloneMakeTheSoftmax) {
+  const Case c = parse_case("attention hq=2 hkv=1 lq=2 lk=3 d=8 dtype=fp32 alibi=on sink=on");
+  Inputs x = in_float64(c);
+  x.q = at::zeros_like(x.q);
+  const std::vector<double> v = numbers(x.v), sinks = numbers(x.sink.to(at::kDouble));
+  for (const OracleKind kind : kOracles) {
+    const Reference r = make_reference(kind, c, x, inside(), Conventions::EmptyRow::zero);
+    const std::vector<double> o = numbers(r.o.value), lse = numbers(r.lse.value);
+    for (int head = 0; head < 2; ++head) {
+      const double slope = head == 0 ? 1.0 / 16 : 1.0 / 256;  // 2^-4, 2^-8
+      for (int i = 0; i < 2; ++i) {
+        double sum = std::exp(sinks[head]), first = 0;
+        for (int j = 0; j < 3; ++j) {
+          const double p = std::exp(-slope * std::abs(i + 1 - j));  // bottom right: the diagonal starts at key 1
+          sum += p;
+          first += p * v[j * 8];
+        }
+        EXPECT_NEAR(o[(i * 2 + head) * 8], first / sum, 1e-13) << r.oracle;
+        EXPECT_NEAR(lse[i * 2 + head], std::log(sum), 1e-13) << r.oracle;
+      }
+    }
+  }
+}
+
+TEST(ScoreOptionsByHand, SoftcapBoundsTheScore) {
+  const Case c = parse_case("attention lq=1 lk=1 d=8 dtype=fp32 softcap=3 scale=1");
+  Inputs x = in_float64(c);
+  const std::vector<double> q = numbers(x.q), k = numbers(x.k);
+  double product = 0;
+  for (int i = 0; i < 8; ++i) product += q[i] * k[i];
+  for (const OracleKind kind : kOracles) {
+    const Reference r = make_reference(kind, c, x, inside(), Conventions::EmptyRow::zero);
+    EXPECT_NEAR(numbers(r.lse.value)[0], 3 * std::tanh(product / 3), 1e-13) << r.oracle;
+  }
+}
+
 TEST(UnknownMaths, AreRefusedWithTheCaseLine) {
-  const Case c = parse_case("attention hq=1 lq=4 d=32 softcap=20");
+  const Case c = parse_case("attention hq=1 lq=4 d=32 dropout=0.5:3");
   Case plain = c;
-  plain.problem.softcap = 0;
+  plain.problem.dropout = {};
   const Inputs x = make_inputs(plain, Conventions::Poison::nan);
   try {
     make_reference(OracleKind::eigen, c, x, flash(), Conventions::EmptyRow::zero);
-    FAIL() << "softcap was ignored";
+    FAIL() << "dropout was ignored";
   } catch (const std::invalid_argument& error) {
-    EXPECT_NE(std::string(error.what()).find("softcap=20"), std::string::npos) << error.what();
+    EXPECT_NE(std::string(error.what()).find("dropout=0.5:3"), std::string::npos) << error.what();
   }
+  const Case capped = parse_case("attention hq=1 lq=4 d=32 softcap=20");
+  EXPECT_THROW(make_reference(OracleKind::eigen, capped, x, eager(), Conventions::EmptyRow::zero), std::invalid_argument);
+  EXPECT_THROW(make_reference(OracleKind::eigen, capped, x, flash(), Conventions::EmptyRow::uniform), std::invalid_argument);
 }
 
 }  // namespace

@@ -71,6 +71,18 @@ inline std::vector<std::string> shapes() {
   };
 }
 
+/// Softcap, ALiBi and sinks, alone and together.
+inline std::vector<std::string> option_shapes() {
+  return {
+      "attention hq=4 hkv=2 lq=33 lk=40 d=32 softcap=2",
+      "attention hq=2 hkv=2 lq=70 d=64 softcap=30 mask=causal",
+      "attention hq=6 hkv=2 lq=33 lk=40 d=32 alibi=on",
+      "attention hq=2 hkv=1 lens=40+17 klens=33+80 d=32 alibi=on mask=causal",
+      "attention hq=4 hkv=2 lq=33 lk=70 d=32 sink=on",
+      "attention hq=6 hkv=3 lens=17+30 klens=40+20 d=32 softcap=3 alibi=on align=top_left sink=on mask=causal layout=padded",
+  };
+}
+
 /// Largest difference relative to the value, or to a billionth of the tensor's largest value where that is more.
 inline double largest_relative_difference(const at::Tensor& one, const at::Tensor& other) {
   const std::vector<double> a = numbers(one), b = numbers(other);

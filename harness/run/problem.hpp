@@ -7,6 +7,10 @@
 // Padding never changes what a token sees: i and j are ranks among the real tokens of the row, not padded positions.
 // S = scale * Q K^T, P = softmax(S) over the visible keys, O = P V, LSE = ln sum exp S (natural log of scaled scores).
 // Query head h reads key head h / (hq / hkv).
+// Options, in this order, of the scores that a query sees; what a query without keys returns they do not change:
+//   softcap=c:  S becomes c tanh(S / c)
+//   alibi:      S_ij -= 2^(-8 (h + 1) / hq) |i + offset - j| for query head h
+//   sink:       a score of the query head's own joins the softmax, with no key behind it: P sums to less than 1, LSE has it
 #pragma once
 
 #include <cstdint>
@@ -67,6 +71,7 @@ struct Problem {
   Dropout dropout;
   bool operator==(const Problem&) const = default;
 
+  bool has_score_options() const { return softcap != 0 || alibi || sink; }
   int64_t group() const { return hq / hkv; }  ///< query heads per key head
   double softmax_scale() const;
   bool uses_alignment() const;  ///< false: `align` has no effect (no causal mask, window or ALiBi)

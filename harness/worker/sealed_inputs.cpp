@@ -82,6 +82,7 @@ NamedTensors named_tensors(const Inputs& inputs) {
                        {"k", inputs.k},
                        {"v", inputs.v},
                        {"dout", inputs.dout},
+                       {"sink", inputs.sink},
                        {"cu_q", inputs.cu_q},
                        {"cu_k", inputs.cu_k},
                        {"q_mask", inputs.q_mask},
@@ -97,7 +98,8 @@ SealedInputs::SealedInputs(const Case& c, Conventions::Poison poison, const Devi
 
 Inputs SealedInputs::lend() const {
   Inputs lent = inputs_;
-  for (at::Tensor* tensor : {&lent.q, &lent.k, &lent.v, &lent.dout, &lent.cu_q, &lent.cu_k, &lent.q_mask, &lent.k_mask})
+  for (at::Tensor* tensor :
+       {&lent.q, &lent.k, &lent.v, &lent.dout, &lent.sink, &lent.cu_q, &lent.cu_k, &lent.q_mask, &lent.k_mask})
     if (tensor->defined()) *tensor = tensor->detach();
   return lent;
 }

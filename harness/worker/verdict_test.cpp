@@ -91,6 +91,50 @@ TEST(RightOutputs, OfEveryFillAndManySeedsPass) {
   }
 }
 
+TEST(RightOutputs, WithOptionsOfTheScoresPass) {
+  for (const std::string& line : option_shapes()) {
+    for (const Profile& profile : {flash(), inside_from_output(), inside()}) {
+      for (const char* dtype : {"bf16", "fp16", "fp32"}) {
+        const Bench b(line + " seed=31 dtype=" + dtype, profile);
+        for (const Pass pass : {Pass::forward, Pass::backward})
+          expect_passes(b.judge.judge(b.right, pass), line + dtype + profile.name);
+      }
+    }
+  }
+}
+
+/// As if one option, the first of each line, were another or not there.
+TEST(Defect, OptionsOfTheScoresLeftOutOrElseFail) {
+  const auto judged = [](const std::string& line, const std::function<void(Problem&)>& change, Pass pass) {
+    const Bench b("attention hq=4 hkv=2 lq=65 lk=97 d=64 " + line, inside());
+    Case other = b.c;
+    change(other.problem);
+    return b.judge.judge(emulate(other, b.inputs, b.profile, b.conventions.empty_row), pass);
+  };
+  for (const Pass pass : {Pass::forward, Pass::backward}) {
+    EXPECT_EQ(judged(
+                  "softcap=5", [](Problem& p) { p.softcap = 0; }, pass)
+                  .status,
+              Status::failed);
+    EXPECT_EQ(judged(
+                  "softcap=5", [](Problem& p) { p.softcap = 5.1; }, pass)
+                  .status,
+              Status::failed);
+    EXPECT_EQ(judged(
+                  "alibi=on", [](Problem& p) { p.alibi = false; }, pass)
+                  .status,
+              Status::failed);
+    EXPECT_EQ(judged(
+                  "alibi=on", [](Problem& p) { p.align = Align::top_left; }, pass)
+                  .status,
+              Status::failed);
+    EXPECT_EQ(judged(
+                  "sink=on", [](Problem& p) { p.sink = false; }, pass)
+                  .status,
+              Status::failed);
+  }
+}
+
 TEST(RightOutputs, OfLibTorchsMathPass) {
   for (const char* dtype : {"bf16", "fp16", "fp32"}) {
     Conventions no_lse;
