@@ -9,6 +9,7 @@
 
 #include "harness/attention/emulator.hpp"
 #include "harness/attention/test_reference.hpp"
+#include "harness/worker/test_calibration.hpp"
 
 namespace attnbench {
 namespace {
@@ -29,7 +30,7 @@ Conventions with_rows(Conventions::EmptyRow empty_row) {
 TEST(SealedInputs, AWriteToTheFirstOrLastByteOfAnyOfThemIsSeen) {
   // 9 rows of 3 heads of 5 channels in bf16: the storages are no multiples of 8 bytes.
   for (const char* line : {"attention hq=3 lens=4+5 d=5", "attention hq=3 lens=4+5 d=5 layout=padded pad=left"}) {
-    SealedInputs inputs(parse_case(line), Conventions::Poison::nan, kCpu);
+    SealedInputs inputs(parse_case(line), Conventions::Poison::nan, kCpu, judge_test::formula_alone());
     EXPECT_EQ(inputs.overwritten(), "");
     for (const auto& [name, tensor] : named_tensors(inputs.get())) {
       auto* const bytes = static_cast<char*>(tensor.storage().mutable_data());
@@ -44,7 +45,8 @@ TEST(SealedInputs, AWriteToTheFirstOrLastByteOfAnyOfThemIsSeen) {
 }
 
 TEST(SealedInputs, NegatedHeadsAreThoseAskedForAndUndone) {
-  SealedInputs inputs(parse_case("attention hq=4 hkv=2 lens=4+5 d=8 layout=padded"), Conventions::Poison::nan, kCpu);
+  SealedInputs inputs(parse_case("attention hq=4 hkv=2 lens=4+5 d=8 layout=padded"), Conventions::Poison::nan, kCpu,
+                      judge_test::formula_alone());
   const at::Tensor v = inputs.get().v.clone(), dout = inputs.get().dout.clone();
   inputs.negate_heads({false, true}, {true, false});
   EXPECT_TRUE(at::equal(inputs.get().v.select(-2, 0).nan_to_num(), v.select(-2, 0).nan_to_num()));
@@ -57,7 +59,8 @@ TEST(SealedInputs, NegatedHeadsAreThoseAskedForAndUndone) {
 }
 
 TEST(CaseData, EmptyRowsAreJudgedByTheBackendsOwnConvention) {
-  CaseData data(parse_case("attention hq=2 lens=9+5 klens=4+0 d=32 layout=padded mask=causal"), kCpu);
+  CaseData data(parse_case("attention hq=2 lens=9+5 klens=4+0 d=32 layout=padded mask=causal"), kCpu,
+                judge_test::formula_alone());
   const Conventions zero = with_rows(Conventions::EmptyRow::zero), uniform = with_rows(Conventions::EmptyRow::uniform);
   const Inputs& inputs = data.inputs(Conventions::Poison::finite).get();
   for (const auto& [own, other] : {std::pair{zero, uniform}, std::pair{uniform, zero}}) {
@@ -69,7 +72,7 @@ TEST(CaseData, EmptyRowsAreJudgedByTheBackendsOwnConvention) {
 }
 
 TEST(CaseData, TheLseOfAnEmptyRowIsJudgedByTheBackendsOwnConvention) {
-  CaseData data(parse_case("attention hq=2 lq=9 lk=4 d=32 mask=causal"), kCpu);
+  CaseData data(parse_case("attention hq=2 lq=9 lk=4 d=32 mask=causal"), kCpu, judge_test::formula_alone());
   const Inputs& inputs = data.inputs(Conventions::Poison::nan).get();
   const std::pair<Conventions::LseEmpty, double> kinds[] = {{Conventions::LseEmpty::minus_infinity, -INFINITY},
                                                             {Conventions::LseEmpty::plus_infinity, INFINITY},
@@ -88,7 +91,7 @@ TEST(CaseData, TheLseOfAnEmptyRowIsJudgedByTheBackendsOwnConvention) {
 }
 
 TEST(CaseData, AProfileThatRoundsOtherwiseHasItsOwnYardstick) {
-  CaseData data(parse_case("attention hq=2 lq=200 d=64"), kCpu);
+  CaseData data(parse_case("attention hq=2 lq=200 d=64"), kCpu, judge_test::formula_alone());
   const Inputs& inputs = data.inputs(Conventions::Poison::nan).get();
   const Outputs rounded = emulate(data.test_case(), inputs, flash(), Conventions::EmptyRow::zero);
   EXPECT_EQ(data.judge(flash(), {}, OracleKind::eigen).judge(rounded, Pass::forward).status, Status::passed);

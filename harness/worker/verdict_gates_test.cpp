@@ -6,6 +6,8 @@
 
 #include <gtest/gtest.h>
 
+#include "harness/worker/test_calibration.hpp"
+
 namespace attnbench {
 namespace {
 
@@ -14,7 +16,12 @@ constexpr double kU = 0x1p-8;  // bf16
 
 /// A tensor in which nothing but the gate under test can fail.
 GateScale scale() {
-  return {.u = kU, .terms = 0, .emulator_rms = 0.8, .samples = 10000, .distinct = kInfinity};
+  return {.limits = {&judge_test::formula_alone(), "flash", Dtype::bf16, "o"},
+          .u = kU,
+          .terms = 0,
+          .emulator_rms = 0.8,
+          .samples = 10000,
+          .distinct = kInfinity};
 }
 ErrorStatistics quiet(int64_t elements) {
   ErrorStatistics s;
@@ -112,7 +119,7 @@ TEST(Gates, LseAndCounts) {
   for (const auto& [value, verdict] :
        {std::pair(3.999, Gate::Verdict::pass), std::pair(4.001, Gate::Verdict::fail), std::pair(kNan, Gate::Verdict::fail)}) {
     s.max_z = value;
-    EXPECT_EQ(lse_gate(s).verdict, verdict) << value;
+    EXPECT_EQ(lse_gates(s, scale().limits).at("lse").verdict, verdict) << value;
   }
   s = quiet(100);
   s.exact_elements = 10;
