@@ -1,6 +1,7 @@
 #include "harness/run/calibration.hpp"
 
 #include <algorithm>
+#include <cmath>
 #include <fstream>
 #include <iterator>
 
@@ -41,8 +42,12 @@ GateConstants constants_from(const JsonReader& in) {
 }
 
 std::pair<CellKey, NullCell> cell_from(const JsonReader& in) {
-  CellKey key{in.text("rounds_like"), in.one_of("dtype", {Dtype::bf16, Dtype::fp16, Dtype::fp32}), in.text("tensor"),
-              in.text("gate"), static_cast<int>(in.integer("decade"))};
+  CellKey key{in.text("rounds_like"),
+              in.boolean("large_scores"),
+              in.one_of("dtype", {Dtype::bf16, Dtype::fp16, Dtype::fp32}),
+              in.text("tensor"),
+              in.text("gate"),
+              static_cast<int>(in.integer("decade"))};
   NullCell cell;
   cell.count = in.integer("count");
   cell.cases = in.integer("cases");
@@ -65,6 +70,7 @@ std::pair<CellKey, NullCell> cell_from(const JsonReader& in) {
 
 json to_json(const CellKey& key, const NullCell& cell) {
   return {{"rounds_like", key.rounds_like},
+          {"large_scores", key.large_scores},
           {"dtype", name_of(key.dtype)},
           {"tensor", key.tensor},
           {"gate", key.gate},
@@ -104,6 +110,11 @@ std::string calibrated_as(const Profile& profile, Dtype dtype) {
   const bool rounds_inside = profile.p != Profile::Probabilities::not_rounded || profile.rounds_ds || profile.rounds_scores ||
                              profile.rounds_gqa_partials;
   return dtype == Dtype::fp32 || !rounds_inside ? "fp32_inside" : profile.name;
+}
+
+bool has_large_scores(const Case& c) {
+  const double usual = 1 / std::sqrt(static_cast<double>(c.problem.d));
+  return c.fill == Fill::shifted_negative || std::abs(c.problem.scale.value_or(usual)) > 2 * usual;
 }
 
 std::string calibrated_tensor(const std::string& tensor) {

@@ -3,6 +3,7 @@
 // cases/calibration/<device kind>.json holds the constants of the gates' formulas (harness/worker/verdict_gates.hpp) and cells. A
 // cell counts statistic / limit of the formula, over results of correct implementations, for one
 //   class   implementations that round alike (calibrated_as())
+//   scores, ordinary or large (has_large_scores())
 //   dtype, tensor (o, lse, dq, dk, dv; gradients given O with those end to end), gate
 //   n       decade of the number of elements, or of the effective sample size, behind the gate
 // and has a factor of at most 1: the limit is factor x formula. A cell with too few results, or of one implementation alone,
@@ -40,8 +41,13 @@ struct GateConstants {
 /// the profile.
 std::string calibrated_as(const Profile& profile, Dtype dtype);
 
+/// fill=shifted_negative, or a scale of more than twice 1/sqrt(d): the scores' own errors in float32, relative to what bounds
+/// them, are several times those of other cases, and must not decide the limits there.
+bool has_large_scores(const Case& c);
+
 struct CellKey {
   std::string rounds_like;  ///< calibrated_as()
+  bool large_scores = false;
   Dtype dtype = Dtype::bf16;
   std::string tensor, gate;
   int decade = 0;  ///< decade_of() what is behind the gate

@@ -218,6 +218,7 @@ void add_calibrate_options(CLI::App& app, CalibrateCommand& calibrate, TypedOpti
   app.add_option("--backend", calibrate.selection.backends, "only these (a,b,…) [those that the calibration names]")
       ->delimiter(',')
       ->type_name("LIST");
+  app.add_option("--from", calibrate.from, "judge nothing: count the records of this calibration's run anew")->type_name("RUN");
   add_workers_option(app, calibrate.worker);
   app.add_option("--out", calibrate.out, "folder of the results [runs/<date>-<time>-calibration]")->type_name("DIR");
   add_worker_options(app, calibrate.worker);
@@ -227,6 +228,9 @@ void add_calibrate_options(CLI::App& app, CalibrateCommand& calibrate, TypedOpti
 CalibrateCommand finish_calibrate(const CLI::App& app, CalibrateCommand calibrate, const TypedOptions& typed) {
   constexpr int64_t kMostRandom = 10000;
   check_workers(app, calibrate.worker);
+  if (!calibrate.from.empty())
+    for (const char* option : {"--check", "--suite", "--seeds", "--random", "--backend", "--out"})
+      if (app.count(option) > 0) throw UsageError(fmt::format("--from with {}: the run has its own; leave it out", option));
   if (calibrate.suite.empty()) calibrate.suite = calibrate.check ? "calibration_check" : "calibration";
   calibrate.seeds = parse_seeds(!typed.seeds.empty() ? typed.seeds : calibrate.check ? "1001..1050" : "1..50");
   if (calibrate.random < 0 || calibrate.random > kMostRandom)

@@ -50,8 +50,9 @@ struct CalibrateCommand {
   bool check = false;                         ///< on other cases: are the limits in force right?
   std::string suite;                          ///< each of its cases comes with every seed
   std::pair<uint64_t, uint64_t> seeds{1, 1};  ///< first and last
-  int64_t random = 8;                        ///< random cases beside each seed
+  int64_t random = 8;                         ///< random cases beside each seed
   Selection selection;                        ///< backends; empty: those of the calibration
+  std::filesystem::path from;                 ///< the run whose records are counted anew; empty: a new one
   std::filesystem::path out;
   WorkerOptions worker;
 };

@@ -90,7 +90,7 @@ int execute(const FuzzCommand& command, const std::vector<std::string>& argument
 int execute(const CalibrateCommand& command, const std::vector<std::string>& arguments) {
   catch_interrupts();
   const Calibration before = calibration_in_force(command);
-  const RunOutcome outcome = run_calibration(command, arguments);
+  const RunOutcome outcome = command.from.empty() ? run_calibration(command, arguments) : RunOutcome{command.from, std::nullopt};
   if (outcome.interrupted) {
     fmt::print(stderr, "attnbench: interrupted; a calibration has to be run again\n");
     return exit_code_of_signal(*outcome.interrupted);

@@ -39,17 +39,21 @@ const Profile& profile_of(const Record& record, const RunData& run) {
   return found->profile;
 }
 
-using Take = std::function<void(const Record& record, Dtype dtype, const std::string& rounds_like, const std::string& tensor,
-                                const TensorErrors& errors)>;
+/// cell: of the tensor, without gate and decade.
+using Take = std::function<void(const Record& record, const CellKey& cell, const TensorErrors& errors)>;
 
 /// Hands every judged tensor to `take` that is not left out.
 void for_each_tensor(const RunData& run, const Calibration& calibration, const Take& take) {
   for (const Record& record : run.records) {
     if (!is_judged(record)) continue;
-    const Dtype dtype = parse_case(record.case_line, "record").problem.dtype;
-    const std::string rounds_like = calibrated_as(profile_of(record, run), dtype);
-    for (const auto& [tensor, errors] : record.errors)
-      if (!calibration.is_left_out(record.backend, tensor)) take(record, dtype, rounds_like, tensor, errors);
+    const Case c = parse_case(record.case_line, "record");
+    const Dtype dtype = c.problem.dtype;
+    CellKey cell{calibrated_as(profile_of(record, run), dtype), has_large_scores(c), dtype, "", "", 0};
+    for (const auto& [tensor, errors] : record.errors) {
+      if (calibration.is_left_out(record.backend, tensor)) continue;
+      cell.tensor = calibrated_tensor(tensor);
+      take(record, cell, errors);
+    }
   }
 }
 
@@ -109,25 +113,25 @@ double factor_of(const std::vector<double>& sorted) {
 
 Calibration calibrate(const RunData& run, const Calibration& before) {
   std::map<CellKey, Collected> cells;
-  for_each_tensor(run, before,
-                  [&](const Record& record, Dtype dtype, const std::string& rounds_like, const std::string& tensor,
-                      const TensorErrors& errors) {
-                    if (std::ranges::find(before.backends, record.backend) == before.backends.end() || !is_exact(errors)) return;
-                    for (const auto& [name, gate] : errors.gates) {
-                      if (!measures(name)) continue;
-                      Collected& cell = cells[{rounds_like, dtype, calibrated_tensor(tensor), name, decade_of(gate.n)}];
-                      const double ratio = gate.formula > 0 ? gate.value / gate.formula : gate.value > 0 ? kInfinity : 0;
-                      if (gate.verdict == Gate::Verdict::no_power) {
-                        ++cell.no_power;
-                      } else if (!(ratio <= 1)) {
-                        ++cell.beyond_formula;
-                      } else {
-                        cell.ratios.push_back(ratio);
-                        cell.backends.insert(record.backend);
-                        cell.cases.insert(record.case_line);
-                      }
-                    }
-                  });
+  for_each_tensor(run, before, [&](const Record& record, CellKey key, const TensorErrors& errors) {
+    if (std::ranges::find(before.backends, record.backend) == before.backends.end() || !is_exact(errors)) return;
+    for (const auto& [name, gate] : errors.gates) {
+      if (!measures(name)) continue;
+      key.gate = name;
+      key.decade = decade_of(gate.n);
+      Collected& cell = cells[key];
+      const double ratio = gate.formula > 0 ? gate.value / gate.formula : gate.value > 0 ? kInfinity : 0;
+      if (gate.verdict == Gate::Verdict::no_power) {
+        ++cell.no_power;
+      } else if (!(ratio <= 1)) {
+        ++cell.beyond_formula;
+      } else {
+        cell.ratios.push_back(ratio);
+        cell.backends.insert(record.backend);
+        cell.cases.insert(record.case_line);
+      }
+    }
+  });
   Calibration after = before;
   after.cells.clear();
   for (auto& [key, collected] : cells) after.cells[key] = cell_of(std::move(collected));
@@ -138,21 +142,19 @@ CalibrationCheck check_calibration(const RunData& run, const Calibration& calibr
   CalibrationCheck check;
   std::set<std::string> cases, backends;
   std::set<std::pair<std::string, std::string>> tensors;
-  for_each_tensor(
-      run, calibration,
-      [&](const Record& record, Dtype, const std::string& rounds_like, const std::string& tensor, const TensorErrors& errors) {
-        ++check.results;
-        cases.insert(record.case_line);
-        backends.insert(record.backend);
-        tensors.emplace(record.case_line, calibrated_tensor(tensor));
-        bool power = false, any = false;
-        for (const auto& [name, gate] : errors.gates) {
-          count(gate, check.gates[{rounds_like, name}]);
-          any = any || measures(name);
-          power = power || (measures(name) && gate.verdict != Gate::Verdict::no_power);
-        }
-        if (any && !power) ++check.without_power;
-      });
+  for_each_tensor(run, calibration, [&](const Record& record, const CellKey& cell, const TensorErrors& errors) {
+    ++check.results;
+    cases.insert(record.case_line);
+    backends.insert(record.backend);
+    tensors.emplace(record.case_line, cell.tensor);
+    bool power = false, any = false;
+    for (const auto& [name, gate] : errors.gates) {
+      count(gate, check.gates[{cell.rounds_like, name}]);
+      any = any || measures(name);
+      power = power || (measures(name) && gate.verdict != Gate::Verdict::no_power);
+    }
+    if (any && !power) ++check.without_power;
+  });
   for (const Record& record : run.records) note_alarms(record, calibration, check);
   check.cases = static_cast<int64_t>(cases.size());
   check.tensors = static_cast<int64_t>(tensors.size());

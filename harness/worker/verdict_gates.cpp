@@ -55,7 +55,7 @@ double z_formula(int64_t elements, bool eager, const GateConstants& c) {
 }  // namespace
 
 double Limits::limit(const char* gate, int64_t n, double formula) const {
-  return formula * calibration->factor({rounds_like, dtype, tensor, gate, decade_of(n)});
+  return formula * calibration->factor({rounds_like, large_scores, dtype, tensor, gate, decade_of(n)});
 }
 
 double z_limit(int64_t elements, bool eager, const Limits& limits) {

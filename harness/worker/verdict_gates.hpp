@@ -57,6 +57,7 @@ namespace attnbench {
 struct Limits {
   const Calibration* calibration = nullptr;
   std::string rounds_like;  ///< calibrated_as()
+  bool large_scores = false;
   Dtype dtype = Dtype::bf16;
   std::string tensor;  ///< calibrated_tensor()
 

@@ -106,7 +106,8 @@ GateScale Yardstick::scale(const JudgedTensor& t, const std::string& gated_as) c
 }
 
 Limits Yardstick::limits(const std::string& tensor) const {
-  return {&calibration_, calibrated_as(profile_, c_.problem.dtype), c_.problem.dtype, calibrated_tensor(tensor)};
+  return {&calibration_, calibrated_as(profile_, c_.problem.dtype), has_large_scores(c_), c_.problem.dtype,
+          calibrated_tensor(tensor)};
 }
 
 bool Yardstick::only_outputs_rounded() const {
