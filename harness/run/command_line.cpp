@@ -213,7 +213,7 @@ void add_calibrate_options(CLI::App& app, CalibrateCommand& calibrate, TypedOpti
   app.add_flag("--check", calibrate.check, "judge by the limits in force, on other seeds and shapes, and count alarms");
   app.add_option("--suite", calibrate.suite, "name or file [calibration; with --check: calibration_check]")
       ->type_name("NAME|FILE");
-  app.add_option("--seeds", typed.seeds, "seeds of each of its cases [1..50; with --check: 1001..1050]")->type_name("A..B");
+  app.add_option("--seeds", typed.seeds, "seeds of each of its cases [1..50; with --check: 2001..2050]")->type_name("A..B");
   app.add_option("--random", calibrate.random, "random cases beside each seed")->type_name("N")->capture_default_str();
   app.add_option("--backend", calibrate.selection.backends, "only these (a,b,…) [those that the calibration names]")
       ->delimiter(',')
@@ -232,7 +232,7 @@ CalibrateCommand finish_calibrate(const CLI::App& app, CalibrateCommand calibrat
     for (const char* option : {"--check", "--suite", "--seeds", "--random", "--backend", "--out"})
       if (app.count(option) > 0) throw UsageError(fmt::format("--from with {}: the run has its own; leave it out", option));
   if (calibrate.suite.empty()) calibrate.suite = calibrate.check ? "calibration_check" : "calibration";
-  calibrate.seeds = parse_seeds(!typed.seeds.empty() ? typed.seeds : calibrate.check ? "1001..1050" : "1..50");
+  calibrate.seeds = parse_seeds(!typed.seeds.empty() ? typed.seeds : calibrate.check ? "2001..2050" : "1..50");
   if (calibrate.random < 0 || calibrate.random > kMostRandom)
     refuse("--random", std::to_string(calibrate.random), fmt::format("a number from 0 to {}", kMostRandom));
   calibrate.worker.planted = std::ranges::any_of(calibrate.selection.backends, is_planted);

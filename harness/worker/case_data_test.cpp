@@ -30,7 +30,7 @@ Conventions with_rows(Conventions::EmptyRow empty_row) {
 TEST(SealedInputs, AWriteToTheFirstOrLastByteOfAnyOfThemIsSeen) {
   // 9 rows of 3 heads of 5 channels in bf16: the storages are no multiples of 8 bytes.
   for (const char* line : {"attention hq=3 lens=4+5 d=5", "attention hq=3 lens=4+5 d=5 layout=padded pad=left"}) {
-    SealedInputs inputs(parse_case(line), Conventions::Poison::nan, kCpu, judge_test::formula_alone());
+    SealedInputs inputs(parse_case(line), Conventions::Poison::nan, kCpu);
     EXPECT_EQ(inputs.overwritten(), "");
     for (const auto& [name, tensor] : named_tensors(inputs.get())) {
       auto* const bytes = static_cast<char*>(tensor.storage().mutable_data());
@@ -45,8 +45,7 @@ TEST(SealedInputs, AWriteToTheFirstOrLastByteOfAnyOfThemIsSeen) {
 }
 
 TEST(SealedInputs, NegatedHeadsAreThoseAskedForAndUndone) {
-  SealedInputs inputs(parse_case("attention hq=4 hkv=2 lens=4+5 d=8 layout=padded"), Conventions::Poison::nan, kCpu,
-                      judge_test::formula_alone());
+  SealedInputs inputs(parse_case("attention hq=4 hkv=2 lens=4+5 d=8 layout=padded"), Conventions::Poison::nan, kCpu);
   const at::Tensor v = inputs.get().v.clone(), dout = inputs.get().dout.clone();
   inputs.negate_heads({false, true}, {true, false});
   EXPECT_TRUE(at::equal(inputs.get().v.select(-2, 0).nan_to_num(), v.select(-2, 0).nan_to_num()));

@@ -224,7 +224,8 @@ TEST(Defect, ASmallGainOfOFailsTheBiasGate) {
   expect_fails(b.judge.judge(x, Pass::forward), "o", "bias");
 }
 
-/// A gain of a fiftieth of the largest rounding error, which the rounding of the outputs drowns where it is not taken out.
+/// A gain of a fiftieth of the largest rounding error; by the gate that does not take the rounding of the outputs out, a tenth of
+/// its limit.
 TEST(Defect, AGainFarBelowTheOutputsRoundingFailsTheBiasGate) {
   for (const char* dtype : {"bf16", "fp16"}) {
     const Bench b("attention hq=6 hkv=2 lq=256 d=64 mask=causal dtype=" + std::string(dtype), inside());
@@ -267,7 +268,7 @@ TEST(DistinctValues, AreThoseThatRoundDifferently) {
   EXPECT_EQ(distinct_values(expected_of({})), kInfinity);
   std::vector<double> many(40000);
   for (size_t i = 0; i < many.size(); ++i) many[i] = 1 + 1e-4 * static_cast<double>(i / 100 % 400);
-  EXPECT_NEAR(distinct_values(expected_of(many)), 400, 40);
+  EXPECT_NEAR(distinct_values(expected_of(many)), 400, 80);
 }
 
 TEST(FieldRules, SayWhatTheFieldsTestsWouldHaveSaid) {
@@ -290,7 +291,7 @@ TEST(FieldRules, SayWhatTheFieldsTestsWouldHaveSaid) {
   EXPECT_EQ(rules({1, 100, 0.03}, "dk", 0.001)["pytorch_test"], false);
   EXPECT_EQ(rules({1, 100.05, 0}, "o", 0.03),
             (Passed{{"2x_eager", true}, {"assert_close", true}, {"cudnn_2e-2", true}, {"pytorch_test", true}}));
-  for (const double broken : {NAN, kInfinity})
+  for (const double broken : {static_cast<double>(NAN), kInfinity})
     EXPECT_EQ(rules({1, broken, 0}, "o", 1),
               (Passed{{"2x_eager", false}, {"assert_close", false}, {"cudnn_2e-2", false}, {"pytorch_test", false}}));
 }
