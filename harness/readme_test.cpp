@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "harness/worker/run_case.hpp"
+#include "harness/worker/test_calibration.hpp"
 
 namespace attnbench {
 
@@ -15,7 +16,7 @@ std::unique_ptr<Backend> make_plain(const Device&);  // in the README
 namespace {
 
 Bench bench_with_plain() {
-  Bench bench{{.kind = "cpu", .index = 0, .sm = std::nullopt, .name = "this CPU"}, {}};
+  Bench bench{{.kind = "cpu", .index = 0, .sm = std::nullopt, .name = "this CPU"}, {}, judge_test::calibration_of_cpu()};
   bench.backends.push_back(make_plain(bench.device));
   return bench;
 }

@@ -29,6 +29,7 @@ Examples:
   attnbench audit                                  what changes the bits of a result: repeats, batch, padding, threads
   attnbench fuzz --seed 7 --minutes 60             random cases; what fails is shrunk to a small case
   attnbench findings runs/mine --shrink            what is red and why, with the smallest case that shows it
+  attnbench calibrate --check                      do the limits accuse correct implementations?
   attnbench support                                which backend can do what on this machine, and why not
 
 Exit codes: 0 passed | 1 a gated backend is wrong | 2 bad option, case or file | 3 no worker, or too little evidence
@@ -53,10 +54,19 @@ Exit codes: 0 every defect was seen, or is known to survive | 1 one was not, a k
             accused | 2 bad option, case or file | 3 no worker | 4 nothing matched | 77 no defect could show
             130, 143 interrupted: a selftest has to be run again)";
 
+constexpr const char* kCalibrateExamples = R"(
+Examples:
+  attnbench calibrate --device cpu                 null distributions and limits, in runs/…/cpu.json
+  attnbench calibrate --check --device cpu         on other seeds and shapes: does a limit accuse a correct implementation?
+  attnbench calibrate --check --seeds 7 --backend flash_varlen:log2e_short      a defect, which has to be accused
+
+Exit codes: 0 written; --check: no alarm | 1 --check: an alarm | 2 bad option or file | 3 no worker, or nothing was judged
+            4 no backend | 130, 143 interrupted)";
+
 /// Texts as they were typed, before they are checked.
 struct TypedOptions {
   std::vector<std::string> backends;
-  std::string pass = "both", shard = "1/1", assume_sm, seed = "0";
+  std::string pass = "both", shard = "1/1", assume_sm, seed = "0", seeds;
 };
 
 [[noreturn]] void refuse(const std::string& option, const std::string& got, const std::string& expected) {
@@ -75,6 +85,17 @@ uint64_t parse_seed(const std::string& text) {
   const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), seed);
   if (error != std::errc() || end != text.data() + text.size()) refuse("--seed", text, "a whole number from 0 to 2^64 - 1");
   return seed;
+}
+
+/// "A..B", or one seed.
+std::pair<uint64_t, uint64_t> parse_seeds(const std::string& text) {
+  constexpr uint64_t kMost = 10000;
+  const size_t dots = text.find("..");
+  const auto first = whole_number(std::string_view(text).substr(0, dots));
+  const auto last = dots == std::string::npos ? first : whole_number(std::string_view(text).substr(dots + 2));
+  if (!first || !last || *first < 0 || *last < *first || static_cast<uint64_t>(*last - *first) >= kMost)
+    refuse("--seeds", text, fmt::format("A..B, as in 1..50, with 0 <= A <= B, at most {} of them", kMost));
+  return {static_cast<uint64_t>(*first), static_cast<uint64_t>(*last)};
 }
 
 Shard parse_shard(const std::string& text) {
@@ -224,6 +245,38 @@ void add_fuzz_options(CLI::App& app, FuzzCommand& fuzz, TypedOptions& typed) {
   add_judging_options(app, typed, fuzz.gate, fuzz.worker);
 }
 
+void add_calibrate_options(CLI::App& app, CalibrateCommand& calibrate, TypedOptions& typed) {
+  app.add_flag("--check", calibrate.check, "judge by the limits in force, on other seeds and shapes, and count alarms");
+  app.add_option("--suite", calibrate.suite, "name or file [calibration; with --check: calibration_check]")
+      ->type_name("NAME|FILE");
+  app.add_option("--seeds", typed.seeds, "seeds of each of its cases [1..50; with --check: 2001..2050]")->type_name("A..B");
+  app.add_option("--random", calibrate.random, "random cases beside each seed")->type_name("N")->capture_default_str();
+  app.add_option("--backend", calibrate.selection.backends, "only these (a,b,…) [those that the calibration names]")
+      ->delimiter(',')
+      ->type_name("LIST");
+  app.add_option("--from", calibrate.from, "judge nothing: count the records of this calibration's run anew")->type_name("RUN");
+  add_workers_option(app, calibrate.worker);
+  app.add_option("--out", calibrate.out, "folder of the results [runs/<date>-<time>-calibration]")->type_name("DIR");
+  add_worker_options(app, calibrate.worker);
+  app.footer(kCalibrateExamples);
+}
+
+CalibrateCommand finish_calibrate(const CLI::App& app, CalibrateCommand calibrate, const TypedOptions& typed) {
+  constexpr int64_t kMostRandom = 10000;
+  check_workers(app, calibrate.worker);
+  if (!calibrate.from.empty())
+    for (const char* option : {"--check", "--suite", "--seeds", "--random", "--backend", "--out"})
+      if (app.count(option) > 0) throw UsageError(fmt::format("--from with {}: the run has its own; leave it out", option));
+  if (calibrate.suite.empty()) calibrate.suite = calibrate.check ? "calibration_check" : "calibration";
+  calibrate.seeds = parse_seeds(!typed.seeds.empty() ? typed.seeds : calibrate.check ? "2001..2050" : "1..50");
+  if (calibrate.random < 0 || calibrate.random > kMostRandom)
+    refuse("--random", std::to_string(calibrate.random), fmt::format("a number from 0 to {}", kMostRandom));
+  calibrate.worker.planted = std::ranges::any_of(calibrate.selection.backends, is_planted);
+  if (calibrate.worker.planted && !calibrate.check)
+    throw UsageError("--backend with a planted defect: limits come from correct implementations alone; try it with --check");
+  return calibrate;
+}
+
 /// What a --resume may not say, since it is known from the run.
 void check_resume(const CLI::App& app, const RunCommand& run) {
   if (run.resume.empty()) return;
@@ -273,6 +326,7 @@ class Grammar {
     add_audit_options(*audit_app_, audit_, typed_audit_);
     add_selftest_options(*selftest_app_, selftest_);
     add_fuzz_options(*fuzz_app_, fuzz_, typed_fuzz_);
+    add_calibrate_options(*calibrate_app_, calibrate_, typed_calibrate_);
     add_list();
     add_support();
     add_merge();
@@ -283,7 +337,8 @@ class Grammar {
   /// CLI11 answers --help before it looks at the rest, so a command that is not there is refused first.
   void check_command(const std::string& word) const {
     std::vector<std::string_view> known{"run"};
-    for (const CLI::App* command : {audit_app_, fuzz_app_, findings_app_, list_app_, support_app_, selftest_app_, merge_app_, report_app_})
+    for (const CLI::App* command :
+         {audit_app_, fuzz_app_, findings_app_, calibrate_app_, list_app_, support_app_, selftest_app_, merge_app_, report_app_})
       known.push_back(command->get_name());
     if (!word.starts_with('-') && std::find(known.begin(), known.end(), word) == known.end())
       throw UsageError(
@@ -301,6 +356,7 @@ class Grammar {
   Command command() const {
     if (*audit_app_) return finish_audit(*audit_app_, audit_, typed_audit_);
     if (*fuzz_app_) return finish_fuzz(*fuzz_app_, fuzz_, typed_fuzz_);
+    if (*calibrate_app_) return finish_calibrate(*calibrate_app_, calibrate_, typed_calibrate_);
     if (*list_app_) return list_;
     if (*findings_app_) return finished_findings();
     if (*support_app_) return finished_support();
@@ -383,16 +439,19 @@ class Grammar {
   CLI::App* audit_app_ = app_.add_subcommand("audit", "what changes the bits of a result: repeats, batch, padding, threads");
   CLI::App* fuzz_app_ = app_.add_subcommand("fuzz", "judge random cases, and shrink those that a gated backend gets wrong");
   CLI::App* findings_app_ = app_.add_subcommand("findings", "what is red in a run, by cause, and what to do about it");
+  CLI::App* calibrate_app_ =
+      app_.add_subcommand("calibrate", "limits from the errors of correct implementations, and their check");
   CLI::App* list_app_ = app_.add_subcommand("list", "the suites, or the cases of suites");
   CLI::App* support_app_ = app_.add_subcommand("support", "backends x capabilities on this machine, and every reason why not");
   CLI::App* selftest_app_ = app_.add_subcommand("selftest", "plant defects in backends, and see whether the judge sees them");
   CLI::App* merge_app_ = app_.add_subcommand("merge", "join the parts of a run (--shard) into one");
   CLI::App* report_app_ = app_.add_subcommand("report", "print a run again, from its records alone");
   RunCommand run_, audit_;
-  TypedOptions typed_, typed_audit_, typed_fuzz_;
+  TypedOptions typed_, typed_audit_, typed_fuzz_, typed_calibrate_;
   SelftestCommand selftest_;
   FuzzCommand fuzz_;
   FindingsCommand findings_;
+  CalibrateCommand calibrate_;
   ListCommand list_;
   SupportCommand support_;
   std::string support_sm_;

@@ -55,6 +55,17 @@ struct FindingsCommand {
   bool shrink = false;
   WorkerOptions worker;
 };
+/// Correct implementations, to make limits of their errors or to see whether the limits accuse one.
+struct CalibrateCommand {
+  bool check = false;                         ///< on other cases: are the limits in force right?
+  std::string suite;                          ///< each of its cases comes with every seed
+  std::pair<uint64_t, uint64_t> seeds{1, 1};  ///< first and last
+  int64_t random = 8;                         ///< random cases beside each seed
+  Selection selection;                        ///< backends; empty: those of the calibration
+  std::filesystem::path from;                 ///< the run whose records are counted anew; empty: a new one
+  std::filesystem::path out;
+  WorkerOptions worker;
+};
 struct ListCommand {
   std::vector<std::string> suites;  ///< empty: the names of all suites
   bool explain = false;
@@ -77,8 +88,8 @@ struct HelpCommand {
   bool asked_for = true;
 };
 
-using Command = std::variant<RunCommand, AuditCommand, SelftestCommand, FuzzCommand, FindingsCommand, ListCommand, SupportCommand,
-                             MergeCommand, ReportCommand, HelpCommand>;
+using Command = std::variant<RunCommand, AuditCommand, SelftestCommand, FuzzCommand, FindingsCommand, CalibrateCommand,
+                             ListCommand, SupportCommand, MergeCommand, ReportCommand, HelpCommand>;
 
 /// `arguments` without the program's name. Throws UsageError: unknown options with the nearest known one, values out of range,
 /// options that exclude each other. `report_formats`: what --format takes.

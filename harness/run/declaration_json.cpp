@@ -56,16 +56,6 @@ std::vector<E> enums_from(const JsonReader& reader, const char* key) {
   return values;
 }
 
-std::vector<std::string> texts_from(const JsonReader& reader, const char* key) {
-  std::vector<std::string> texts;
-  for (const json& value : reader.array(key)) {
-    if (!value.is_string())
-      throw std::runtime_error(fmt::format("{}: expected texts, got {}", reader.field(key), to_text(value)));
-    texts.push_back(value.get<std::string>());
-  }
-  return texts;
-}
-
 int int_from(const JsonReader& reader, const char* key) {
   const auto number = reader.optional_integer(key);
   if (!number) throw std::runtime_error(fmt::format("{}: expected a whole number, got null", reader.field(key)));
@@ -142,7 +132,7 @@ json capabilities_to_json(const Capabilities& can) {
 
 Capabilities capabilities_from(const JsonReader& reader) {
   Capabilities can;
-  can.devices = texts_from(reader, "devices");
+  can.devices = reader.texts("devices");
   can.min_sm = int_from(reader, "min_sm");
   can.max_sm = int_from(reader, "max_sm");
   can.dtypes = enums_from<Dtype>(reader, "dtypes");

@@ -114,6 +114,15 @@ const nlohmann::json& JsonReader::array(const char* key) const {
   return value(key);
 }
 
+std::vector<std::string> JsonReader::texts(const char* key) const {
+  std::vector<std::string> texts;
+  for (const nlohmann::json& entry : array(key)) {
+    if (!entry.is_string()) expected("texts", entry, field(key));
+    texts.push_back(entry.get<std::string>());
+  }
+  return texts;
+}
+
 JsonReader JsonReader::object(const char* key) const {
   return JsonReader(value(key), field(key));
 }

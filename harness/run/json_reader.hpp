@@ -7,6 +7,7 @@
 #include <stdexcept>
 #include <string>
 #include <string_view>
+#include <vector>
 
 #include <nlohmann/json.hpp>
 
@@ -41,6 +42,7 @@ class JsonReader {
   uint64_t unsigned_integer(const char* key) const;
   double number(const char* key) const;
   const nlohmann::json& array(const char* key) const;
+  std::vector<std::string> texts(const char* key) const;  ///< an array of texts
   JsonReader object(const char* key) const;
   const nlohmann::json& value(const char* key) const;
   std::optional<int> optional_integer(const char* key) const;  ///< null: unset

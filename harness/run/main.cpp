@@ -7,6 +7,7 @@
 #include <sys/ioctl.h>
 #include <unistd.h>
 
+#include "harness/run/calibrate.hpp"
 #include "harness/run/command_line.hpp"
 #include "harness/run/exit_code.hpp"
 #include "harness/run/fuzz.hpp"
@@ -17,6 +18,7 @@
 #include "harness/run/run_suites.hpp"
 #include "harness/run/selftest.hpp"
 #include "reports/audit_report.hpp"
+#include "reports/calibration_report.hpp"
 #include "reports/findings_report.hpp"
 #include "reports/selftest_report.hpp"
 #include "reports/support.hpp"
@@ -132,6 +134,31 @@ int execute(const FindingsCommand& command, const std::vector<std::string>&) {
   write_file(file, findings_markdown(run, shrunk));
   fmt::print("{}", causes_console(run, style_of_stdout()));
   fmt::print("results: {}\n", file.string());
+  return kExitOk;
+}
+
+int execute(const CalibrateCommand& command, const std::vector<std::string>& arguments) {
+  catch_interrupts();
+  const Calibration before = calibration_in_force(command);
+  const RunOutcome outcome = command.from.empty() ? run_calibration(command, arguments) : RunOutcome{command.from, std::nullopt};
+  if (outcome.interrupted) {
+    fmt::print(stderr, "attnbench: interrupted; a calibration has to be run again\n");
+    return exit_code_of_signal(*outcome.interrupted);
+  }
+  const RunData run = read_run(outcome.folder);
+  if (command.check) {
+    const CalibrationCheck check = check_calibration(run, before);
+    const GateResult result = conclude(check);
+    const fs::path file = write_check(outcome.folder, run, check);
+    fmt::print("{}\nresults: {} (beside it results.jsonl)\n{}\n", check_console(check, style_of_stdout()), file.string(),
+               result.sentence);
+    return result.exit_code;
+  }
+  const Calibration after = calibrate(run, before);
+  const fs::path file = write_calibration(outcome.folder, run, after);
+  fmt::print("{}\nresults: {} (beside it results.jsonl)\nto judge by it: cp {} {}\n",
+             calibration_console(after, style_of_stdout()), file.string(), file.string(),
+             calibration_file(after.device).string());
   return kExitOk;
 }
 

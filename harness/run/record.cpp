@@ -24,12 +24,15 @@ json to_json_gate(const Gate& gate) {
   return {{"value", number_to_json(gate.value)},
           {"limit", number_to_json(gate.limit)},
           {"n", gate.n},
-          {"verdict", name_of(gate.verdict)}};
+          {"verdict", name_of(gate.verdict)},
+          {"formula", number_to_json(gate.formula)}};
 }
 
 Gate gate_from(const JsonReader& in) {
-  return {in.number("value"), in.number("limit"), in.integer("n"),
-          in.one_of("verdict", {Gate::Verdict::pass, Gate::Verdict::fail, Gate::Verdict::no_power})};
+  const double limit = in.number("limit");
+  return {in.number("value"), limit, in.integer("n"),
+          in.one_of("verdict", {Gate::Verdict::pass, Gate::Verdict::fail, Gate::Verdict::no_power}),
+          in.has("formula") ? in.number("formula") : limit};  // before there was calibration the formula was the limit
 }
 
 std::optional<Element> element_from(const JsonReader& in, const char* key) {

@@ -28,10 +28,11 @@ struct Gate {
   double limit = 0;  ///< pass: value <= limit
   int64_t n = 0;     ///< elements (or effective sample size) behind it
   Verdict verdict = Verdict::pass;
+  double formula = 0;  ///< the limit before calibration, which is a factor of at most 1 (calibration.hpp)
 };
 std::string_view name_of(Gate::Verdict);
 
-/// What the field's own rule would have said: error <= factor * eager's error + atol.
+/// What a rule of the field's own tests would have said (harness/worker/field_rules.hpp): error <= limit.
 struct FieldRule {
   double error = 0, limit = 0;
   bool passed = false;
@@ -43,7 +44,7 @@ struct TensorErrors {
   int64_t elements = 0;
   int64_t bad = 0;                               ///< elements beyond the z limit, or non-finite where the oracle is finite
   std::map<std::string, Gate> gates;             ///< "nonfinite", "exact_zero", "z", "rms", "bias", "lse"
-  std::map<std::string, FieldRule> field_rules;  ///< "2x_eager"
+  std::map<std::string, FieldRule> field_rules;  ///< "2x_eager", "assert_close", "cudnn_2e-2", "pytorch_test"
   std::optional<Element> first_bad;
   std::optional<Element> worst;
   double worst_got = 0, worst_expected = 0;

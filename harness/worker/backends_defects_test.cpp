@@ -16,6 +16,7 @@
 #include <gtest/gtest.h>
 
 #include "harness/worker/run_case.hpp"
+#include "harness/worker/test_calibration.hpp"
 
 namespace attnbench {
 namespace {
@@ -201,7 +202,7 @@ const Backend& real_backend(const std::string& name) {
 
 /// Records of one pass: the backend as it is, then with each defect of this pass.
 std::vector<Record> judge_all(const Backend& real, const std::vector<Defect>& defects, Pass pass, const std::string& line) {
-  Bench bench{{"cpu", 0, std::nullopt, "test"}, {}};
+  Bench bench{{"cpu", 0, std::nullopt, "test"}, {}, judge_test::calibration_of_cpu()};
   Request request{1, line, {}, true, 10, 1};
   for (const Defect& defect : defects) {
     bench.backends.push_back(std::make_unique<Defective>(real, defect));

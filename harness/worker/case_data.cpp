@@ -47,7 +47,8 @@ Judge CaseData::judge(const Profile& profile, const Conventions& conventions, Or
     eager = emulate(case_, drawn, eager_profile(), conventions.empty_row);
   }
   const int64_t kept_bytes = available_bytes(device_) / 10;
-  yardsticks_.push_back(std::make_shared<Yardstick>(case_, drawn, profile, conventions.empty_row, oracle, *eager, kept_bytes));
+  yardsticks_.push_back(
+      std::make_shared<Yardstick>(case_, drawn, profile, conventions.empty_row, oracle, *eager, calibration_, kept_bytes));
   return {yardsticks_.back(), conventions};
 }
 

@@ -16,7 +16,9 @@ OracleKind oracle_for(const Declaration& declaration, const Case& c, const Devic
 
 class CaseData {
  public:
-  CaseData(const Case& c, const Device& device) : case_(c), device_(device) {}
+  /// calibration: outlives this.
+  CaseData(const Case& c, const Device& device, const Calibration& calibration)
+      : case_(c), device_(device), calibration_(calibration) {}
 
   const Case& test_case() const { return case_; }
 
@@ -35,6 +37,7 @@ class CaseData {
  private:
   Case case_;
   Device device_;
+  const Calibration& calibration_;
   std::map<Conventions::Poison, std::unique_ptr<SealedInputs>> inputs_;
   std::vector<std::shared_ptr<const Yardstick>> yardsticks_;
 };

@@ -9,6 +9,7 @@
 
 #include "harness/attention/emulator.hpp"
 #include "harness/attention/test_reference.hpp"
+#include "harness/worker/test_calibration.hpp"
 
 namespace attnbench {
 namespace {
@@ -57,7 +58,8 @@ TEST(SealedInputs, NegatedHeadsAreThoseAskedForAndUndone) {
 }
 
 TEST(CaseData, EmptyRowsAreJudgedByTheBackendsOwnConvention) {
-  CaseData data(parse_case("attention hq=2 lens=9+5 klens=4+0 d=32 layout=padded mask=causal"), kCpu);
+  CaseData data(parse_case("attention hq=2 lens=9+5 klens=4+0 d=32 layout=padded mask=causal"), kCpu,
+                judge_test::formula_alone());
   const Conventions zero = with_rows(Conventions::EmptyRow::zero), uniform = with_rows(Conventions::EmptyRow::uniform);
   const Inputs& inputs = data.inputs(Conventions::Poison::finite).get();
   for (const auto& [own, other] : {std::pair{zero, uniform}, std::pair{uniform, zero}}) {
@@ -69,7 +71,7 @@ TEST(CaseData, EmptyRowsAreJudgedByTheBackendsOwnConvention) {
 }
 
 TEST(CaseData, TheLseOfAnEmptyRowIsJudgedByTheBackendsOwnConvention) {
-  CaseData data(parse_case("attention hq=2 lq=9 lk=4 d=32 mask=causal"), kCpu);
+  CaseData data(parse_case("attention hq=2 lq=9 lk=4 d=32 mask=causal"), kCpu, judge_test::formula_alone());
   const Inputs& inputs = data.inputs(Conventions::Poison::nan).get();
   const std::pair<Conventions::LseEmpty, double> kinds[] = {{Conventions::LseEmpty::minus_infinity, -INFINITY},
                                                             {Conventions::LseEmpty::plus_infinity, INFINITY},
@@ -88,7 +90,7 @@ TEST(CaseData, TheLseOfAnEmptyRowIsJudgedByTheBackendsOwnConvention) {
 }
 
 TEST(CaseData, AProfileThatRoundsOtherwiseHasItsOwnYardstick) {
-  CaseData data(parse_case("attention hq=2 lq=200 d=64"), kCpu);
+  CaseData data(parse_case("attention hq=2 lq=200 d=64"), kCpu, judge_test::formula_alone());
   const Inputs& inputs = data.inputs(Conventions::Poison::nan).get();
   const Outputs rounded = emulate(data.test_case(), inputs, flash(), Conventions::EmptyRow::zero);
   EXPECT_EQ(data.judge(flash(), {}, OracleKind::eigen).judge(rounded, Pass::forward).status, Status::passed);

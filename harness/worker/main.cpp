@@ -65,7 +65,7 @@ int main(int argc, char** argv) {
   }
   try {
     const Device found = find_device(device);
-    Bench bench{found, make_backends(found)};
+    Bench bench{found, make_backends(found), read_calibration(calibration_file(found.kind), found.kind)};
     if (planted) std::ranges::move(make_planted_backends(found), std::back_inserter(bench.backends));
     if (hello) {
       fmt::print("{}\n", nlohmann::json(make_hello(bench)).dump(2));

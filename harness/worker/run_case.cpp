@@ -118,7 +118,7 @@ void compare(const std::deque<Attempt>& attempts, Pass pass, const Case& c, cons
 void run_case(const Request& request, const Bench& bench, const Replies& replies) {
   std::optional<CaseData> data;
   try {
-    data.emplace(parse_case(request.case_line, "request"), bench.device);
+    data.emplace(parse_case(request.case_line, "request"), bench.device, bench.calibration);
   } catch (const std::exception& e) {
     for (const auto& [backend, pass] : request.runs) answer_with_error(request, backend, pass, e.what(), replies);
     return;

@@ -5,6 +5,7 @@
 #include <memory>
 #include <vector>
 
+#include "harness/run/calibration.hpp"
 #include "harness/run/protocol.hpp"
 #include "harness/worker/backend.hpp"
 
@@ -14,6 +15,7 @@ namespace attnbench {
 struct Bench {
   Device device;
   std::vector<std::unique_ptr<Backend>> backends;
+  Calibration calibration;  ///< of this kind of device
 };
 
 /// Where the answers go, as they come.

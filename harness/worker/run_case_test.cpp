@@ -196,7 +196,8 @@ TEST_F(RunCase, TheFirstWindowOfAPaddedCaseIsJudgedToo) {
 TEST_F(RunCase, TimesOfSeveralRegimesAreTheRecordsOwnAndOthers) {
   FakeBackend& backend = add("honest");
   backend.tamper_with_op = [](Outputs&) {};  // a window besides the one that is judged
-  CaseData data(parse_case("attention hq=4 hkv=2 lens=24+9 d=16 dtype=bf16 layout=padded", "test"), bench.device);
+  CaseData data(parse_case("attention hq=4 hkv=2 lens=24+9 d=16 dtype=bf16 layout=padded", "test"), bench.device,
+                bench.calibration);
   Attempt attempt(backend, Pass::forward, bench.device, data, [](const Attempt&, const char*) {});
   attempt.judge();
   const auto time_of = [](double median_us) {

@@ -8,6 +8,7 @@
 #include <unistd.h>
 
 #include "harness/worker/fake_backend.hpp"
+#include "harness/worker/test_calibration.hpp"
 
 namespace attnbench {
 namespace {
@@ -16,7 +17,7 @@ using nlohmann::json;
 
 /// What a worker with one honest backend replies to these bytes.
 std::vector<json> replies_to(const std::string& requests, int* exit_code = nullptr) {
-  Bench bench;
+  Bench bench{{}, {}, judge_test::calibration_of_cpu()};
   bench.device = {"cpu", 0, std::nullopt, "test"};
   bench.backends.push_back(std::make_unique<FakeBackend>(fake_declaration("honest")));
   std::FILE* in = std::tmpfile();
@@ -74,7 +75,7 @@ TEST(Serve, ABadCaseIsAResultWithASentence) {
 }
 
 TEST(Serve, NobodyReading) {
-  Bench bench;
+  Bench bench{{}, {}, judge_test::calibration_of_cpu()};
   bench.device = {"cpu", 0, std::nullopt, "test"};
   int ends[2];
   ASSERT_EQ(pipe(ends), 0);

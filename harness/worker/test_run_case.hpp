@@ -10,6 +10,7 @@
 
 #include "harness/worker/fake_backend.hpp"
 #include "harness/worker/run_case.hpp"
+#include "harness/worker/test_calibration.hpp"
 
 namespace attnbench {
 
@@ -46,7 +47,7 @@ class RunCase : public testing::Test {
     return answers;
   }
 
-  Bench bench;
+  Bench bench{{}, {}, judge_test::calibration_of_cpu()};
 };
 
 inline char* bytes_of_tensor(const at::Tensor& t) {

@@ -8,6 +8,7 @@
 
 #include "harness/attention/tokens.hpp"
 #include "harness/worker/describe_failure.hpp"
+#include "harness/worker/field_rules.hpp"
 #include "harness/worker/spending.hpp"
 #include "harness/worker/verdict_gates.hpp"
 #include "harness/worker/verdict_report.hpp"
@@ -15,10 +16,6 @@
 
 namespace attnbench {
 namespace {
-
-/// flash-attention's rule: error <= 2 * error of eager in the same dtype + 1e-5. (Its tests allow gradients a factor of 3 by
-/// now; reported is the stricter one, for every tensor.)
-constexpr double kFieldFactor = 2, kFieldSlack = 1e-5;
 
 OutputForm form_of(const JudgedTensor& t, const Yardstick& yardstick) {
   const Inputs& inputs = yardstick.inputs();
@@ -61,14 +58,12 @@ void Judge::judge_tensor(const JudgedTensor& t, const Outputs& outputs, Verdict&
   const Expected& x = y.expected(t);
   const Dtype dtype = y.rounding().dtype;
   const at::Tensor got = y.tokens(t, outputs);
-  const double limit = gated ? z_limit(s.elements(), y.rounding().scores) : kInfinity;
-  const ErrorStatistics statistics = measure_errors(got, x, dtype, limit);
+  const double limit = gated ? z_limit(s.elements(), y.rounding().scores, y.limits(t.name)) : kInfinity;
+  const ErrorStatistics statistics = measure_errors(got, x, dtype, limit, gated && y.only_outputs_rounded());
   TensorErrors errors = report(got, x.value, s, statistics);
   errors.gates = exact_gates(statistics);
   if (gated && statistics.elements > 0) errors.gates.merge(error_gates(statistics, y.scale(t, t.name)));
-  const double field = field_error(got, x, dtype);
-  const double field_limit = kFieldFactor * y.eager_error(t) + kFieldSlack;
-  errors.field_rules["2x_eager"] = {field, field_limit, field <= field_limit};
+  errors.field_rules = field_rules(t.name, field_errors(got, x, dtype, field_tolerances(dtype)), y.eager_error(t));
   const SequenceLengths& lengths = y.inputs().lengths;
   if (!y.padding(t).empty() && padding_is_zero(t))
     judge_padding(t.name, outputs.*t.tensor, y.padding(t), t.over_keys ? lengths.k_pitch : lengths.q_pitch, s, errors, verdict);
@@ -84,8 +79,8 @@ void Judge::judge_given_output(const Outputs& outputs, Verdict& verdict) const {
     const std::string name = std::string(t->name) + "_given_o";
     const TokenShape s = y.shape(*t);
     const at::Tensor got = y.tokens(*t, outputs);
-    const double limit = z_limit(s.elements(), y.rounding().scores);
-    const ErrorStatistics statistics = measure_errors(got, *x, y.rounding().dtype, limit);
+    const double limit = z_limit(s.elements(), y.rounding().scores, y.limits(name));
+    const ErrorStatistics statistics = measure_errors(got, *x, y.rounding().dtype, limit, y.only_outputs_rounded());
     TensorErrors errors = report(got, x->value, s, statistics);
     GateScale gate_scale = y.scale(*t, name);
     gate_scale.allowance = statistics.allowance;
@@ -108,14 +103,15 @@ void Judge::judge_lse(const Outputs& outputs, Verdict& verdict) const {
   const at::Tensor got = tokens_of(outputs.lse, rows, s.heads, 1);
   Expected x = y.reference().lse;
   if (y.has_empty_rows()) x.value = at::where(x.value == -kInfinity, lse_of_empty_row(conventions_.lse_empty), x.value);
-  const ErrorStatistics statistics = measure_errors(got, x, Dtype::fp32, lse_limit());
+  const Limits limits = y.limits("lse");
+  const ErrorStatistics statistics = measure_errors(got, x, Dtype::fp32, lse_limit(s.elements(), limits));
   TensorErrors errors = report(got, x.value, s, statistics);
   errors.gates = exact_gates(statistics);
-  if (statistics.elements > 0) errors.gates["lse"] = lse_gate(statistics);
+  if (statistics.elements > 0) errors.gates.merge(lse_gates(statistics, limits));
   if (!padding.empty() && rows_of(outputs.lse, padding, s.heads, 1).isnan().any().item<bool>())
     fail(verdict, "lse: a padded row is NaN: it was not written");
   apply_gates("lse", errors, statistics.elements > 0, verdict);
-  const FailureContext context{Dtype::fp32, lse_limit(), 0, y.test_case().problem.group(), false};
+  const FailureContext context{Dtype::fp32, lse_limit(s.elements(), limits), 0, y.test_case().problem.group(), false};
   if (has_failed(errors)) errors.failure = describe_failure(got, x, s, statistics, context);
   verdict.errors["lse"] = std::move(errors);
 }

@@ -6,48 +6,60 @@
 namespace attnbench {
 namespace {
 
-constexpr double kFalseAlarms = 1e-6;     ///< chance of an alarm per tensor that the sub-Gaussian bound allows
-constexpr double kGainDeviations = 5.39;  ///< sqrt(2 ln(2 / kFalseAlarms)), as published with the rule
-constexpr double kTruncation = 0x1p-26;   ///< relative drift per summed term of an accumulator that truncates
-constexpr double kRatioMargin = 0.05, kRatioDeviations = 6;
-constexpr double kRmsFloor = 0.5, kLazyRmsFloor = 0.8;
-constexpr double kGainMargin = 0.2;  ///< in units of u
-constexpr double kLseLimit = 4;
-
-Gate::Verdict verdict_of(double value, double limit, bool power) {
-  if (!power) return Gate::Verdict::no_power;
-  return !(value <= limit) ? Gate::Verdict::fail : Gate::Verdict::pass;
+/// The gate of this name on `value`, whose limit by the formula is `formula`.
+Gate judged(const char* name, double value, double formula, int64_t n, bool power, const Limits& limits) {
+  Gate gate{value, limits.limit(name, n, formula), n, Gate::Verdict::pass, formula};
+  if (!power)
+    gate.verdict = Gate::Verdict::no_power;
+  else if (!(gate.value <= gate.limit))
+    gate.verdict = Gate::Verdict::fail;
+  return gate;
 }
 
 Gate rms_gate(const ErrorStatistics& s, const GateScale& scale) {
+  const GateConstants& c = scale.limits.constants();
   const double n = std::min(scale.samples, scale.distinct);
-  const double ratio = 1 + std::max(kRatioMargin, n > 0 ? kRatioDeviations / std::sqrt(n) : INFINITY);
+  const double ratio = 1 + std::max(c.ratio_margin, n > 0 ? c.ratio_deviations / std::sqrt(n) : INFINITY);
   const bool power = scale.has_power && n > 0 && ratio <= 1.5;
-  const double floor = scale.lazy_rescale ? kLazyRmsFloor : kRmsFloor;
+  const double floor = scale.lazy_rescale ? c.lazy_rms_floor : c.rms_floor;
   const double ordinary = ratio * std::max(scale.emulator_rms, floor) + 3 * scale.allowance;
-  const double drift = kTruncation * scale.terms * s.signal;
-  const double limit = std::isfinite(ratio) ? std::hypot(ordinary, drift) : 0;
-  return {s.rms_z, limit, static_cast<int64_t>(n), verdict_of(s.rms_z, limit, power)};
+  const double drift = c.truncation * scale.terms * s.signal;
+  const double formula = std::isfinite(ratio) ? std::hypot(ordinary, drift) : 0;
+  return judged("rms", s.rms_z, formula, static_cast<int64_t>(n), power, scale.limits);
 }
 
 Gate bias_gate(const ErrorStatistics& s, const GateScale& scale) {
-  const double ties = scale.u / std::sqrt(3 * scale.distinct);  // 0 where scores do not repeat
-  const double error = kGainDeviations * std::hypot(s.gain_error, ties);
-  const double limit = std::max(kGainMargin * scale.u, error) + kTruncation * scale.terms;
-  const bool power = scale.has_power && error <= 3 * kGainMargin * scale.u;
-  return {std::abs(s.gain), limit, s.elements, verdict_of(std::abs(s.gain), limit, power)};
+  const GateConstants& c = scale.limits.constants();
+  const double drift = c.truncation * scale.terms, least = c.gain_floor * scale.u;
+  if (scale.only_outputs_rounded) {
+    const double alike = std::max(1.0, static_cast<double>(s.elements) / scale.distinct);
+    const double error = s.inner_gain + c.gain_deviations * s.inner_gain_error * std::sqrt(alike) +
+                         c.gain_deviations * c.gain_deviations / 3 * s.gain_step * alike;
+    return judged("bias", std::abs(s.gain_beside_rounded), error + drift, s.elements, error <= 3 * least, scale.limits);
+  }
+  const double ties = scale.u / std::sqrt(3 * scale.distinct);  // 0 where values do not repeat
+  const double error = c.gain_deviations * std::hypot(s.gain_error, ties);
+  const bool power = scale.has_power && error <= 3 * least;
+  return judged("bias", std::abs(s.gain), std::max(least, error) + drift, s.elements, power, scale.limits);
 }
 
 Gate count_gate(int64_t violations, int64_t elements) {
-  const double value = static_cast<double>(violations);
-  return {value, 0, elements, verdict_of(value, 0, true)};
+  return {static_cast<double>(violations), 0, elements, violations > 0 ? Gate::Verdict::fail : Gate::Verdict::pass, 0};
+}
+
+double z_formula(int64_t elements, bool eager, const GateConstants& c) {
+  const double bound = std::sqrt(2 * std::log(2 * static_cast<double>(std::max<int64_t>(elements, 1)) / c.false_alarms));
+  return std::max(eager ? c.eager_z_floor : c.z_floor, bound);
 }
 
 }  // namespace
 
-double z_limit(int64_t elements, bool eager) {
-  const double bound = std::sqrt(2 * std::log(2 * static_cast<double>(std::max<int64_t>(elements, 1)) / kFalseAlarms));
-  return std::max(eager ? 8.0 : 6.5, bound);
+double Limits::limit(const char* gate, int64_t n, double formula) const {
+  return formula * calibration->factor({rounds_like, large_scores, dtype, tensor, gate, decade_of(n)});
+}
+
+double z_limit(int64_t elements, bool eager, const Limits& limits) {
+  return limits.limit("z", elements, z_formula(elements, eager, limits.constants()));
 }
 
 std::map<std::string, Gate> exact_gates(const ErrorStatistics& s) {
@@ -58,19 +70,21 @@ std::map<std::string, Gate> exact_gates(const ErrorStatistics& s) {
 }
 
 std::map<std::string, Gate> error_gates(const ErrorStatistics& s, const GateScale& scale) {
-  const double limit = z_limit(s.elements, scale.eager);
-  std::map<std::string, Gate> gates{{"z", {s.max_z, limit, s.elements, verdict_of(s.max_z, limit, scale.has_power)}},
+  const double formula = z_formula(s.elements, scale.eager, scale.limits.constants());
+  std::map<std::string, Gate> gates{{"z", judged("z", s.max_z, formula, s.elements, scale.has_power, scale.limits)},
                                     {"rms", rms_gate(s, scale)}};
   if (scale.bias) gates["bias"] = bias_gate(s, scale);
   return gates;
 }
 
-double lse_limit() {
-  return kLseLimit;
+double lse_limit(int64_t rows, const Limits& limits) {
+  return limits.limit("lse", rows, limits.constants().lse);
 }
 
-Gate lse_gate(const ErrorStatistics& s) {
-  return {s.max_z, kLseLimit, s.elements, verdict_of(s.max_z, kLseLimit, true)};
+std::map<std::string, Gate> lse_gates(const ErrorStatistics& s, const Limits& limits) {
+  const double formula = limits.constants().lse;
+  return {{"lse", judged("lse", s.max_z, formula, s.elements, true, limits)},
+          {"rms", judged("rms", s.rms_z, formula, s.elements, true, limits)}};
 }
 
 }  // namespace attnbench

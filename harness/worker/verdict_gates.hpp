@@ -1,13 +1,17 @@
-// The gates of the rule and their limits. No limit depends on what is judged, except that gradients given the kernel's
-// own O take D from it. A value that is not a number fails: every limit is asked as !(value <= limit).
+// The gates of the rule and their limits. No limit depends on what is judged, except that gradients given the kernel's own
+// O take D from it. A value that is not a number fails: every limit is asked as !(value <= limit).
 //
-// z = (x - x64) / sigma at each of N elements; x64 and sigma: oracle and error model (error_model.hpp), as are u and b. Gates:
+// A limit is factor x formula. The constants of the formulas, and the factors (at most 1, from the errors of correct
+// implementations), are data: harness/run/calibration.hpp. The constants that stand below are those of the file.
+//
+// z = (x - x64) / sigma at each of N elements; x64 and sigma: oracle and error model (error_model.hpp), as are u and b. Formulas:
 //   nonfinite   elements that are not finite where the oracle is, or the other way round, or of another kind        limit 0
 //   exact_zero  elements that the mask makes 0, and padded rows that must be 0, which are not                       limit 0
 //   z     max|z| <= max(6.5, sqrt(2 ln(2 N / 1e-6)));  eager: max(8, that)
-//   rms   RMS(z)^2 <= [ r max(R, F) + 3 t ]^2 + [ 2^-26 M X ]^2,  r = 1 + max(0.05, 6 / sqrt(n))
-//   bias  |g| <= max(0.2 u, 5.39 hypot(e, u / sqrt(3 T))) + 2^-26 M,  g = sum((x - x64) x64 / sigma^2) / sum(x64^2 / sigma^2)
-//   lse   |L - L64| <= 4 sigma_L at every row; the only gate of the LSE
+//   rms   RMS(z)^2 <= [ r max(R, F) + 3 t ]^2 + [ c M X ]^2,  r = 1 + max(0.05, 6 / sqrt(n))
+//   bias  |g| <= max(0.2 u, 5.39 hypot(e, u / sqrt(3 T))) + c M,  g = sum((x - x64) x64 / sigma^2) / sum(x64^2 / sigma^2)
+//         where only outputs are rounded:  |g'| <= e' + 5.39 f sqrt(A) + (5.39^2 / 3) q A + c M,  A = max(1, N / T)
+//   lse   |L - L64| <= 4 sigma_L at every row, and rms: RMS(z) <= 4; the gates of the LSE
 // What they see: z one wrong element; rms a small error everywhere; bias an error with the sign of the value, such as a wrong
 // scale or a truncated P, far below what rms sees.
 //   R  RMS(z) of the emulator on the same case: the error that a correct kernel with these roundings has
@@ -15,47 +19,71 @@
 //      whose roundings happen to be exact must not make the limit 0
 //   r  room for a correct kernel that sums in another order: 5 %, or 6 standard deviations of an RMS over n samples
 //   n  effective number of independent errors, (sum_r E_r)^2 / sum_r (E_r^2 / nu_r): E_r the emulator's sum of z^2 of a row,
-//      nu_r the error sources that its elements share; for o at most T
-//   T  distinct scores where scores repeat (equal scores round alike), else infinity
+//      nu_r the error sources that its elements share; at most T
+//   T  effective number of different values of the tensor (equal ones round alike, and count once): 1 / the chance that two
+//      elements are the same but for sign and a power of two; for o at most the distinct scores, where scores repeat
 //   t  RMS(b / sigma) of gradients given O, else 0: b is the part of sigma that keeps its sign, so it adds up linearly
 //   M  length of the tensor's sum: keys (o, dq), queries x group (dk, dv);  X  RMS(x64 / sigma)
-//   2^-26 M    drift, relative to the value, of an accumulator that truncates each of M sums
+//   c M  drift, relative to the value, of an accumulator that truncates each of M sums: 2^-26 on a GPU's tensor cores, 0 on a CPU
 //   e  standard deviation of g if the errors of a row are fully coherent:
 //      sqrt(sum_r (sum |x64| / sigma)^2) / sum(x64^2 / sigma^2)
+//   g' g with round(x64), the expected value in the output's dtype, in place of x64: the error of rounding the output, which is
+//      nearly all there is, is the same in both and cancels. What is left are elements that an inner error tau carried across a
+//      boundary between two values of the dtype; on average that is tau, so that g' estimates the same gain as g, with a tenth of
+//      its noise. tau^2 = sigma^2 - ulp^2/12, and 2 e |x64| more for the sums in float32 (e = 2^-24, error_model.hpp):
+//      e' = sum(tau |x64| / sigma^2) / sum(x64^2 / sigma^2), f = sqrt(sum((tau ulp + tau^2) x64^2 / sigma^4)) / the same sum,
+//      q = max(ulp |x64| / sigma^2) / the same sum: one element that crosses. They are few, so that the bound is Bernstein's.
+//      Elements in the very middle between two values of the dtype do not count: nobody can tell where they round to.
 //   1e-6, 5.39  chance of an alarm per tensor under a sub-Gaussian error, and the deviations that have it:
 //      sqrt(2 ln(2 / 1e-6))
 //   6.5, 8, 4   sigmas a single element of a correct kernel may reach however small the tensor;
 //      8 as eager's model is of first order only
 //   0.2 u       least gain that counts: a fifth of the largest relative rounding error
-// No power, so that the gate says nothing: rms if n = 0 or r > 1.5; bias if 5.39 hypot(...) > 0.6 u, which is what truncation
-// costs; all three if the eager profile's rounding of S is not small and independent. A tensor with nothing but such gates is
-// mistrusted.
+// No power, so that the gate says nothing: rms if n = 0 or r > 1.5; bias if 5.39 hypot(...), or the limit of g' by its formula,
+// is above 0.6 u, which is what truncation costs; all three if the eager profile's rounding of S is not small and independent. A
+// tensor with nothing but such gates is mistrusted.
 #pragma once
 
 #include <cstdint>
 #include <map>
 #include <string>
 
+#include "harness/run/calibration.hpp"
 #include "harness/worker/verdict_statistics.hpp"
 
 namespace attnbench {
 
-/// What the limits depend on.
+/// What the limits of one tensor come from: the calibration, and who shares its cells.
+struct Limits {
+  const Calibration* calibration = nullptr;
+  std::string rounds_like;  ///< calibrated_as()
+  bool large_scores = false;
+  Dtype dtype = Dtype::bf16;
+  std::string tensor;  ///< calibrated_tensor()
+
+  const GateConstants& constants() const { return calibration->constants; }
+  /// factor x formula of a gate that n elements or samples are behind.
+  double limit(const char* gate, int64_t n, double formula) const;
+};
+
+/// What the formulas depend on.
 struct GateScale {
+  Limits limits;
   double u = 0;             ///< largest relative rounding error of the dtype
   double terms = 0;         ///< M, length of the tensor's sum: keys, or queries x group
   double emulator_rms = 0;  ///< RMS(z) of the emulator
   double samples = 0;       ///< n, effective sample size
-  double distinct = 0;      ///< n_T, distinct scores; infinity unless the tensor is o and scores repeat
+  double distinct = 0;      ///< T, different values; infinity: all are
   double allowance = 0;     ///< t = RMS(b/sigma), gradients given O; else 0
   bool lazy_rescale = false;
   bool eager = false;
-  bool has_power = true;  ///< eager: rounding S is a small, independent error
-  bool bias = true;       ///< not for dk and dv of the eager profile: rows share the rounding of S
+  bool only_outputs_rounded = false;  ///< in a dtype of low precision: the gain is that beside round(x64)
+  bool has_power = true;              ///< eager: rounding S is a small, independent error
+  bool bias = true;                   ///< not for dk and dv of the eager profile: rows share the rounding of S
 };
 
-/// max(6.5, sqrt(2 ln(2 N / 1e-6))), the sub-Gaussian bound of N elements; eager at least 8.
-double z_limit(int64_t elements, bool eager);
+/// max(6.5, sqrt(2 ln(2 N / 1e-6))), the sub-Gaussian bound of N elements, eager at least 8; times its factor.
+double z_limit(int64_t elements, bool eager, const Limits& limits);
 
 /// Gates "nonfinite" and "exact_zero": counts of violations, limit 0.
 std::map<std::string, Gate> exact_gates(const ErrorStatistics& s);
@@ -63,10 +91,10 @@ std::map<std::string, Gate> exact_gates(const ErrorStatistics& s);
 /// Gates "z", "rms" and "bias".
 std::map<std::string, Gate> error_gates(const ErrorStatistics& s, const GateScale& scale);
 
-/// Most sigmas that an LSE may be off.
-double lse_limit();
+/// Most sigmas that one of so many LSEs may be off.
+double lse_limit(int64_t rows, const Limits& limits);
 
-/// Gate "lse": |dLSE| <= 4 sigma. Statistics of the LSE, whose sigma is sL.
-Gate lse_gate(const ErrorStatistics& s);
+/// Gates "lse", |dLSE| <= 4 sigma, and "rms" of the LSE, whose statistics these are; sigma is sL.
+std::map<std::string, Gate> lse_gates(const ErrorStatistics& s, const Limits& limits);
 
 }  // namespace attnbench

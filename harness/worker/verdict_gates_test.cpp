@@ -6,6 +6,8 @@
 
 #include <gtest/gtest.h>
 
+#include "harness/worker/test_calibration.hpp"
+
 namespace attnbench {
 namespace {
 
@@ -14,7 +16,12 @@ constexpr double kU = 0x1p-8;  // bf16
 
 /// A tensor in which nothing but the gate under test can fail.
 GateScale scale() {
-  return {.u = kU, .terms = 0, .emulator_rms = 0.8, .samples = 10000, .distinct = kInfinity};
+  return {.limits = {&judge_test::formula_alone(), "flash", false, Dtype::bf16, "o"},
+          .u = kU,
+          .terms = 0,
+          .emulator_rms = 0.8,
+          .samples = 10000,
+          .distinct = kInfinity};
 }
 ErrorStatistics quiet(int64_t elements) {
   ErrorStatistics s;
@@ -86,6 +93,47 @@ TEST(Gates, BiasOfATensor) {
   expect_limit("bias", gain, quiet(10000), s, 1.21560e-3);  // 5.39 u / sqrt(300)
 }
 
+/// Where only outputs are rounded, the gain is that beside the rounded expectation, and so is its limit.
+TEST(Gates, BiasWhereOnlyOutputsAreRounded) {
+  const auto gain = &ErrorStatistics::gain_beside_rounded;
+  GateScale s = scale();
+  s.only_outputs_rounded = true;
+  ErrorStatistics inner = quiet(10000);
+  inner.gain = 1;  // plays no part
+  inner.inner_gain = 1e-6;
+  expect_limit("bias", gain, inner, s, 1e-6);
+  inner.inner_gain_error = 1e-6;
+  expect_limit("bias", gain, inner, s, 6.39e-6);  // 1e-6 + 5.39e-6
+  inner.gain_step = 1e-7;
+  expect_limit("bias", gain, inner, s, 7.35840e-6);   // and 5.39^2 / 3 of 1e-7
+  s.distinct = 2500;                                  // four of each value
+  expect_limit("bias", gain, inner, s, 1.565361e-5);  // 1e-6 + 2 x 5.39e-6 + 4 x 9.68403e-7
+  s.terms = 0x1p10;
+  expect_limit("bias", gain, inner, s, 1.565361e-5 + 0x1p-16);
+  inner.inner_gain = 0.6 * kU;
+  expect_no_power("bias", inner, s);
+}
+
+/// The factor of the cell that the tensor belongs to, and of no other.
+TEST(Gates, LimitsAreTheFormulaTimesTheFactorOfTheirCell) {
+  Calibration calibrated = judge_test::formula_alone();
+  const auto set = [&](const char* gate, double factor) {
+    calibrated.cells[{"flash", false, Dtype::bf16, "o", gate, decade_of(10000)}].factor = factor;
+  };
+  set("z", 0.5);
+  set("rms", 0.9);
+  set("bias", 0.1);
+  GateScale s = scale();
+  s.limits.calibration = &calibrated;
+  expect_limit("z", &ErrorStatistics::max_z, quiet(10000), s, z_limit(10000, false, scale().limits) / 2);
+  expect_limit("rms", &ErrorStatistics::rms_z, quiet(10000), s, 0.9 * 0.848);
+  expect_limit("bias", &ErrorStatistics::gain, quiet(10000), s, 0.02 * kU);
+  expect_limit("bias", &ErrorStatistics::gain, quiet(100000), s, 0.2 * kU);
+  s.limits.dtype = Dtype::fp16;
+  expect_limit("bias", &ErrorStatistics::gain, quiet(10000), s, 0.2 * kU);
+  EXPECT_EQ(error_gates(quiet(10000), s).at("bias").formula, 0.2 * kU);
+}
+
 TEST(Gates, HaveNoPowerWhereTheyCouldNotTell) {
   GateScale s = scale();
   s.samples = 0;
@@ -112,7 +160,11 @@ TEST(Gates, LseAndCounts) {
   for (const auto& [value, verdict] :
        {std::pair(3.999, Gate::Verdict::pass), std::pair(4.001, Gate::Verdict::fail), std::pair(kNan, Gate::Verdict::fail)}) {
     s.max_z = value;
-    EXPECT_EQ(lse_gate(s).verdict, verdict) << value;
+    EXPECT_EQ(lse_gates(s, scale().limits).at("lse").verdict, verdict) << value;
+    EXPECT_EQ(lse_gates(s, scale().limits).at("rms").verdict, Gate::Verdict::pass) << value;
+    s.rms_z = value;
+    EXPECT_EQ(lse_gates(s, scale().limits).at("rms").verdict, verdict) << value;
+    s.rms_z = 0;
   }
   s = quiet(100);
   s.exact_elements = 10;

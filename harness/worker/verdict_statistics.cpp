@@ -1,6 +1,7 @@
 #include "harness/worker/verdict_statistics.hpp"
 
 #include <algorithm>
+#include <array>
 #include <cmath>
 #include <functional>
 
@@ -13,6 +14,7 @@
 #include <ATen/ops/where.h>
 #include <ATen/ops/zeros.h>
 
+#include "harness/attention/error_model.hpp"
 #include "harness/attention/parallel.hpp"
 
 namespace attnbench {
@@ -69,6 +71,39 @@ Tensor beyond_limit(const Tensor& got, const Tensor& value, const Tensor& varian
   return measured & (difference / variance.sqrt() <= z_limit).logical_not();
 }
 
+at::ScalarType scalar_type_of(Dtype dtype) {
+  return dtype == Dtype::bf16 ? at::kBFloat16 : dtype == Dtype::fp16 ? at::kHalf : at::kFloat;
+}
+
+/// Float64 x in the dtype.
+Tensor rounded(const Tensor& x, Dtype dtype) {
+  return x.to(at::kFloat).to(scalar_type_of(dtype)).to(at::kDouble);
+}
+
+/// Spacing of the dtype at float64 x: the bits of the exponent alone are the power of two at or below |x|.
+Tensor spacing(const Tensor& x, Dtype dtype) {
+  const Tensor power = x.view(at::kLong).bitwise_and(int64_t(0x7ff) << 52).view(at::kDouble);
+  return power.mul(ulp(dtype, 1)).clamp_min_(ulp(dtype, 0));
+}
+
+/// Gain beside round(x64) and the model of it: the columns kRoundedGain, kInnerGain, kInnerVariance, kMaxStep.
+/// x: [rows, channels], contiguous; signal: x / sigma; has_gain: [rows].
+std::array<Tensor, 4> gain_columns(const Tensor& got, const Tensor& x, const Tensor& sigma, const Tensor& signal,
+                                   const Tensor& has_gain, Dtype dtype) {
+  constexpr double kSums = 0x1p-23;  // 2 e: sums in float32, which a rounded output hides from sigma
+  constexpr double kTie = 0x1p-20;   // in ulps: closer to the middle between two values there is no telling where it rounds
+  const Tensor weight = at::where(has_gain.unsqueeze(1), signal / sigma, 0.0), step = spacing(x, dtype);
+  const Tensor tau = (sigma.square() - step.square() / 12).clamp_min_(0).sqrt_().add_(x.abs(), kSums);
+  const Tensor of_tau = (tau * (step + tau)).mul_(weight.square());
+  const Tensor of_dtype = rounded(x, dtype);
+  const Tensor is_tie = ((x - of_dtype).abs_() - step / 2).abs_() <= step * kTie;
+  // An element that is not measured has an infinite sigma and no weight.
+  const Tensor counts = (weight != 0).logical_and_(is_tie.logical_not());
+  const auto counted = [&](const Tensor& values) { return at::where(counts, values, 0.0); };
+  return {counted((got - of_dtype).mul_(weight)).sum(), counted(tau * weight.abs()).sum(), counted(of_tau).sum(),
+          counted(step * weight.abs()).amax()};
+}
+
 /// |a - b|: 0 where they are the same, NaN included, else infinity where one is not finite.
 Tensor absolute_difference(const Tensor& a, const Tensor& b) {
   const Tensor difference = (a - b).abs();
@@ -92,6 +127,10 @@ enum Column {
   kGainedSignal2,
   kCoherent2,
   kAllowance2,
+  kRoundedGain,    ///< (got - round(x)) x / sigma^2; this and the next three: only where only outputs are rounded
+  kInnerGain,      ///< tau |x| / sigma^2
+  kInnerVariance,  ///< (tau ulp + tau^2) x^2 / sigma^4
+  kMaxStep,        ///< largest ulp |x| / sigma^2
   kMaxAbs,
   kMaxZ,
   kAtMaxZ,
@@ -100,13 +139,14 @@ enum Column {
 
 class Measurement {
  public:
-  Measurement(const Tensor& got, const Expected& expected, Dtype dtype, double z_limit)
+  Measurement(const Tensor& got, const Expected& expected, Dtype dtype, double z_limit, bool only_outputs_rounded)
       : got_(as_rows(got)),
         value_(as_rows(expected.value)),
         variance_(as_rows(expected.variance)),
         freedom_(expected.freedom.flatten()),
         dtype_(dtype),
-        z_limit_(z_limit) {
+        z_limit_(z_limit),
+        only_outputs_rounded_(only_outputs_rounded) {
     if (expected.allowance.defined()) allowance_ = as_rows(expected.allowance);
     s_.row_energy = at::empty_like(expected.freedom);
     energy_ = s_.row_energy.flatten();
@@ -123,6 +163,7 @@ class Measurement {
   Tensor freedom_, energy_;                    ///< [rows]
   const Dtype dtype_;
   const double z_limit_;
+  const bool only_outputs_rounded_;
   ErrorStatistics s_;
 };
 
@@ -140,13 +181,30 @@ Tensor Measurement::measure_rows(const Stretch& stretch) const {
   const auto count = [](const Tensor& which) { return which.sum().to(at::kDouble); };
   const auto product = [](const Tensor& a, const Tensor& b) { return at::dot(a.flatten(), b.flatten()); };
   const Tensor size = z.abs(), none = at::zeros({}, got.options());
+  std::array<Tensor, 4> inner{none, none, none, none};
+  if (only_outputs_rounded_) inner = gain_columns(got, x, sigma, signal, has_gain, dtype_);
   const auto [max_z, at_max_z] = size.flatten().max(0);
   stretch.of(energy_).copy_(energy);
-  return at::stack({count(measured), count(exact), count(exact & (got != value)), count(finite), count(size <= z_limit_),
-                    product(error, error), product(error, x), product(x, x), energy.sum(), signal2.sum(),
-                    gained((z * signal).sum(1)), gained(signal2), gained(signal.abs().sum(1).square()),
+  return at::stack({count(measured),
+                    count(exact),
+                    count(exact & (got != value)),
+                    count(finite),
+                    count(size <= z_limit_),
+                    product(error, error),
+                    product(error, x),
+                    product(x, x),
+                    energy.sum(),
+                    signal2.sum(),
+                    gained((z * signal).sum(1)),
+                    gained(signal2),
+                    gained(signal.abs().sum(1).square()),
                     allowance_.defined() ? (stretch.of(allowance_) / sigma).square().sum() : none,
-                    at::where(finite, difference.abs(), 0.0).amax(), max_z,
+                    inner[0],
+                    inner[1],
+                    inner[2],
+                    inner[3],
+                    at::where(finite, difference.abs(), 0.0).amax(),
+                    max_z,
                     at_max_z.to(at::kDouble) + static_cast<double>(stretch.first * got.size(1))});
 }
 
@@ -192,6 +250,10 @@ void Measurement::take_sums(const Tensor& parts) {
   if (sum[kGainedSignal2] > 0) {
     s_.gain = sum[kGain] / sum[kGainedSignal2];
     s_.gain_error = std::sqrt(sum[kCoherent2]) / sum[kGainedSignal2];
+    s_.gain_beside_rounded = sum[kRoundedGain] / sum[kGainedSignal2];
+    s_.inner_gain = sum[kInnerGain] / sum[kGainedSignal2];
+    s_.inner_gain_error = std::sqrt(sum[kInnerVariance]) / sum[kGainedSignal2];
+    s_.gain_step = parts.select(1, kMaxStep).amax().item<double>() / sum[kGainedSignal2];
   }
 }
 
@@ -212,8 +274,9 @@ Element TokenShape::element(int64_t index) const {
   return {sequence, index / channels % heads, token - offsets[sequence], index % channels};
 }
 
-ErrorStatistics measure_errors(const at::Tensor& got, const Expected& expected, Dtype dtype, double z_limit) {
-  return Measurement(got, expected, dtype, z_limit).run();
+ErrorStatistics measure_errors(const at::Tensor& got, const Expected& expected, Dtype dtype, double z_limit,
+                               bool only_outputs_rounded) {
+  return Measurement(got, expected, dtype, z_limit, only_outputs_rounded).run();
 }
 
 Tensor bad_elements(const Tensor& got, const Tensor& value, const Tensor& variance, Dtype dtype, double z_limit) {
@@ -228,14 +291,48 @@ double effective_samples(const at::Tensor& row_energy, const at::Tensor& freedom
   return at::where(weighted > 0, sum.square() / weighted, 0.0).item<double>();
 }
 
-double field_error(const at::Tensor& got, const Expected& expected, Dtype dtype) {
-  const at::ScalarType rounded = dtype == Dtype::bf16 ? at::kBFloat16 : dtype == Dtype::fp16 ? at::kHalf : at::kFloat;
+double distinct_values(const Expected& expected) {
+  constexpr int64_t kSamples = 4096, kStride = 2654435761;  // a prime: samples of all rows and channels, in no order of theirs
+  constexpr double kSame = 1e-9;                            // what a float64 oracle may make of equal values, and far more
+  Tensor value = expected.value.flatten(), variance = expected.variance.flatten();
+  if (value.numel() > kSamples) {
+    const Tensor place = at::arange(kSamples, value.options().dtype(at::kLong)).mul_(kStride).remainder_(value.numel());
+    value = value.index_select(0, place);
+    variance = variance.index_select(0, place);
+  }
+  const Tensor bits = value.view(at::kLong).bitwise_and((int64_t(1) << 52) - 1).bitwise_or(int64_t(1023) << 52);
+  const Tensor mantissas = at::where(variance != 0, bits.view(at::kDouble), 0.0).to(at::kCPU);  // 1 to 2, or 0
+  std::vector<double> sorted(mantissas.const_data_ptr<double>(), mantissas.const_data_ptr<double>() + mantissas.numel());
+  std::erase(sorted, 0.0);
+  std::sort(sorted.begin(), sorted.end());
+  double pairs = 0, alike = 0;  // how often an element has the same value as one before it
+  for (size_t i = 1; i < sorted.size(); ++i) {
+    alike = sorted[i] - sorted[i - 1] <= kSame ? alike + 1 : 0;
+    pairs += alike;
+  }
+  const double count = static_cast<double>(sorted.size());
+  return pairs > 0 ? count * (count - 1) / 2 / pairs : kInfinity;
+}
+
+FieldErrors field_errors(const at::Tensor& got, const Expected& expected, Dtype dtype, const std::vector<Tolerance>& tolerances) {
   const Tensor actual = as_rows(got), value = as_rows(expected.value);
   const Tensor parts = by_stretches(actual, [&](const Stretch& stretch) {
-    const Tensor x = stretch.of(value).to(at::kFloat).to(rounded).to(at::kDouble);
-    return absolute_difference(stretch.of(actual), x).amax().unsqueeze(0);
+    const Tensor x = rounded(stretch.of(value), dtype);
+    Tensor error = (stretch.of(actual) - x).abs_();
+    if (const bool finite = (error.amax() < kInfinity).item<bool>(); !finite) error = absolute_difference(stretch.of(actual), x);
+    std::vector<Tensor> largest{error.amax()};
+    for (const Tolerance& t : tolerances) {
+      const Tensor ratio = error / x.abs().mul_(t.relative).add_(t.absolute);
+      largest.push_back(at::where(ratio.isnan(), kInfinity, ratio).amax());  // infinity of infinity, where the two differ
+    }
+    return at::stack(largest);
   });
-  return parts.size(0) == 0 ? 0 : parts.amax().item<double>();
+  FieldErrors errors{0, std::vector<double>(tolerances.size(), 0)};
+  if (parts.size(0) == 0) return errors;
+  const Tensor largest = parts.amax(0);
+  errors.max_abs = largest[0].item<double>();
+  for (size_t i = 0; i < tolerances.size(); ++i) errors.of_tolerance[i] = largest[static_cast<int64_t>(i) + 1].item<double>();
+  return errors;
 }
 
 std::vector<Difference> differences_of(const std::vector<at::Tensor>& tokens) {

@@ -34,13 +34,16 @@ struct ErrorStatistics {
   double allowance = 0;   ///< RMS(b / sigma)
   double gain = 0;        ///< sum(err x64 / sigma^2) / sum(x64^2 / sigma^2)
   double gain_error = 0;  ///< its standard deviation if each row's errors are fully coherent
+  /// Where only outputs are rounded (verdict_gates.hpp): g', and by the error model e', f and q.
+  double gain_beside_rounded = 0, inner_gain = 0, inner_gain_error = 0, gain_step = 0;
   at::Tensor row_energy;  ///< float64 [tokens, heads]: sum of z^2 of each row
   std::optional<int64_t> first_bad, worst;
 };
 
 /// `got`: float64 tokens on the device of `expected`, of the same shape. Rows with freedom 0 share one rounding: they have a z,
-/// but no part in the gain.
-ErrorStatistics measure_errors(const at::Tensor& got, const Expected& expected, Dtype dtype, double z_limit);
+/// but no part in the gain. only_outputs_rounded: the gain beside round(x64) is measured too.
+ErrorStatistics measure_errors(const at::Tensor& got, const Expected& expected, Dtype dtype, double z_limit,
+                               bool only_outputs_rounded = false);
 
 /// Which elements fail by themselves, [the same sizes], bool: not finite where the other is, not exactly 0 where the variance is,
 /// or |z| > z_limit. Float64 tensors on one device.
@@ -49,9 +52,20 @@ at::Tensor bad_elements(const at::Tensor& got, const at::Tensor& value, const at
 /// n of the RMS gate: rows weighted by the emulator's energy, `freedom` error sources each.
 double effective_samples(const at::Tensor& row_energy, const at::Tensor& freedom);
 
-/// Largest |got - round(expected)|, the reference rounded to the dtype as the field does; infinity where one is not finite
+/// Effective number of different values: 1 / the chance that two elements are the same but for sign and a power of two, so that
+/// they round alike; infinity where a few thousand samples hold no such two. Elements that must be 0 do not count.
+double distinct_values(const Expected& expected);
+
+/// How the field's tests measure: the reference rounded to the dtype, one number for a tensor; infinity where one is not finite
 /// and the other differs.
-double field_error(const at::Tensor& got, const Expected& expected, Dtype dtype);
+struct FieldErrors {
+  double max_abs = 0;                ///< largest |got - round(x64)|
+  std::vector<double> of_tolerance;  ///< of each tolerance: largest |got - round(x64)| / (absolute + relative |round(x64)|)
+};
+struct Tolerance {
+  double relative = 0, absolute = 0;
+};
+FieldErrors field_errors(const at::Tensor& got, const Expected& expected, Dtype dtype, const std::vector<Tolerance>& tolerances);
 
 /// max abs and rel-L2 difference of float64 tokens a and b, relative to a; infinity where one is not finite and the other
 /// differs. Of every two tensors, a before b: (0, 1), (0, 2), …, (1, 2), …

@@ -10,12 +10,15 @@
 #include <ATen/TensorOperators.h>
 #include <ATen/core/Tensor.h>
 #include <ATen/ops/_scaled_dot_product_attention_math.h>
+#include <ATen/ops/full_like.h>
+#include <ATen/ops/tensor.h>
 #include <ATen/ops/zeros_like.h>
 #include <gtest/gtest.h>
 
 #include "harness/attention/emulator.hpp"
 #include "harness/attention/error_model.hpp"
 #include "harness/attention/test_reference.hpp"
+#include "harness/worker/field_rules.hpp"
 #include "harness/worker/test_judge.hpp"
 
 namespace attnbench {
@@ -283,6 +286,79 @@ TEST(Defect, ASmallGainOfOFailsTheBiasGate) {
   Outputs x = b.copy();
   x.o = (x.o.to(at::kFloat) * (1 + 0x1p-8)).to(at::kBFloat16);
   expect_fails(b.judge.judge(x, Pass::forward), "o", "bias");
+}
+
+/// By the gate that does not take the rounding of the outputs out, whose limit is 0.2 u, this is half of it in fp16 and a
+/// fifteenth in bf16.
+TEST(Defect, AGainFarBelowTheOutputsRoundingFailsTheBiasGate) {
+  for (const char* dtype : {"bf16", "fp16"}) {
+    const Bench b("attention hq=6 hkv=2 lq=256 d=64 mask=causal dtype=" + std::string(dtype), inside());
+    expect_passes(b.judge.judge(b.right, Pass::backward), dtype);
+    const double gain = 5e-5;
+    ASSERT_LT(gain, 0.2 * b.judge.yardstick().rounding().u);
+    Outputs x = b.copy();
+    x.o = (b.judge.yardstick().reference().o.value * (1 + gain)).view(x.o.sizes()).to(at::kFloat).to(x.o.scalar_type());
+    expect_fails(b.judge.judge(x, Pass::forward), "o", "bias");
+    x = b.copy();
+    x.dv = (b.judge.yardstick().reference().dv.value * (1 + gain)).view(x.dv.sizes()).to(at::kFloat).to(x.dv.scalar_type());
+    expect_fails(b.judge.judge(x, Pass::backward), "dv", "bias");
+  }
+}
+
+/// Every element of dV is 1/6: their roundings are one rounding, in each tensor.
+TEST(RightOutputs, WhoseElementsAreAllEqualPass) {
+  for (const Profile& profile : {flash(), inside_from_output(), inside()})
+    for (const char* dtype : {"bf16", "fp16"}) {
+      const Bench b("attention b=2 hq=2 d=1 lq=1 lk=6 scale=0 dout=one_hot dtype=" + std::string(dtype), profile);
+      const Verdict v = b.judge.judge(b.right, Pass::backward);
+      expect_passes(v, profile.name + " " + dtype);
+      EXPECT_EQ(b.judge.yardstick().scale(kValueGradient, "dv").distinct, 1);
+    }
+}
+
+Expected expected_of(const std::vector<double>& values, double variance = 1) {
+  Expected x;
+  x.value = at::tensor(values, at::kDouble).view({-1, 1, 1});
+  x.variance = at::full_like(x.value, variance);
+  return x;
+}
+
+TEST(DistinctValues, AreThoseThatRoundDifferently) {
+  EXPECT_EQ(distinct_values(expected_of({0.1, 0.2, -0.4, 0.8})), 1);  // but for sign and a power of two
+  EXPECT_EQ(distinct_values(expected_of({1.1, 1.2, 1.3, 1.7})), kInfinity);
+  EXPECT_EQ(distinct_values(expected_of({1.1, 1.1, 1.3, 1.3})), 3);  // two pairs of the six are alike
+  Expected x = expected_of({1.1, 1.1, 1.3});
+  x.variance[0].zero_();  // 0 by the mask
+  EXPECT_EQ(distinct_values(x), kInfinity);
+  EXPECT_EQ(distinct_values(expected_of({})), kInfinity);
+  std::vector<double> many(40000);
+  for (size_t i = 0; i < many.size(); ++i) many[i] = 1 + 1e-4 * static_cast<double>(i / 100 % 400);
+  EXPECT_NEAR(distinct_values(expected_of(many)), 400, 80);
+}
+
+TEST(FieldRules, SayWhatTheFieldsTestsWouldHaveSaid) {
+  const Expected x = expected_of({1, 100, 0});
+  const auto rules = [&](const std::vector<double>& got, const char* tensor, double eager) {
+    const at::Tensor tokens = at::tensor(got, at::kDouble).view({-1, 1, 1});
+    std::map<std::string, bool> passed;
+    for (const auto& [name, rule] :
+         field_rules(tensor, field_errors(tokens, x, Dtype::fp16, field_tolerances(Dtype::fp16)), eager))
+      passed[name] = rule.passed;
+    return passed;
+  };
+  using Passed = std::map<std::string, bool>;
+  EXPECT_EQ(rules({1, 100, 0}, "o", 0),
+            (Passed{{"2x_eager", true}, {"assert_close", true}, {"cudnn_2e-2", true}, {"pytorch_test", true}}));
+  EXPECT_EQ(rules({1.01, 100, 0}, "o", 0.003),  // ten times 1e-3 of it, half of 2e-2, 3.3 times eager
+            (Passed{{"2x_eager", false}, {"assert_close", false}, {"cudnn_2e-2", true}, {"pytorch_test", true}}));
+  EXPECT_EQ(rules({1, 100, 0.03}, "dq", 0.001),
+            (Passed{{"2x_eager", false}, {"assert_close", false}, {"cudnn_2e-2", false}, {"pytorch_test", true}}));
+  EXPECT_EQ(rules({1, 100, 0.03}, "dk", 0.001)["pytorch_test"], false);
+  EXPECT_EQ(rules({1, 100.05, 0}, "o", 0.03),
+            (Passed{{"2x_eager", true}, {"assert_close", true}, {"cudnn_2e-2", true}, {"pytorch_test", true}}));
+  for (const double broken : {static_cast<double>(NAN), kInfinity})
+    EXPECT_EQ(rules({1, broken, 0}, "o", 1),
+              (Passed{{"2x_eager", false}, {"assert_close", false}, {"cudnn_2e-2", false}, {"pytorch_test", false}}));
 }
 
 /// O of one head whose P, relative to the row's maximum, is truncated to bf16 instead of rounded.

@@ -44,12 +44,13 @@ const Profile& eager_profile() {
 }
 
 Yardstick::Yardstick(const Case& c, const Inputs& inputs, const Profile& profile, Conventions::EmptyRow empty_row,
-                     OracleKind oracle, Outputs eager, int64_t kept_bytes)
+                     OracleKind oracle, Outputs eager, const Calibration& calibration, int64_t kept_bytes)
     : c_(c),
       inputs_(inputs),
       profile_(profile),
       empty_row_(empty_row),
       oracle_(oracle),
+      calibration_(calibration),
       rounding_(rounding_of(profile, c.problem, inputs.scale)),
       eager_(std::move(eager)),
       reference_(timed_reference(oracle, c, inputs, profile, empty_row)),
@@ -70,7 +71,8 @@ Yardstick::Yardstick(const Case& c, const Inputs& inputs, const Profile& profile
     note_ordinary(kQueryGradient, "dq", emulated, reference_.dq);
     note_ordinary(kKeyGradient, "dk", emulated, reference_.dk);
   }
-  for (const JudgedTensor* t : kAllJudged) eager_error_[t->name] = field_error(tokens(*t, eager_), expected(*t), c.problem.dtype);
+  for (const JudgedTensor* t : kAllJudged)
+    eager_error_[t->name] = field_errors(tokens(*t, eager_), expected(*t), c.problem.dtype, {}).max_abs;
 }
 
 bool Yardstick::holds_for(const Profile& profile, Conventions::EmptyRow empty_row, OracleKind oracle) const {
@@ -96,22 +98,35 @@ at::Tensor Yardstick::tokens(const JudgedTensor& t, const Outputs& outputs) cons
 
 GateScale Yardstick::scale(const JudgedTensor& t, const std::string& gated_as) const {
   GateScale s;
+  s.limits = limits(gated_as);
   s.u = rounding_.u;
   s.terms = static_cast<double>(t.over_keys ? inputs_.lengths.max_q() * c_.problem.group() : inputs_.lengths.max_k());
   s.emulator_rms = ordinary_.at(gated_as).rms;
   s.samples = ordinary_.at(gated_as).samples;
-  s.distinct = &t == &kOutput ? reference_.distinct_scores : kInfinity;
+  s.distinct = ordinary_.at(gated_as).distinct;
+  if (&t == &kOutput) s.distinct = std::min(s.distinct, reference_.distinct_scores);
   s.lazy_rescale = profile_.lazy_rescale;
   s.eager = rounding_.scores;
+  s.only_outputs_rounded = only_outputs_rounded();
   s.has_power = reference_.has_power;
   s.bias = !(rounding_.scores && t.over_keys);
   return s;
 }
 
+Limits Yardstick::limits(const std::string& tensor) const {
+  return {&calibration_, calibrated_as(profile_, c_.problem.dtype), has_large_scores(c_), c_.problem.dtype,
+          calibrated_tensor(tensor)};
+}
+
+bool Yardstick::only_outputs_rounded() const {
+  const bool inside = rounding_.p || rounding_.ds || rounding_.scores || rounding_.gqa_partials;
+  return c_.problem.dtype != Dtype::fp32 && !inside;
+}
+
 void Yardstick::note_ordinary(const JudgedTensor& t, const std::string& gated_as, const Outputs& emulated,
                               const Expected& against) {
   const ErrorStatistics s = measure_errors(tokens(t, emulated), against, c_.problem.dtype, kInfinity);
-  ordinary_[gated_as] = {s.rms_z, effective_samples(s.row_energy, against.freedom)};
+  ordinary_[gated_as] = {s.rms_z, effective_samples(s.row_energy, against.freedom), distinct_values(against)};
 }
 
 /// A reference that is not finite would match a NaN of whoever is judged: it is no yardstick.

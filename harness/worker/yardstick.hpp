@@ -33,9 +33,10 @@ const Profile& eager_profile();
 
 class Yardstick {
  public:
-  /// eager: what emulate() says for eager_profile() with these empty rows. kept_bytes: that the answers of given() may take.
+  /// eager: what emulate() says for eager_profile() with these empty rows. calibration: outlives the yardstick. kept_bytes: that
+  /// the answers of given() may take.
   Yardstick(const Case& c, const Inputs& inputs, const Profile& profile, Conventions::EmptyRow empty_row, OracleKind oracle,
-            Outputs eager, int64_t kept_bytes);
+            Outputs eager, const Calibration& calibration, int64_t kept_bytes);
 
   const Case& test_case() const { return c_; }
   const Inputs& inputs() const { return inputs_; }
@@ -64,12 +65,15 @@ class Yardstick {
   /// gated_as: the tensor's name, or that with "_given_o". gates(): is it gated as that?
   bool gates(const std::string& gated_as) const { return ordinary_.count(gated_as) > 0; }
   GateScale scale(const JudgedTensor& t, const std::string& gated_as) const;
+  Limits limits(const std::string& tensor) const;
+  /// Nothing is rounded but outputs, in a dtype of low precision.
+  bool only_outputs_rounded() const;
   double eager_error(const JudgedTensor& t) const { return eager_error_.at(t.name); }  ///< by the field's measure
 
  private:
   /// What the emulator's errors are like on one tensor.
   struct Ordinary {
-    double rms = 0, samples = 0;
+    double rms = 0, samples = 0, distinct = 0;
   };
 
   void inspect_reference();
@@ -81,6 +85,7 @@ class Yardstick {
   const Profile profile_;
   const Conventions::EmptyRow empty_row_;
   const OracleKind oracle_;
+  const Calibration& calibration_;
   const Rounding rounding_;
   const Outputs eager_;
   Reference reference_;

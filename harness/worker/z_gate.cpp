@@ -19,12 +19,14 @@ bool within(const at::Tensor& got, const Expected& expected, double limit) {
 bool within_z_limit(const Yardstick& y, std::string_view tensor, const Outputs& outputs) {
   if (tensor == "lse") {
     const TokenShape s = y.shape(kOutput);
-    return within(tokens_of(outputs.lse, y.rows(kOutput), s.heads, 1), y.reference().lse, lse_limit());
+    return within(tokens_of(outputs.lse, y.rows(kOutput), s.heads, 1), y.reference().lse,
+                  lse_limit(s.elements(), y.limits("lse")));
   }
   for (const JudgedTensor* t : {&kOutput, &kQueryGradient, &kKeyGradient, &kValueGradient}) {
     if (tensor != t->name) continue;
-    const double limit = z_limit(y.shape(*t).elements(), y.rounding().scores);
     const bool given = y.rounding().conditional() && (t == &kQueryGradient || t == &kKeyGradient);
+    const std::string gated_as = std::string(t->name) + (given ? "_given_o" : "");
+    const double limit = z_limit(y.shape(*t).elements(), y.rounding().scores, y.limits(gated_as));
     if (!given) return within(y.tokens(*t, outputs), y.expected(*t), limit);
     const ConditionalGradients gradients = y.given(outputs.o);
     return within(y.tokens(*t, outputs), t == &kQueryGradient ? gradients.dq : gradients.dk, limit);

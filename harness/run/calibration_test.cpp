@@ -1,0 +1,233 @@
+// The file of limits is held to its word; factors come from null distributions alone, and never from what is wrong.
+#include "harness/run/calibration.hpp"
+
+#include <filesystem>
+#include <fstream>
+#include <numeric>
+
+#include <fmt/format.h>
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+#include <unistd.h>
+
+#include "harness/run/calibrate.hpp"
+#include "harness/run/errors.hpp"
+#include "harness/run/null_distributions.hpp"
+
+namespace attnbench {
+namespace {
+
+using testing::HasSubstr;
+
+const CellKey kZOfO{"fp32_inside", false, Dtype::bf16, "o", "z", 3};
+
+/// Backends a and b are held to be correct.
+Calibration small_calibration() {
+  Calibration calibration;
+  calibration.device = "cpu";
+  calibration.about = "for a test";
+  calibration.constants.z_floor = 6.5;
+  calibration.backends = {"a", "b"};
+  calibration.left_out = {{"b", "lse", "its LSE is wrong"}};
+  NullCell cell;
+  cell.count = 300;
+  cell.backends = {"a", "b"};
+  cell.max = 0.25;
+  cell.factor = 0.5;
+  calibration.cells[kZOfO] = cell;
+  return calibration;
+}
+
+class CalibrationFile : public testing::Test {
+ protected:
+  CalibrationFile() : file_(std::filesystem::temp_directory_path() / fmt::format("calibration_test_{}.json", getpid())) {}
+  ~CalibrationFile() override {
+    std::error_code ignored;
+    std::filesystem::remove(file_, ignored);
+  }
+
+  Calibration read(const std::string& text, const std::string& device = "cpu") const {
+    std::ofstream(file_) << text;
+    return read_calibration(file_, device);
+  }
+
+  std::string refusal(const std::string& text, const std::string& device = "cpu") const {
+    try {
+      read(text, device);
+    } catch (const InfrastructureError& error) {
+      return error.what();
+    }
+    return "";
+  }
+
+  const std::filesystem::path file_;
+};
+
+std::string replaced(std::string text, const std::string& from, const std::string& to) {
+  const size_t at = text.find(from);
+  EXPECT_NE(at, std::string::npos) << from;
+  return at == std::string::npos ? text : text.replace(at, from.size(), to);
+}
+
+TEST_F(CalibrationFile, IsReadAsItIsWritten) {
+  const Calibration written = small_calibration(), calibration = read(to_text(written));
+  EXPECT_EQ(calibration.cells, written.cells);
+  EXPECT_EQ(calibration.constants, written.constants);
+  EXPECT_EQ(calibration.left_out, written.left_out);
+  EXPECT_EQ(calibration.backends, written.backends);
+}
+
+TEST_F(CalibrationFile, ThatIsMissingOrBrokenIsASentence) {
+  try {
+    read_calibration("nowhere/cpu.json", "cpu");
+    FAIL();
+  } catch (const InfrastructureError& error) {
+    EXPECT_THAT(error.what(), HasSubstr("nowhere/cpu.json: without calibration there are no limits"));
+  }
+  const std::string good = to_text(small_calibration());
+  EXPECT_THAT(refusal(good.substr(0, good.size() / 2)), HasSubstr("not JSON"));
+  EXPECT_THAT(refusal(good, "cuda"), HasSubstr("expected the calibration of cuda, got that of cpu"));
+  EXPECT_THAT(refusal(replaced(good, "\"factor\":0.5", "\"factor\":1.5")), HasSubstr("at most 1"));
+  EXPECT_THAT(refusal(replaced(good, "\"factor\":0.5", "\"factor\":0")), HasSubstr("above 0"));
+  EXPECT_THAT(refusal(replaced(good, "\"factor\":0.5", "\"factor\":0.2")), HasSubstr("below the largest that was seen"));
+  EXPECT_THAT(refusal(replaced(good, "\"z_floor\":6.5", "\"z_floor\":-1")), HasSubstr("z_floor"));
+  EXPECT_THAT(refusal(replaced(good, "\"z_floor\"", "\"floor\"")), HasSubstr("z_floor"));
+}
+
+TEST_F(CalibrationFile, OfEachKindOfDeviceComesWithTheProgram) {
+  for (const char* kind : {"cpu", "cuda"}) {
+    const Calibration calibration = read_calibration(calibration_file(kind), kind);
+    EXPECT_FALSE(calibration.backends.empty()) << kind;
+    if (calibration.made_by.is_null()) EXPECT_THAT(calibration.about, HasSubstr("not calibrated")) << kind;
+    for (const auto& [key, cell] : calibration.cells) {
+      const bool enough = cell.count >= kFewestResults && cell.backends.size() >= kFewestBackends;
+      EXPECT_TRUE(enough || cell.factor == 1) << kind << " " << key.tensor << " " << key.gate;
+    }
+  }
+}
+
+TEST(Calibration, HasTheFactorOfACellAnd1Elsewhere) {
+  const Calibration calibration = small_calibration();
+  EXPECT_EQ(calibration.factor(kZOfO), 0.5);
+  CellKey other = kZOfO;
+  other.decade = 4;
+  EXPECT_EQ(calibration.factor(other), 1);
+  EXPECT_TRUE(calibration.is_left_out("b", "lse"));
+  EXPECT_FALSE(calibration.is_left_out("b", "o"));
+  EXPECT_FALSE(calibration.is_left_out("a", "lse"));
+  EXPECT_EQ(decade_of(1000), 2);
+  EXPECT_EQ(decade_of(1001), 3);
+  EXPECT_EQ(decade_of(1000000), 5);
+}
+
+TEST(Calibration, CasesWithLargeScoresHaveCellsOfTheirOwn) {
+  const auto large = [](const std::string& line) { return has_large_scores(parse_case(line)); };
+  EXPECT_FALSE(large("attention d=64 lq=65"));
+  EXPECT_FALSE(large("attention d=64 lq=65 scale=0.2"));
+  EXPECT_TRUE(large("attention d=64 lq=65 scale=0.3"));
+  EXPECT_TRUE(large("attention d=64 lq=65 scale=-0.3"));
+  EXPECT_TRUE(large("attention d=64 lq=65 fill=shifted_negative"));
+  CellKey other = kZOfO;
+  other.large_scores = true;
+  EXPECT_EQ(small_calibration().factor(other), 1);
+}
+
+TEST(Calibration, ImplementationsThatRoundNothingInsideShareCells) {
+  const Profile flash{"flash"};
+  const Profile inside{.name = "flash_fp32_inside", .p = Profile::Probabilities::not_rounded, .rounds_ds = false};
+  EXPECT_EQ(calibrated_as(flash, Dtype::bf16), "flash");
+  EXPECT_EQ(calibrated_as(flash, Dtype::fp32), "fp32_inside");
+  EXPECT_EQ(calibrated_as(inside, Dtype::fp16), "fp32_inside");
+  EXPECT_EQ(calibrated_tensor("dq_given_o"), "dq");
+}
+
+TEST(Factor, IsNeverBelowTheLargestSeenAndNeverAbove1) {
+  std::vector<double> ratios(1000);
+  std::iota(ratios.begin(), ratios.end(), 1);
+  for (double& ratio : ratios) ratio /= 5000;                    // 0.0002 to 0.2
+  EXPECT_NEAR(factor_of(ratios, 1.1), 0.198 + 4 * 0.018, 1e-9);  // 99 % is 0.198, 90 % is 0.18
+  ratios.back() = 0.6;                                           // and half of the way from the median, 0.1
+  EXPECT_NEAR(factor_of(ratios, 1.1), 0.85, 1e-9);
+  ratios.back() = 0.99;
+  EXPECT_EQ(factor_of(ratios, 1.1), 1);
+  EXPECT_NEAR(factor_of(std::vector<double>(1000, 0.2), 1.5), 0.3, 1e-9);
+}
+
+Record judged(const std::string& backend, int number, double value, double formula = 1) {
+  Record record;
+  record.case_line = fmt::format("attention d=64 lq=65 seed={}", number);
+  record.backend = backend;
+  record.device = "cpu";
+  record.errors["o"].gates["z"] = {value, formula / 2, 4160, Gate::Verdict::pass, formula};
+  return record;
+}
+
+/// Records of these backends, 150 each, whose ratios are about 0.1.
+RunData run_of(const std::vector<std::string>& backends) {
+  RunData run;
+  run.headers.push_back({"run", {"attnbench", "calibrate"}, "now", nlohmann::json::object()});
+  for (const std::string& backend : backends) {
+    Declaration declaration;
+    declaration.name = backend;
+    declaration.profile = {.name = "fp32_inside", .p = Profile::Probabilities::not_rounded, .rounds_ds = false};
+    run.backends["cpu"].push_back(declaration);
+    for (int i = 0; i < 150; ++i) run.records.push_back(judged(backend, i, 0.1 + 0.0001 * i));
+  }
+  return run;
+}
+
+TEST(NullDistributions, GiveAFactorToWhatSeveralImplementationsDid) {
+  const Calibration calibration = calibrate(run_of({"a", "b"}), small_calibration());
+  const NullCell& cell = calibration.cells.at(kZOfO);
+  EXPECT_EQ(cell.count, 300);
+  EXPECT_EQ(cell.cases, 150);
+  EXPECT_EQ(cell.backends, (std::vector<std::string>{"a", "b"}));
+  EXPECT_NEAR(cell.max, 0.1149, 1e-9);
+  EXPECT_LT(cell.factor, 0.2);
+  EXPECT_GT(cell.factor, cell.max);
+  EXPECT_EQ(calibrate(run_of({"a"}), small_calibration()).cells.at(kZOfO).factor, 1);
+}
+
+TEST(NullDistributions, LeaveOutWhatIsWrong) {
+  RunData run = run_of({"a", "b", "stranger"});
+  const NullCell before = calibrate(run_of({"a", "b"}), small_calibration()).cells.at(kZOfO);
+  for (Record& record : run.records)
+    if (record.backend == "stranger") record.errors["o"].gates["z"].value = 0.9;  // nobody holds it to be correct
+  run.records.push_back(judged("a", 1000, 3));                                    // beyond the formula
+  run.records.push_back(judged("b", 1001, 0.8));
+  run.records.back().errors["o"].gates["nonfinite"] = {1, 0, 64, Gate::Verdict::fail, 0};
+  run.records.push_back(judged("b", 1002, 0.8));
+  run.records.back().errors["lse"] = run.records.back().errors["o"];
+  run.records.back().errors.erase("o");
+  const Calibration after = calibrate(run, small_calibration());
+  NullCell cell = after.cells.at(kZOfO);
+  EXPECT_EQ(cell.beyond_formula, 1);
+  cell.beyond_formula = 0;
+  EXPECT_EQ(cell, before);
+  EXPECT_EQ(after.cells.size(), 1u) << "b's LSE is left out";
+}
+
+TEST(CalibrationCheck, CountsTensorsAlarmsAndGatesWithoutPower) {
+  RunData run = run_of({"a", "b"});
+  CalibrationCheck check = check_calibration(run, small_calibration());
+  EXPECT_EQ(check.tensors, 150);
+  EXPECT_EQ(check.results, 300);
+  EXPECT_EQ(conclude(check).exit_code, kExitOk);
+  run.records[0].errors["o"].gates["z"].verdict = Gate::Verdict::no_power;
+  run.records[0].status = Status::mistrusted;
+  run.records[1].errors["o"].gates["z"].verdict = Gate::Verdict::fail;
+  run.records[1].status = Status::failed;
+  check = check_calibration(run, small_calibration());
+  EXPECT_EQ(check.without_power, 1);
+  const auto& counts = check.gates.at({"fp32_inside", "z"});
+  EXPECT_EQ(counts.judged, 300);
+  EXPECT_EQ(counts.no_power, 1);
+  EXPECT_EQ(counts.alarms, 1);
+  ASSERT_EQ(check.alarms.size(), 1u);
+  EXPECT_EQ(check.alarms[0].what, "z o");
+  EXPECT_EQ(conclude(check).exit_code, kExitGate);
+  EXPECT_EQ(conclude(CalibrationCheck{}).exit_code, kExitInfrastructure);
+}
+
+}  // namespace
+}  // namespace attnbench
