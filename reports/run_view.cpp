@@ -79,7 +79,7 @@ std::vector<std::string> not_on_device_lines(const RunData& run) {
 
 std::vector<std::pair<std::string, std::string>> environment_of(const RunHeader& header) {
   nlohmann::json environment = header.environment;
-  for (const char* key : {"backends", "not_on_device"})
+  for (const char* key : {"backends", "canaries", "not_on_device"})
     if (environment.is_object()) environment.erase(key);
   std::vector<std::pair<std::string, std::string>> lines;
   if (!environment.is_null()) flatten(environment, "", lines);

@@ -9,6 +9,7 @@
 #include "harness/run/errors.hpp"
 #include "harness/run/nearest.hpp"
 #include "harness/run/planted.hpp"
+#include "harness/run/selftest.hpp"
 
 namespace attnbench {
 namespace {
@@ -60,6 +61,29 @@ bool is_red(const Record& record, const RunData& run) {
   return is_red(record, declared == run.backends.end() ? std::vector<Declaration>() : declared->second);
 }
 
+namespace {
+
+/// What became of the run's canaries.
+struct CanaryCount {
+  int64_t caught = 0, others = 0;
+  std::string escaped;  ///< the first that was judged and let through
+};
+
+CanaryCount count_canaries(const RunData& run) {
+  RunData canaries;
+  canaries.records = run.canaries;
+  CanaryCount count;
+  for (const PlantedPair& pair : evaluate_selftest(canaries, {}).pairs) {
+    ++(pair.fate == Fate::caught ? count.caught : count.others);
+    if (pair.fate == Fate::survived && count.escaped.empty())
+      count.escaped =
+          fmt::format("canary {} was not caught: a judge that lets it pass proves nothing; {}", pair.defect, pair.repro);
+  }
+  return count;
+}
+
+}  // namespace
+
 GateResult apply_gate(const RunData& run) {
   const bool gates_nothing = run.gated.empty();
   const auto is_gated = [&](const Record& record) { return std::ranges::find(run.gated, record.backend) != run.gated.end(); };
@@ -77,8 +101,12 @@ GateResult apply_gate(const RunData& run) {
     if (why_set_aside.empty()) why_set_aside = record.reason;
   }
   const std::string who = gates_nothing ? "no backend is gated" : fmt::format("gated: {}", fmt::join(run.gated, ", "));
+  const CanaryCount canaries = count_canaries(run);
+  const std::string seen =
+      run.canaries.empty() ? "" : fmt::format("; {} of {} canaries caught", canaries.caught, canaries.caught + canaries.others);
   const std::string counts =
-      fmt::format("{} judged, {} red, {} finding{} in others; {}", judged, red, findings, findings == 1 ? "" : "s", who);
+      fmt::format("{} judged, {} red, {} finding{} in others; {}{}", judged, red, findings, findings == 1 ? "" : "s", who, seen);
+  if (!canaries.escaped.empty()) return {kExitGate, fmt::format("FAILED: {}: {}", canaries.escaped, counts)};
   if (red > 0) return {kExitGate, "FAILED: " + counts};
   if (!run.is_complete) return {kExitInfrastructure, fmt::format("incomplete: {}: {}", fmt::join(run.warnings, "; "), counts)};
   if (judged > 0) return {kExitOk, "passed: " + counts};

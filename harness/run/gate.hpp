@@ -22,8 +22,8 @@ struct GateResult {
   std::string sentence;  ///< what decided, with the counts
 };
 
-/// kExitOk, kExitGate, kExitInfrastructure (nothing that was judged is gated) or kExitAllSkipped (of the gated
-/// backends, or of all if the run holds none of them).
+/// A canary that was let through fails a run, whatever else it holds. Else: kExitOk, kExitGate, kExitInfrastructure (nothing that
+/// was judged is gated) or kExitAllSkipped (of the gated backends, or of all if the run holds none of them).
 GateResult apply_gate(const RunData& run);
 
 }  // namespace attnbench

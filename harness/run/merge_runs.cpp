@@ -82,7 +82,8 @@ void merge_runs(const std::vector<fs::path>& runs, const fs::path& out) {
     if (!whole) whole = {path, command_of(run), shard_of(run.headers.front()).count};
     check_part(*whole, run, path);
     for (const RunHeader& header : run.headers) headers[{header.started, to_text(to_line(header))}] = to_line(header);
-    for (const Record& record : run.records) add_record(record, path, records);
+    for (const std::vector<Record>* results : {&run.records, &run.canaries})
+      for (const Record& record : *results) add_record(record, path, records);
     for (const Comparison& comparison : run.comparisons) comparisons.insert(to_text(to_line(comparison)));
   }
   RunFolder folder = RunFolder::create(out);

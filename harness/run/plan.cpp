@@ -48,16 +48,28 @@ bool is_for(const Case& c, const Device& device) {
 
 bool is_selected(const Declaration& declaration, const Selection& selection, const Device& device) {
   const auto& wanted = selection.backends;
-  return wanted.empty() ? runs_on(declaration, device) : std::ranges::find(wanted, declaration.name) != wanted.end();
+  return wanted.empty() ? runs_on(declaration, device) && !is_planted(declaration.name)
+                        : std::ranges::find(wanted, declaration.name) != wanted.end();
 }
 
-PlannedCase plan_case(const Case& c, const std::string& suite, const Selection& selection, const Filter& filter,
+/// Canaries are there to watch over what the real backend is told, unless the run is about planted ones anyway.
+bool is_canary(const Declaration& declaration, const SuiteCase& suite_case, const Selection& selection, const Device& device) {
+  if (std::ranges::find(suite_case.canaries, declaration.name) == suite_case.canaries.end()) return false;
+  if (!runs_on(declaration, device) || std::ranges::any_of(selection.backends, is_planted)) return false;
+  const std::string real = real_backend_of(declaration.name);
+  return selection.backends.empty() || std::ranges::find(selection.backends, real) != selection.backends.end();
+}
+
+PlannedCase plan_case(const SuiteCase& suite_case, const std::string& suite, const Selection& selection, const Filter& filter,
                       const std::vector<Declaration>& backends, const Device& device) {
-  PlannedCase planned{c, format_case(c), suite, {}};
+  PlannedCase planned{suite_case.c, format_case(suite_case.c), suite, {}};
   for (const Declaration& declaration : backends) {
-    if (!is_selected(declaration, selection, device)) continue;
+    const bool canary = is_canary(declaration, suite_case, selection, device);
+    if (!canary && !is_selected(declaration, selection, device)) continue;
+    const std::vector<Pass>& passes = declaration.capabilities.passes;
     for (Pass pass : {Pass::forward, Pass::backward}) {
       if (selection.pass && *selection.pass != pass) continue;
+      if (canary && std::ranges::find(passes, pass) == passes.end()) continue;
       if (filter.takes(fmt::format("{} {} {}", declaration.name, name_of(pass), planned.case_line)))
         planned.runs.emplace_back(declaration.name, pass);
     }
@@ -72,7 +84,7 @@ std::vector<std::string> not_on_device(const Selection& selection, const std::ve
   std::vector<std::string> names;
   if (!selection.backends.empty()) return names;
   for (const Declaration& declaration : backends)
-    if (!runs_on(declaration, device)) names.push_back(declaration.name);
+    if (!runs_on(declaration, device) && !is_planted(declaration.name)) names.push_back(declaration.name);
   return names;
 }
 
@@ -107,7 +119,7 @@ std::vector<PlannedCase> make_plan(const std::vector<Suite>& suites, const Selec
       if (!seen.insert(format_case(suite_case.c)).second) continue;
       if (position++ % selection.shard.count != selection.shard.index - 1) continue;
       if (!is_for(suite_case.c, device)) continue;
-      PlannedCase planned = plan_case(suite_case.c, suite.name, selection, filter, backends, device);
+      PlannedCase planned = plan_case(suite_case, suite.name, selection, filter, backends, device);
       if (!planned.runs.empty()) plan.push_back(std::move(planned));
     }
   }
@@ -118,6 +130,18 @@ size_t count_runs(const std::vector<PlannedCase>& plan) {
   size_t runs = 0;
   for (const PlannedCase& planned : plan) runs += planned.runs.size();
   return runs;
+}
+
+nlohmann::json canaries_of(const std::vector<PlannedCase>& plan, const Selection& selection) {
+  nlohmann::json canaries = nlohmann::json::array();
+  for (const PlannedCase& planned : plan) {
+    std::set<std::string> names;
+    for (const auto& [backend, pass] : planned.runs)
+      if (is_planted(backend) && std::ranges::find(selection.backends, backend) == selection.backends.end())
+        names.insert(backend);
+    for (const std::string& name : names) canaries.push_back({{"case", planned.case_line}, {"backend", name}});
+  }
+  return canaries;
 }
 
 }  // namespace attnbench

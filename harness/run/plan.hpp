@@ -43,10 +43,15 @@ struct PlannedCase {
 };
 
 /// Cases of equal identity are run once, under the first suite that holds them. Cases for another kind of device, and the
-/// backends not_on_device(), are left out. Throws UsageError on an unknown backend or a malformed filter. Empty: nothing matched.
+/// backends not_on_device(), are left out, and so are planted backends that are neither named nor canaries of the case. Canaries
+/// run in the passes in which their defect can show, where the real backend runs; a worker without planted backends has none.
+/// Throws UsageError on an unknown backend or a malformed filter. Empty: nothing matched.
 std::vector<PlannedCase> make_plan(const std::vector<Suite>& suites, const Selection& selection,
                                    const std::vector<Declaration>& backends, const Device& device);
 
 size_t count_runs(const std::vector<PlannedCase>& plan);
+
+/// The canaries among the runs, once for each case: [{"case":…,"backend":…},…].
+nlohmann::json canaries_of(const std::vector<PlannedCase>& plan, const Selection& selection);
 
 }  // namespace attnbench

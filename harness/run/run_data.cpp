@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <fstream>
 #include <iterator>
+#include <set>
 
 #include <fmt/format.h>
 #include <fmt/ranges.h>
@@ -59,6 +60,22 @@ void read_line(const std::string& text, RunData& run) {
     throw std::runtime_error(fmt::format("record: expected run, result or comparison, got \"{}\"", kind));
 }
 
+/// What no report shows as a result: environment.canaries names them by case and backend.
+void set_canaries_aside(RunData& run) {
+  std::set<std::pair<std::string, std::string>> canaries;
+  for (const RunHeader& header : run.headers) {
+    const JsonReader environment(header.environment, "run.environment");
+    if (!environment.has("canaries")) continue;
+    for (const auto& entry : environment.array("canaries")) {
+      const JsonReader canary(entry, "run.environment.canaries");
+      canaries.emplace(canary.text("case"), canary.text("backend"));
+    }
+  }
+  const auto is_canary = [&](const Record& record) { return canaries.contains({record.case_line, record.backend}); };
+  std::ranges::copy_if(run.records, std::back_inserter(run.canaries), is_canary);
+  std::erase_if(run.records, is_canary);
+}
+
 /// Headers say how many results their part promises, and of how many parts it is one.
 void look_for_gaps(const fs::path& folder, RunData& run) {
   std::map<ShardOfRun, size_t> promised;  // a resume has a header of its own, which promises nothing new
@@ -69,11 +86,12 @@ void look_for_gaps(const fs::path& folder, RunData& run) {
   size_t all = 0;
   for (const auto& [shard, results] : promised) all += results;
   const bool is_merged = promised.size() > 1;
-  if (run.records.size() < all) {
+  const size_t here = run.records.size() + run.canaries.size();
+  if (here < all) {
     run.is_complete = false;
     const std::string advice = is_merged ? "resume the parts that have not ended, and merge again"
                                          : fmt::format("attnbench --resume {} goes on with it", folder.string());
-    run.warnings.push_back(fmt::format("{} of {} results are here: the run has not ended; {}", run.records.size(), all, advice));
+    run.warnings.push_back(fmt::format("{} of {} results are here: the run has not ended; {}", here, all, advice));
   }
   const int64_t count = is_merged ? promised.begin()->first.count : 1;  // one shard alone is whole
   for (int64_t index = 1; index <= count; ++index) {
@@ -116,6 +134,7 @@ RunData read_run(const fs::path& folder_or_file) {
   if (run.headers.empty())
     throw RunError(
         fmt::format("{}: holds no whole line: its run ended before it began; start it again with --out", file.string()));
+  set_canaries_aside(run);
   look_for_gaps(file.parent_path(), run);
   return run;
 }

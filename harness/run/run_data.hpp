@@ -29,7 +29,8 @@ ShardOfRun shard_of(const RunHeader& header);
 
 struct RunData {
   std::vector<RunHeader> headers;       ///< the first line, and one for each resume
-  std::vector<Record> records;          ///< in the order in which they were written
+  std::vector<Record> records;          ///< in the order in which they were written, canaries left out
+  std::vector<Record> canaries;         ///< of planted backends that the run had to see (environment.canaries)
   std::vector<Comparison> comparisons;  ///< likewise
   /// environment.backends, by kind of device: what a backend declares depends on it. The last declaration of a name counts.
   std::map<std::string, std::vector<Declaration>> backends;

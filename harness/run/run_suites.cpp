@@ -1,5 +1,6 @@
 #include "harness/run/run_suites.hpp"
 
+#include <algorithm>
 #include <set>
 #include <tuple>
 
@@ -20,7 +21,8 @@ namespace fs = std::filesystem;
 /// Takes runs that have a record out of the plan. A case that was half done gets no comparison across the halves.
 void remove_finished(std::vector<PlannedCase>& plan, const RunData& earlier) {
   std::set<std::tuple<std::string, std::string, Pass>> finished;
-  for (const Record& record : earlier.records) finished.emplace(record.case_line, record.backend, record.pass);
+  for (const std::vector<Record>* records : {&earlier.records, &earlier.canaries})
+    for (const Record& record : *records) finished.emplace(record.case_line, record.backend, record.pass);
   for (PlannedCase& planned : plan) {
     std::erase_if(planned.runs, [&](const auto& run) { return finished.contains({planned.case_line, run.first, run.second}); });
   }
@@ -78,6 +80,14 @@ std::vector<PlannedCase> plan_run(const Selection& selection, const std::vector<
   return plan;
 }
 
+/// Our own worker has to be asked for planted backends; whether another has any, it says itself.
+bool needs_planted(const std::vector<Suite>& suites, const WorkerOptions& worker) {
+  const auto has_canary = [](const Suite& suite) {
+    return std::ranges::any_of(suite.cases, [](const SuiteCase& c) { return !c.canaries.empty(); });
+  };
+  return worker.command.empty() && std::ranges::any_of(suites, has_canary);
+}
+
 /// As the workers see it; made at once, so that a folder that cannot be is said before anything runs.
 std::string dump_folder(const fs::path& folder) {
   if (folder.empty()) return "";
@@ -96,6 +106,7 @@ void run_in(RunFolder& folder, const RunCommand& command, const std::vector<Suit
   const std::vector<PlannedCase> plan = plan_run(selection, suites, hello, earlier);
   nlohmann::json environment = environment_of(pool, selection, command.gate);
   environment["runs"] = count_runs(plan);
+  if (const nlohmann::json canaries = canaries_of(plan, selection); !canaries.empty()) environment["canaries"] = canaries;
   if (earlier) check_same_device(*earlier, environment);
   folder.append(to_line(RunHeader{fields.run, named_by_program(arguments), utc_now(), environment}));
   Progress progress(stderr, count_runs(plan));
@@ -124,6 +135,7 @@ RunOutcome run_suites(RunCommand command, const std::vector<std::string>& argume
     take_options_of(*earlier, command);
   }
   const std::vector<Suite> suites = load_cases(command.suites, command.cases);
+  if (needs_planted(suites, command.worker)) command.worker.planted = true;
   const std::string dump = dump_folder(command.dump);
   const std::string run_id = earlier ? earlier->headers.front().run
                                      : make_run_id(command.selftest            ? "selftest"

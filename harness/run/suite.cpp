@@ -14,6 +14,7 @@
 #include "harness/run/case_limits.hpp"
 #include "harness/run/data_files.hpp"
 #include "harness/run/nearest.hpp"
+#include "harness/run/planted.hpp"
 #include "harness/run/sweep.hpp"
 
 namespace attnbench {
@@ -62,6 +63,20 @@ std::vector<Token> add_defaults(std::vector<Token> own, const std::vector<Token>
   return own;
 }
 
+/// The values of `canary=A+B`, which is taken out: it is the suite's, not the case's.
+std::vector<std::string> take_canaries(std::vector<Token>& metadata) {
+  const auto token = std::ranges::find(metadata, "canary", &Token::key);
+  if (token == metadata.end()) return {};
+  std::vector<std::string> canaries;
+  std::istringstream names(token->value);
+  for (std::string name; std::getline(names, name, '+');) canaries.push_back(name);
+  if (canaries.empty() || !std::ranges::all_of(canaries, is_planted))
+    throw CaseError(fmt::format("{}: canary={}: expected planted backends, as in flash_varlen:last_key_dropped+eager:mask_late",
+                                token->place, printable(token->value)));
+  metadata.erase(token);
+  return canaries;
+}
+
 class SuiteReader {
  public:
   std::vector<SuiteCase> cases;
@@ -85,11 +100,12 @@ class SuiteReader {
     text.keys = add_defaults(std::move(text.keys), defaults_.keys);
     text.metadata = add_defaults(std::move(text.metadata), defaults_.metadata);
     text.metadata = add_defaults(overrides_, text.metadata);
+    const std::vector<std::string> canaries = take_canaries(text.metadata);
     const int64_t count = count_sweep(text, kMaxCases - static_cast<int64_t>(cases.size()));
     count_bytes(text, count);
     for (const CaseText& line : expand_sweep(text)) {
       const Case c = case_from(line);
-      if (identities_.insert(format_case(c)).second) cases.push_back({c, where});
+      if (identities_.insert(format_case(c)).second) cases.push_back({c, where, canaries});
     }
   }
 

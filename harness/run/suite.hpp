@@ -12,6 +12,9 @@ namespace attnbench {
 struct SuiteCase {
   Case c;
   std::string where;  ///< "cases/smoke.suite:12", or "--case"
+  /// Planted backends (planted.hpp), `# canary=flash_varlen:lse_rounded+…`, that run on it beside the real ones: a judge that
+  /// lets one of them through has lost its sight.
+  std::vector<std::string> canaries;
 };
 
 struct Suite {

@@ -79,6 +79,7 @@ TEST_F(EndToEnd, SmokePassesWithinAMinuteAndJudgesWhatItShould) {
   EXPECT_LT(used.ru_utime.tv_sec + used.ru_stime.tv_sec, 60) << "seconds of all its threads";
 
   const RunData smoke = results();
+  EXPECT_NE(answer.out.find("8 of 8 canaries caught"), std::string::npos) << answer.out;  // as many as smoke.suite names
   json judged = json::object();
   std::set<std::string> timed;
   for (const Record& record : smoke.records) {
@@ -188,6 +189,9 @@ TEST_F(EndToEnd, ACheckOfTheLimitsAccusesADefectAndNothingElse) {
   const Answer planted = check("flash_varlen:log2e_short", "planted");
   EXPECT_EQ(planted.exit_code, 1) << planted.out;
   EXPECT_THAT(planted.out, HasSubstr("of correct implementations accused"));
+  std::set<std::string> defects;
+  for (const std::string& backend : planted) defects.insert(defect_of(backend));
+  EXPECT_EQ(defects.size(), selftest.at("defects"));
 }
 
 TEST_F(EndToEnd, AReproLineReproduces) {
