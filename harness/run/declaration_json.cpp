@@ -160,9 +160,9 @@ Capabilities capabilities_from(const JsonReader& reader) {
   can.negative_scale = !reader.has("negative_scale") || reader.boolean("negative_scale");  // absent in older runs
   can.returns_lse = reader.boolean("returns_lse");
   can.deterministic = reader.boolean("deterministic");
-  if (reader.has("varying")) can.varying = texts_from(reader, "varying");  // absent in older runs, as is the next
+  if (reader.has("varying")) can.varying = reader.texts("varying");  // absent in older runs, as is the next
   if (reader.has("invariant_to"))
-    for (const std::string& name : texts_from(reader, "invariant_to"))
+    for (const std::string& name : reader.texts("invariant_to"))
       can.invariant_to.push_back(relation_named(name, reader.field("invariant_to")));
   return can;
 }
