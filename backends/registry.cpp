@@ -16,10 +16,14 @@ std::vector<std::unique_ptr<Backend>> make_backends(const Device& device) {
   return backends;
 }
 
-std::vector<std::unique_ptr<Backend>> plant_flash_varlen(const Device& device);
+using Planter = std::vector<std::unique_ptr<Backend>>(const Device& device);
+Planter plant_flash_varlen, plant_eager;
 
 std::vector<std::unique_ptr<Backend>> make_planted_backends(const Device& device) {
-  return plant_flash_varlen(device);
+  std::vector<std::unique_ptr<Backend>> planted;
+  for (Planter* plant : {plant_flash_varlen, plant_eager})
+    for (std::unique_ptr<Backend>& backend : plant(device)) planted.push_back(std::move(backend));
+  return planted;
 }
 
 }  // namespace attnbench
