@@ -29,6 +29,9 @@ flash_varlen::Rows rows(const at::Tensor& x) {
   return {x.mutable_data_ptr(), x.stride(0), x.stride(1)};
 }
 
+/// A bound that no sequence reaches: kernels take windows below 2^30, and lengths too.
+constexpr int64_t kWholeWindow = (int64_t{1} << 30) - 1;
+
 }  // namespace
 
 /// Windows combine with causal as the stricter right bound.
@@ -42,8 +45,8 @@ flash_varlen::Shape flash_varlen_shape(const Case& c, const Inputs& inputs) {
   shape.cu_q = inputs.cu_q.const_data_ptr<int32_t>();
   shape.cu_k = inputs.cu_k.const_data_ptr<int32_t>();
   if (problem.window) {
-    shape.window_left = problem.window->left;
-    shape.window_right = problem.window->right;
+    shape.window_left = std::min(problem.window->left, kWholeWindow);
+    shape.window_right = std::min(problem.window->right, kWholeWindow);
   }
   if (problem.mask == Mask::causal) shape.window_right = 0;
   shape.bottom_right = problem.align == Align::bottom_right;

@@ -102,7 +102,13 @@ RunOutcome run_calibration(const CalibrateCommand& command, const std::vector<st
 }
 
 Calibration calibration_in_force(const CalibrateCommand& command) {
-  const std::string kind = command.worker.device.substr(0, command.worker.device.find(':'));
+  std::string device = command.worker.device;
+  if (!command.from.empty()) {
+    const RunData run = read_run(command.from);
+    if (run.records.empty()) throw UsageError(fmt::format("calibrate --from {}: the run has no results", command.from.string()));
+    device = run.records.front().device;
+  }
+  const std::string kind = device.substr(0, device.find(':'));
   return read_calibration(calibration_file(kind), kind);
 }
 

@@ -90,7 +90,10 @@ WorkerPool::WorkerPool(const WorkerSettings& settings, int workers) : settings_(
 
 void WorkerPool::run(const std::vector<PlannedCase>& plan, const RunFields& fields, ResultSink& sink) {
   std::vector<const PlannedCase*> shared, alone;
-  for (const PlannedCase& planned : plan) (workers_ > 1 && !planned.c.metadata.timed ? shared : alone).push_back(&planned);
+  for (const PlannedCase& planned : plan) {
+    const bool needs_the_device = planned.c.metadata.timed || planned.c.metadata.repeats > 0;
+    (workers_ > 1 && !needs_the_device ? shared : alone).push_back(&planned);
+  }
   SharedSink shared_sink(sink);
   Queue queue(shared);
   std::vector<std::jthread> helpers;

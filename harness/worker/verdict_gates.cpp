@@ -6,9 +6,9 @@
 namespace attnbench {
 namespace {
 
-/// The gate of this name on `value`, whose limit by the formula is `formula`.
-Gate judged(const char* name, double value, double formula, int64_t n, bool power, const Limits& limits) {
-  Gate gate{value, limits.limit(name, n, formula), n, Gate::Verdict::pass, formula};
+/// The gate of this name on `value`, whose limit by the formula is `formula`. A part of it, `of_ties`, stays as it is.
+Gate judged(const char* name, double value, double formula, int64_t n, bool power, const Limits& limits, double of_ties = 0) {
+  Gate gate{value, limits.limit(name, n, formula - of_ties) + of_ties, n, Gate::Verdict::pass, formula};
   if (!power)
     gate.verdict = Gate::Verdict::no_power;
   else if (!(gate.value <= gate.limit))
@@ -33,14 +33,19 @@ Gate bias_gate(const ErrorStatistics& s, const GateScale& scale) {
   const double drift = c.truncation * scale.terms, least = c.gain_floor * scale.u;
   if (scale.only_outputs_rounded) {
     const double alike = std::max(1.0, static_cast<double>(s.elements) / scale.distinct);
-    const double error = s.inner_gain + c.gain_deviations * s.inner_gain_error * std::sqrt(alike) +
-                         c.gain_deviations * c.gain_deviations / 3 * s.gain_step * alike;
-    return judged("bias", std::abs(s.gain_beside_rounded), error + drift, s.elements, error <= 3 * least, scale.limits);
+    const auto bound = [&](double together) {
+      return s.inner_gain + c.gain_deviations * s.inner_gain_error * std::sqrt(together) +
+             c.gain_deviations * c.gain_deviations / 3 * s.gain_step * together;
+    };
+    const double error = bound(alike);
+    return judged("bias", std::abs(s.gain_beside_rounded), error + drift, s.elements, error <= 3 * least, scale.limits,
+                  error - bound(1));
   }
   const double ties = scale.u / std::sqrt(3 * scale.distinct);  // 0 where values do not repeat
   const double error = c.gain_deviations * std::hypot(s.gain_error, ties);
   const bool power = scale.has_power && error <= 3 * least;
-  return judged("bias", std::abs(s.gain), std::max(least, error) + drift, s.elements, power, scale.limits);
+  const double limit = std::max(least, error), without_ties = std::max(least, c.gain_deviations * s.gain_error);
+  return judged("bias", std::abs(s.gain), limit + drift, s.elements, power, scale.limits, limit - without_ties);
 }
 
 Gate count_gate(int64_t violations, int64_t elements) {

@@ -1,7 +1,8 @@
 // The gates of the rule and their limits. No limit depends on what is judged, except that gradients given the kernel's own
 // O take D from it. A value that is not a number fails: every limit is asked as !(value <= limit).
 //
-// A limit is factor x formula. The constants of the formulas, and the factors (at most 1, from the errors of correct
+// A limit is factor x formula; what repeated values (T) add to the gain's is not scaled, since few of the calibrated tensors have
+// any. The constants of the formulas, and the factors (at most 1, from the errors of correct
 // implementations), are data: harness/run/calibration.hpp. The constants that stand below are those of the file.
 //
 // z = (x - x64) / sigma at each of N elements; x64 and sigma: oracle and error model (error_model.hpp), as are u and b. Formulas:

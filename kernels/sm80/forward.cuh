@@ -71,8 +71,10 @@ struct SoftmaxRows {
 #pragma unroll
         for (int n = 0; n < S::kKeys / 8; n++) m = fmaxf(m, fmaxf(s[t][n][2 * half], s[t][n][2 * half + 1]));
         m = row_max_of(m);
-        const float origin = m == -INFINITY ? 0.f : m * scale_log2;  // a row that has seen no key yet: every exp2 below is 0
-        const float factor = variant.exp2(max[t][half] * scale_log2 - origin);
+        const float largest = m == -INFINITY ? 0.f : m;  // a row that has seen no key yet: every exp2 below is 0
+        const float origin = largest * scale_log2;
+        // The difference first: an unchanged maximum gives exactly 1, tile after tile.
+        const float factor = variant.exp2((max[t][half] - largest) * scale_log2);
         const Rescale rescale = variant.rescale({m, factor, factor}, max[t][half], scale_log2);
         max[t][half] = rescale.maximum;
         float partial = 0;
