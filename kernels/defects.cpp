@@ -50,6 +50,8 @@ constexpr DefectFacts kDefects[] = {
     {Defect::lse_in_log2, "lse_in_log2", "the LSE is in units of log 2", true, false},
     {Defect::lse_is_maximum, "lse_is_maximum", "the LSE is the maximum", true, false},
     {Defect::lse_rounded, "lse_rounded", "the LSE is rounded to the dtype", true, false},
+    {Defect::lse_element_off, "lse_element_off", "the LSE of the first query is off by 2^-16 of itself and by 2^-15", true, false,
+     "cpu"},
     {Defect::d_rounded, "d_rounded", "D is summed in the dtype", false, true},
     {Defect::d_from_rounded_products, "d_from_rounded_products", "D sums products rounded to the dtype", false, true},
     {Defect::d_zero, "d_zero", "D is 0", false, true},

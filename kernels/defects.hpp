@@ -55,6 +55,7 @@ enum class Defect {
   lse_in_log2,
   lse_is_maximum,
   lse_rounded,
+  lse_element_off,
   // Backward: row sums, P and dS.
   d_rounded,
   d_from_rounded_products,
@@ -97,7 +98,7 @@ struct DefectFacts {
   const char* name;          ///< of the enumerator
   const char* what;          ///< what the kernel does, as a sentence without its end
   bool forward, backward;    ///< in which pass it can show, given that gradients are judged by the kernel's own O
-  const char* only_on = "";  ///< "cuda": the CPU kernels have nothing that could go wrong like this; empty: planted in both
+  const char* only_on = "";  ///< "cuda", "cpu": planted in those kernels alone; empty: in both
 };
 
 /// All of them, in the order above.

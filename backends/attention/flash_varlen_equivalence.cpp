@@ -253,6 +253,10 @@ bool forward_defect_shows(Defect defect, const Tiling& tiling) {
     case Defect::l_not_rescaled:
     case Defect::rescale_frame:
       return tiling.some_query_sees_two_tiles();
+    case Defect::lse_element_off:
+      for (const Band& band : tiling.bands())
+        if (band.lq > 0) return !Tiling::keys_of(band, 0).empty();
+      return false;
     case Defect::tail_unmasked:
       return tiling.any_tile([](size_t, Range, Range keys) { return keys.size() % kEdgeKeyBlock != 0; });
     default:

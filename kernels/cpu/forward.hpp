@@ -144,7 +144,7 @@ void finish(const Variant& variant, const Forward& args, const Place& place, int
     const bool empty = tiles.m[query] == -kInfinity;
     const float inverse = empty ? 0 : 1 / tiles.l[query];
     const int64_t token = first_token + query;
-    args.lse[token * shape.hq + place.head] = empty ? -kInfinity : variant.lse(tiles.m[query], tiles.l[query]);
+    args.lse[token * shape.hq + place.head] = empty ? -kInfinity : variant.lse(tiles.m[query], tiles.l[query], place, token);
     const auto row = variant.finished(tiles.O.row(query), inverse, shape, place, token);
     if (row.written) store_rows(shape, tiles.O.from(query, 0), 1, row.factor, args.o, token, place.head);
   }

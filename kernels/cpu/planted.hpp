@@ -165,8 +165,12 @@ class Planted : public Sound {
     if (is(Defect::o_accumulator_rounded) || is(Defect::dk_dv_accumulators_rounded)) round_rows(sums, rows, d);
   }
 
-  float lse(float m, float l) const {
+  float lse(float m, float l, const Place& place, int64_t token) const {
     switch (defect_) {
+      case Defect::lse_element_off: {
+        const float sound = m + std::log(l);
+        return token == 0 && place.head == 0 ? sound + sound * 0x1p-16f + 0x1p-15f : sound;
+      }
       case Defect::base_two:
         return m + std::log2(l);
       case Defect::lse_in_log2:

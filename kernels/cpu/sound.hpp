@@ -51,7 +51,7 @@ struct Sound {
   ATTNBENCH_INLINE Float sum(Float sum, Float, int64_t) const { return sum; }
   ATTNBENCH_INLINE Rescale rescale(Rescale rescale, Float) const { return rescale; }
   void accumulated(Tile, int64_t, int64_t) const {}
-  float lse(float m, float l) const { return m + std::log(l); }
+  float lse(float m, float l, const Place&, int64_t) const { return m + std::log(l); }
   FinishedRow finished(float*, float factor, const Shape&, const Place&, int64_t) const { return {true, factor}; }
 
   // Backward.
