@@ -96,14 +96,20 @@ TEST(Signature, DistanceIsZeroForItselfAndTheSameBothWays) {
 
 RunData selftest_run() {
   RunData run;
-  Declaration declaration;
-  declaration.name = "x:o_zero";
-  declaration.version = "1.0, planted: O is 0";
-  run.backends["cpu"] = {declaration};
+  const auto declare = [&](const char* name, const char* version) {
+    Declaration declaration;
+    declaration.name = name;
+    declaration.version = version;
+    run.backends["cpu"].push_back(declaration);
+  };
+  declare("x:o_zero", "1.0, planted: O is 0");
+  declare("x:o_twice", "1.0, planted: O is twice as large");
+  declare("x:untold", "1.0");
   for (const char* line : {"attention d=64 lq=64", "attention d=64 lq=65", "attention d=64 lq=64 dtype=fp16"}) {
     run.records.push_back(failed("x:o_zero", line, "o", -1));
     run.records.push_back(failed("x:o_twice", line, "o", 1));
-    run.records.push_back(failed("x", line, "o", 0.3));  // not planted
+    run.records.push_back(failed("x:untold", line, "o", 0.6));  // nobody could say what it is
+    run.records.push_back(failed("x", line, "o", 0.3));         // not planted
   }
   return run;
 }
