@@ -66,14 +66,14 @@ double in_file(double value) {
   return number_from_json(number_to_json(value), "calibration");
 }
 
-/// RMS(z) of low precision stands beside the emulator's on the same case, so that it varies by parts of a percent; all else
+/// RMS(z) of low precision stands beside the emulator's on the same case: its formula knows the case already, and what is left,
+/// how far a kernel's order of sums is from the emulator's, differs from shape to shape by more than from seed to seed. All else
 /// stands beside a bound that knows the case less well.
-double least_margin_of(const CellKey& key) {
-  const bool beside_emulator = key.gate == "rms" && key.tensor != "lse" && key.dtype != Dtype::fp32;
-  return beside_emulator ? 1.05 : 1.5;
+bool keeps_formula(const CellKey& key) {
+  return key.gate == "rms" && key.tensor != "lse" && key.dtype != Dtype::fp32;
 }
 
-NullCell cell_of(Collected collected, double least_margin) {
+NullCell cell_of(const CellKey& key, Collected collected) {
   NullCell cell;
   cell.count = static_cast<int64_t>(collected.ratios.size());
   cell.cases = static_cast<int64_t>(collected.cases.size());
@@ -88,7 +88,7 @@ NullCell cell_of(Collected collected, double least_margin) {
   cell.p999 = in_file(quantile(collected.ratios, 0.999));
   cell.max = in_file(collected.ratios.back());
   const bool enough = cell.count >= kFewestResults && cell.backends.size() >= kFewestBackends;
-  if (enough && cell.max > 0) cell.factor = in_file(factor_of(collected.ratios, least_margin));
+  if (enough && cell.max > 0 && !keeps_formula(key)) cell.factor = in_file(factor_of(collected.ratios));
   return cell;
 }
 
@@ -108,14 +108,14 @@ void note_alarms(const Record& record, const Calibration& calibration, Calibrati
 
 }  // namespace
 
-double factor_of(const std::vector<double>& sorted, double least_margin) {
+double factor_of(const std::vector<double>& sorted) {
   constexpr size_t kMany = 2000;
+  constexpr double kLeastMargin = 1.5;
   const bool many = sorted.size() >= kMany;
   const double low = quantile(sorted, many ? 0.99 : 0.9), high = quantile(sorted, many ? 0.999 : 0.99);
   const double decades_beyond = many ? 3 : 4;  // from 1e-3, or 1e-2, to 1e-6; low to high is one
   const double extrapolated = high + decades_beyond * (high - low);
-  const double largest = sorted.back(), margin = (largest - quantile(sorted, 0.5)) / 2;
-  return std::min(1.0, std::max({extrapolated, largest + margin, largest * least_margin}));
+  return std::min(1.0, std::max(extrapolated, sorted.back() * kLeastMargin));
 }
 
 Calibration calibrate(const RunData& run, const Calibration& before) {
@@ -141,7 +141,7 @@ Calibration calibrate(const RunData& run, const Calibration& before) {
   });
   Calibration after = before;
   after.cells.clear();
-  for (auto& [key, collected] : cells) after.cells[key] = cell_of(std::move(collected), least_margin_of(key));
+  for (auto& [key, collected] : cells) after.cells[key] = cell_of(key, std::move(collected));
   return after;
 }
 

@@ -19,9 +19,9 @@ inline constexpr size_t kFewestBackends = 2;
 /// The factor of sorted ratios statistic / formula, at most 1. It is the larger of
 ///   the ratio that one tensor in a million exceeds, by an exponential tail through the quantiles 99 and 99.9 % (2000 results or
 ///   more, else 90 and 99 %): it falls more slowly than any sub-Gaussian one, so that the estimate errs upward;
-///   the largest seen, and half of its distance from the median above that;
-///   the largest seen times least_margin, as a null that hardly varies may have rare cases that no quantile shows.
-double factor_of(const std::vector<double>& sorted, double least_margin);
+///   1.5 times the largest seen, as a null that hardly varies may have rare cases that no quantile shows.
+/// The RMS of low precision, which stands beside an emulator's, has none: see keeps_formula().
+double factor_of(const std::vector<double>& sorted);
 
 /// Cells from the records of `before.backends`, less what is left out and tensors with a violated exact gate; constants and
 /// everything else that is by hand stay as they are in `before`. The verdicts of the records, which older limits gave, play no
