@@ -114,7 +114,8 @@ std::string calibrated_as(const Profile& profile, Dtype dtype) {
 
 bool has_large_scores(const Case& c) {
   const double usual = 1 / std::sqrt(static_cast<double>(c.problem.d));
-  return c.fill == Fill::shifted_negative || std::abs(c.problem.scale.value_or(usual)) > 2 * usual;
+  return c.fill == Fill::shifted_negative || c.fill == Fill::deep_negative ||
+         std::abs(c.problem.scale.value_or(usual)) > 2 * usual;
 }
 
 std::string calibrated_tensor(const std::string& tensor) {

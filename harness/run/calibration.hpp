@@ -41,8 +41,8 @@ struct GateConstants {
 /// the profile.
 std::string calibrated_as(const Profile& profile, Dtype dtype);
 
-/// fill=shifted_negative, or a scale of more than twice 1/sqrt(d): the scores' own errors in float32, relative to what bounds
-/// them, are several times those of other cases, and must not decide the limits there.
+/// fill=shifted_negative or deep_negative, or a scale of more than twice 1/sqrt(d): the scores' own errors in float32, relative
+/// to what bounds them, are several times those of other cases, and must not decide the limits there.
 bool has_large_scores(const Case& c);
 
 struct CellKey {

@@ -8,6 +8,7 @@
 
 #include <fmt/format.h>
 
+#include "harness/run/errors.hpp"
 #include "harness/run/gate.hpp"
 #include "harness/run/progress.hpp"
 #include "harness/run/random_case.hpp"
