@@ -1,0 +1,244 @@
+#include "harness/attention/heads.hpp"
+
+#include <algorithm>
+#include <cmath>
+#include <functional>
+#include <numeric>
+#include <stdexcept>
+#include <utility>
+
+#include <ATen/TensorOperators.h>
+#include <ATen/ops/cat.h>
+#include <ATen/ops/zeros.h>
+
+#include "harness/attention/tokens.hpp"
+
+namespace attnbench {
+namespace {
+
+using at::Tensor;
+
+/// Elements of one operand of a call to an oracle on a GPU: short heads go there together, long ones one by one.
+constexpr int64_t kGpuCallElements = 1 << 22;
+
+/// Sequences that go to a GPU together are as long as the longest there: so many scores more than they have, per head, are
+/// cheaper than the launches of another call.
+constexpr int64_t kFreeScores = 1 << 18;
+
+/// Storage rows of a sequence's padding, read by uniform empty rows only.
+std::vector<int64_t> padding_rows(const std::vector<int64_t>& real, int64_t begin, int64_t end, int64_t first, int64_t pitch) {
+  std::vector<int64_t> rows;
+  for (int64_t row = first; row < first + pitch; ++row)
+    if (!std::binary_search(real.begin() + begin, real.begin() + end, row)) rows.push_back(row);
+  return rows;
+}
+
+void refuse_unknown(const Case& c, const Rounding& rounding, Conventions::EmptyRow empty_row) {
+  const Problem& p = c.problem;
+  if (p.dropout.p != 0) throw std::invalid_argument("the float64 oracles know no dropout: " + format_case(c));
+  if (p.has_score_options() && (rounding.scores || empty_row != Conventions::EmptyRow::zero))
+    throw std::invalid_argument(
+        "the float64 oracles know softcap, alibi and sink where scores are not rounded and empty rows are 0: " + format_case(c));
+}
+
+/// ALiBi's slope of each query head: Press, Smith, Lewis, Train Short, Test Long (ICLR 2022), section 3.
+std::vector<double> slopes_of(const Problem& p) {
+  std::vector<double> slopes;
+  for (int64_t head = 0; p.alibi && head < p.hq; ++head)
+    slopes.push_back(std::exp2(-8.0 * static_cast<double>(head + 1) / static_cast<double>(p.hq)));
+  return slopes;
+}
+
+std::vector<double> sinks_of(const Inputs& inputs) {
+  if (!inputs.sink.defined()) return {};
+  const Tensor host = inputs.sink.to(at::kCPU).to(at::kDouble).contiguous();
+  return {host.const_data_ptr<double>(), host.const_data_ptr<double>() + host.numel()};
+}
+
+/// Those of the group's heads, of each sequence.
+std::vector<double> part_of(const std::vector<double>& by_head, const Group& group) {
+  std::vector<double> part;
+  for (size_t n = 0; n < group.sequences.size() && !by_head.empty(); ++n)
+    part.insert(part.end(), by_head.begin() + group.head, by_head.begin() + group.head + group.heads);
+  return part;
+}
+
+/// Tokens [tokens, heads, channels] in rows: float64 [sequences x heads, longest, channels]; other rows are 0.
+Tensor in_rows(const Tensor& tokens, const Tensor& places, int64_t sequences, int64_t longest) {
+  const int64_t heads = tokens.size(1), channels = tokens.size(2);
+  return at::zeros({sequences * longest, heads, channels}, tokens.options().dtype(at::kDouble))
+      .index_copy_(0, places, tokens.to(at::kDouble))
+      .view({sequences, longest, heads, channels})
+      .transpose(1, 2)
+      .reshape({sequences * heads, longest, channels})
+      .contiguous();
+}
+
+/// The other way: rows [sequences x heads, longest, …] to tokens [tokens, heads, …].
+Tensor to_tokens(const Tensor& rows, const Tensor& places, int64_t heads) {
+  return rows.unflatten(0, {-1, heads}).transpose(1, 2).flatten(0, 1).index_select(0, places);
+}
+
+}  // namespace
+
+Heads::Heads(OracleKind kind, const Case& c, const Inputs& inputs, const Profile& profile, Conventions::EmptyRow empty_row)
+    : problem_(c.problem),
+      inputs_(inputs),
+      empty_row_(empty_row),
+      device_(kind == OracleKind::eigen ? at::kCPU : inputs.q.device()) {
+  const Problem& p = problem_;
+  rounding_ = rounding_of(profile, p, inputs.scale);
+  refuse_unknown(c, rounding_, empty_row);
+  slopes_ = slopes_of(p);
+  sinks_ = sinks_of(inputs);
+  q_offsets_ = offsets_of(inputs.lengths.q);
+  k_offsets_ = offsets_of(inputs.lengths.k);
+  q_ = rows_of(inputs.q, inputs.q_rows, p.hq, p.d).to(device_);
+  dout_ = rows_of(inputs.dout, inputs.q_rows, p.hq, p.dv).to(device_);
+  k_ = rows_of(inputs.k, inputs.k_rows, p.hkv, p.d).to(device_);
+  v_ = rows_of(inputs.v, inputs.k_rows, p.hkv, p.dv).to(device_);
+  reads_padding_ = p.layout == Layout::padded && empty_row == Conventions::EmptyRow::uniform;
+  const int64_t pitch = inputs.lengths.k_pitch;
+  for (int64_t n = 0; reads_padding_ && n < static_cast<int64_t>(inputs.lengths.k.size()); ++n) {
+    const auto rows = padding_rows(inputs.k_rows, k_offsets_[n], k_offsets_[n + 1], n * pitch, pitch);
+    k_padding_.push_back(rows_of(inputs.k, rows, p.hkv, p.d).to(device_));
+    v_padding_.push_back(rows_of(inputs.v, rows, p.hkv, p.dv).to(device_));
+  }
+  make_groups();
+}
+
+SequenceOfHeads Heads::sequence(int64_t n) const {
+  const int64_t keys = inputs_.lengths.k[n];
+  return {inputs_.lengths.q[n], keys, reads_padding_ ? inputs_.lengths.k_pitch : keys};
+}
+
+/// On a CPU head by head, for its cores. On a GPU sequences of about the same length together.
+void Heads::make_groups() {
+  const auto count = static_cast<int64_t>(inputs_.lengths.q.size());
+  const auto elements = [&](const SequenceOfHeads& s) {
+    return std::max<int64_t>(s.queries + s.stored_keys, 1) * std::max(problem_.d, problem_.dv);
+  };
+  std::vector<int64_t> order(count);
+  std::iota(order.begin(), order.end(), 0);
+  if (!device_.is_cpu())
+    std::ranges::stable_sort(order, std::greater{}, [&](int64_t n) { return std::pair(sequence(n).keys, sequence(n).queries); });
+  std::vector<int64_t> together;
+  SequenceOfHeads longest;
+  int64_t scores = 0;
+  const auto close = [&] {
+    if (!together.empty()) add_group(std::exchange(together, {}), 0, problem_.hq);
+    longest = {}, scores = 0;
+  };
+  for (const int64_t n : order) {
+    const SequenceOfHeads s = sequence(n);
+    const int64_t most = device_.is_cpu() ? 1 : std::clamp<int64_t>(kGpuCallElements / elements(s), 1, problem_.hq);
+    if (most < problem_.hq) {
+      for (int64_t head = 0; head < problem_.hq; head += most) add_group({n}, head, std::min(most, problem_.hq - head));
+      continue;
+    }
+    const SequenceOfHeads grown{std::max(longest.queries, s.queries), std::max(longest.keys, s.keys),
+                                std::max(longest.stored_keys, s.stored_keys)};
+    const auto sequences = static_cast<int64_t>(together.size()) + 1;
+    const int64_t idle = sequences * grown.queries * grown.stored_keys - scores - s.queries * s.stored_keys;
+    if (device_.is_cpu() || idle > kFreeScores || sequences * problem_.hq * elements(grown) > kGpuCallElements) {
+      close();
+      longest = s;
+    } else {
+      longest = grown;
+    }
+    together.push_back(n);
+    scores += s.queries * s.stored_keys;
+  }
+  close();
+}
+
+void Heads::add_group(std::vector<int64_t> sequences, int64_t head, int64_t heads) {
+  Group group;
+  std::ranges::sort(sequences);
+  for (const int64_t n : sequences) {
+    const SequenceOfHeads s = sequence(n);
+    group.longest.queries = std::max(group.longest.queries, s.queries);
+    group.longest.keys = std::max(group.longest.keys, s.keys);
+    group.longest.stored_keys = std::max(group.longest.stored_keys, s.stored_keys);
+  }
+  std::vector<int64_t> q_tokens, k_tokens, q_places, k_places;
+  for (size_t i = 0; i < sequences.size(); ++i) {
+    const SequenceOfHeads s = sequence(sequences[i]);
+    for (int64_t row = 0; row < s.queries; ++row) {
+      q_tokens.push_back(q_offsets_[sequences[i]] + row);
+      q_places.push_back(static_cast<int64_t>(i) * group.longest.queries + row);
+    }
+    for (int64_t row = 0; row < s.keys; ++row) {
+      k_tokens.push_back(k_offsets_[sequences[i]] + row);
+      k_places.push_back(static_cast<int64_t>(i) * group.longest.stored_keys + row);
+    }
+  }
+  group.sequences = std::move(sequences);
+  group.head = head, group.heads = heads;
+  group.q_tokens = to_tensor(q_tokens, device_), group.k_tokens = to_tensor(k_tokens, device_);
+  group.q_places = to_tensor(q_places, device_), group.k_places = to_tensor(k_places, device_);
+  groups_.push_back(std::move(group));
+}
+
+Tensor Heads::of_queries(const Tensor& tokens, const Group& group) const {
+  return in_rows(tokens.narrow(1, group.head, group.heads).index_select(0, group.q_tokens), group.q_places,
+                 static_cast<int64_t>(group.sequences.size()), group.longest.queries);
+}
+
+void Heads::place_queries(const Tensor& rows, const Group& group, const Tensor& tokens) const {
+  tokens.narrow(1, group.head, group.heads).index_copy_(0, group.q_tokens, to_tokens(rows, group.q_places, group.heads));
+}
+
+Tensor Heads::key_tokens(const Tensor& rows, const Group& group) const {
+  return to_tokens(rows, group.k_places, group.heads);
+}
+
+Tensor Heads::key_heads(const Group& group) const {
+  std::vector<int64_t> heads;
+  for (int64_t head = group.head; head < group.head + group.heads; ++head) heads.push_back(head / problem_.group());
+  return to_tensor(heads, device());
+}
+
+/// Float64 [sequences x heads, stored keys, channels]: for each query head its key head, real keys first.
+Tensor Heads::keys_of(const Tensor& real, const std::vector<Tensor>& padding, const Group& group) const {
+  std::vector<Tensor> tokens{real.index_select(0, group.k_tokens)};
+  std::vector<int64_t> places;
+  for (size_t i = 0; !padding.empty() && i < group.sequences.size(); ++i) {
+    tokens.push_back(padding[group.sequences[i]]);
+    for (int64_t row = inputs_.lengths.k[group.sequences[i]]; row < group.longest.stored_keys; ++row)
+      places.push_back(static_cast<int64_t>(i) * group.longest.stored_keys + row);
+  }
+  return in_rows(at::cat(tokens).index_select(1, key_heads(group)), at::cat({group.k_places, to_tensor(places, device())}),
+                 static_cast<int64_t>(group.sequences.size()), group.longest.stored_keys);
+}
+
+HeadProblem Heads::head_problem(const Group& group) const {
+  HeadProblem h;
+  h.q = of_queries(q_, group);
+  h.dout = of_queries(dout_, group);
+  h.k = keys_of(k_, k_padding_, group);
+  h.v = keys_of(v_, v_padding_, group);
+  for (const int64_t n : group.sequences) h.sequences.push_back(sequence(n));
+  h.heads = h.q.size(0);
+  h.queries = group.longest.queries;
+  h.keys = group.longest.keys;
+  h.stored_keys = group.longest.stored_keys;
+  h.d = problem_.d;
+  h.dv = problem_.dv;
+  h.problem = &problem_;
+  h.scale = inputs_.scale;
+  h.slopes = part_of(slopes_, group);
+  h.sinks = part_of(sinks_, group);
+  h.empty_row = empty_row_;
+  h.rounding = rounding_;
+  return h;
+}
+
+Tensor Heads::terms_of_keys() const {
+  std::vector<int64_t> terms;
+  for (size_t n = 0; n < inputs_.lengths.k.size(); ++n)
+    terms.insert(terms.end(), inputs_.lengths.k[n], inputs_.lengths.q[n] * problem_.group());
+  return to_tensor(terms, device()).to(at::kDouble).view({-1, 1, 1});
+}
+
+}  // namespace attnbench
