@@ -3,11 +3,10 @@
 
 #include <string>
 
+#include "harness/run/test_device.hpp"
 #include "harness/worker/backend.hpp"
 
 namespace attnbench {
-
-inline const Device kCpu{"cpu", 0, std::nullopt, "test"};
 
 inline Case make_case(const std::string& keys) {
   return parse_case("attention " + keys);

@@ -20,12 +20,6 @@ Record spender(const std::string& case_line, const std::string& backend, Pass pa
   return r;
 }
 
-std::vector<std::string> texts(const std::vector<Cell>& row) {
-  std::vector<std::string> all;
-  for (const Cell& cell : row) all.push_back(cell.text);
-  return all;
-}
-
 TEST(JudgingCost, IsInCallsOfEager) {
   RunData run;
   const char* one = "attention lq=64 d=64 dtype=fp32";

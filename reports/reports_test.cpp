@@ -15,12 +15,6 @@
 namespace attnbench {
 namespace {
 
-std::vector<std::string> texts(const std::vector<Cell>& row) {
-  std::vector<std::string> all;
-  for (const Cell& cell : row) all.push_back(cell.text);
-  return all;
-}
-
 TEST(Findings, TheGatedOnesComeFirst) {
   const RunData run = test_run();
   const auto findings = findings_of(run);

@@ -5,6 +5,7 @@
 #include <vector>
 
 #include "harness/run/run_data.hpp"
+#include "reports/text_table.hpp"
 
 namespace attnbench {
 
@@ -23,6 +24,13 @@ inline const std::string kRepro =
     "attnbench --case \"attention b=2 hq=4 lq=128 d=128 mask=causal layout=padded\" --backend flash_varlen --pass backward";
 
 using Words = std::vector<std::string>;
+
+/// What stands in the cells of a row.
+inline std::vector<std::string> texts(const std::vector<Cell>& row) {
+  std::vector<std::string> all;
+  for (const Cell& cell : row) all.push_back(cell.text);
+  return all;
+}
 
 inline bool contains(const std::string& text, const std::string& part) {
   return text.find(part) != std::string::npos;

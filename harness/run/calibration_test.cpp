@@ -98,7 +98,9 @@ TEST_F(CalibrationFile, OfEachKindOfDeviceComesWithTheProgram) {
   for (const char* kind : {"cpu", "cuda"}) {
     const Calibration calibration = read_calibration(calibration_file(kind), kind);
     EXPECT_FALSE(calibration.backends.empty()) << kind;
-    if (calibration.made_by.is_null()) EXPECT_THAT(calibration.about, HasSubstr("not calibrated")) << kind;
+    if (calibration.made_by.is_null()) {
+      EXPECT_THAT(calibration.about, HasSubstr("not calibrated")) << kind;
+    }
     for (const auto& [key, cell] : calibration.cells) {
       const bool enough = cell.count >= kFewestResults && cell.backends.size() >= kFewestBackends;
       EXPECT_TRUE(enough || cell.factor == 1) << kind << " " << key.tensor << " " << key.gate;

@@ -6,6 +6,7 @@
 #include <functional>
 
 #include "harness/run/names.hpp"
+#include "harness/run/test_device.hpp"
 
 namespace attnbench {
 namespace {
@@ -41,7 +42,6 @@ Declaration takes_all() {
   return backend;
 }
 
-const Device kCpu{"cpu", 0, std::nullopt, "a CPU"};
 Device gpu(int sm) {
   return {"cuda", 0, sm, "a GPU"};
 }
@@ -214,7 +214,9 @@ TEST(DeclarationJson, EveryFieldIsNeededAndChecked) {
                          key == "invariant_to";  // absent in older runs
       nlohmann::json bad = good;
       bad[pointer].erase(key);
-      if (!newer) EXPECT_THROW(bad.get<Declaration>(), std::runtime_error) << part << "/" << key;
+      if (!newer) {
+        EXPECT_THROW(bad.get<Declaration>(), std::runtime_error) << part << "/" << key;
+      }
       for (const nlohmann::json& rubbish : {nlohmann::json({{"x", 1}}), nlohmann::json({1.5}), nlohmann::json(nullptr)}) {
         if (newer && rubbish.is_null()) continue;
         bad = good;

@@ -10,14 +10,13 @@
 #include <gtest/gtest.h>
 
 #include "harness/attention/tokens.hpp"
+#include "harness/run/test_device.hpp"
 #include "harness/worker/regroup.hpp"
 
 namespace attnbench {
 namespace {
 
 constexpr double kNan = std::numeric_limits<double>::quiet_NaN();
-const Device kCpu{"cpu", 0, std::nullopt, "test"};
-
 TEST(Bits, EqualOnesHaveNoDifference) {
   const at::Tensor a = at::tensor({1.0, kNan, -kInfinity, 0.0}, at::kFloat);
   EXPECT_FALSE(bit_difference(a, a.clone()));

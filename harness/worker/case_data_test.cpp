@@ -9,14 +9,13 @@
 
 #include "harness/attention/emulator.hpp"
 #include "harness/attention/test_reference.hpp"
+#include "harness/run/test_device.hpp"
 #include "harness/worker/test_calibration.hpp"
 
 namespace attnbench {
 namespace {
 
 using namespace judge_test;
-
-const Device kCpu{"cpu", 0, std::nullopt, ""};
 
 Conventions with_rows(Conventions::EmptyRow empty_row) {
   Conventions c;

@@ -68,8 +68,9 @@ TEST(CudaMemory, AWriteOutsideOneOfManyFreedBlocksIsSeen) {
   take_overruns();
   for (int i = 0; i < 5000; ++i) {
     const at::Tensor t = at::empty({101}, on_gpu(at::kByte));
-    if (i == 17 || i == 4500)
+    if (i == 17 || i == 4500) {
       ASSERT_EQ(cudaMemset(static_cast<char*>(t.data_ptr()) + t.nbytes() + 1000, i % 100, 3), cudaSuccess);
+    }
   }
   const std::vector<Overrun> overruns = take_overruns();
   ASSERT_EQ(overruns.size(), 2u);

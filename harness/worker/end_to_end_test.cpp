@@ -21,6 +21,7 @@
 #include "harness/run/protocol.hpp"
 #include "harness/run/signature_book.hpp"
 #include "harness/run/test_attnbench.hpp"
+#include "harness/run/test_device.hpp"
 
 namespace attnbench {
 namespace {
@@ -31,8 +32,6 @@ using testing::HasSubstr;
 
 constexpr unsigned kSeed = 20261121;
 constexpr int kKills = 3;
-
-const Device kCpu{"cpu", 0, std::nullopt, "test"};
 
 json expected_counts() {
   std::ifstream file(fs::path(ATTNBENCH_SOURCE_DIR) / "cases" / "expected_counts.json");

@@ -8,10 +8,10 @@
 
 #include <gtest/gtest.h>
 
+#include "harness/run/test_device.hpp"
+
 namespace attnbench {
 namespace {
-
-const Device kCpu = {"cpu", 0, std::nullopt, "test"};
 
 void spin_us(double us) {
   const auto end = std::chrono::steady_clock::now() + std::chrono::duration<double, std::micro>(us);

@@ -86,7 +86,9 @@ void expect_same_verdict(const Verdict& here, const Verdict& there, const std::s
     EXPECT_EQ(a.elements, b.elements) << what << name;
     EXPECT_EQ(a.bad, b.bad) << what << name;
     EXPECT_EQ(a.first_bad, b.first_bad) << what << name;
-    if (a.max_abs != b.max_abs) EXPECT_NEAR(a.max_abs, b.max_abs, 1e-9 * (1 + a.max_abs)) << what << name;
+    if (a.max_abs != b.max_abs) {
+      EXPECT_NEAR(a.max_abs, b.max_abs, 1e-9 * (1 + a.max_abs)) << what << name;
+    }
     ASSERT_EQ(a.gates.size(), b.gates.size()) << what << name;
     for (const auto& [gate_name, gate] : a.gates) {
       const Gate& other = b.gates.at(gate_name);
