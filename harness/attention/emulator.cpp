@@ -68,7 +68,7 @@ class Emulation {
 Emulation::Emulation(const Case& c, const Inputs& inputs, const Profile& profile, Conventions::EmptyRow empty_row)
     : problem_(c.problem), inputs_(inputs), empty_row_(empty_row) {
   const Problem& p = problem_;
-  arithmetic_.rounding = rounding_of(profile, p, inputs.scale);
+  arithmetic_.rounding = rounding_of(profile, p);
   arithmetic_.scale = inputs.scale;
   arithmetic_.filler = empty_row == Conventions::EmptyRow::nan ? std::nan("") : 0;
   arithmetic_.dtype = p.dtype == Dtype::bf16 ? at::kBFloat16 : p.dtype == Dtype::fp16 ? at::kHalf : at::kFloat;

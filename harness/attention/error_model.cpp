@@ -16,11 +16,6 @@ int smallest_spacing_exponent(Dtype dtype) {
   return dtype == Dtype::fp16 ? -24 : -126;
 }
 
-bool is_power_of_two(double x) {
-  int exponent = 0;
-  return std::frexp(x, &exponent) == 0.5;
-}
-
 double power_of_two(int exponent) {
   return std::bit_cast<double>(static_cast<uint64_t>(exponent + 1023) << 52);
 }
@@ -31,7 +26,7 @@ int exponent_of(double x) {
 
 }  // namespace
 
-Rounding rounding_of(const Profile& profile, const Problem& problem, double scale) {
+Rounding rounding_of(const Profile& profile, const Problem& problem) {
   const bool low = problem.dtype != Dtype::fp32;
   Rounding r;
   r.dtype = problem.dtype;
@@ -46,7 +41,6 @@ Rounding rounding_of(const Profile& profile, const Problem& problem, double scal
   r.ds = low && profile.rounds_ds;
   r.ds_from_rounded_p = r.ds && profile.ds_from_rounded_p;
   r.scores = low && profile.rounds_scores;
-  r.scale_is_exact = is_power_of_two(scale);
   r.d_from_output = profile.d == Profile::RowSum::from_output;
   r.gqa_partials = profile.rounds_gqa_partials && problem.group() > 1;
   return r;

@@ -20,7 +20,16 @@
 //   var dk = ulp(dk)^2/12 + s^2 sum_i (hS^2/3 + dS^2 (eS^2 + eL^2)) Q^2 + bK^2
 //            + [s^2 sum_i P^2 sD^2 Q^2]                  with bK = s sum_i eT |Q|
 // In brackets: end to end only, with u^2 P^2 sD^2 added to hS^2; gradients given a kernel's own O have no such terms.
-// Eager (S, s S, P, dP, dS, s dS rounded) propagates each rounding through the softmax to first order; see the oracles.
+// Eager (Q K^T, s S, P, dP, dS and s dS rounded): what it rounds does not depend on tiles or on the order of a sum, so the
+// oracles round it too. Uncertain is only what lies nearer to a tie than kSure of the fp32 error before it: it may have gone to
+// the other side, v = ulp^2/2. An uncertain S or dP moves its own P and dS, and through l and D those of the whole row; the two
+// may cancel, unless the next rounding swallows the latter: 3 times the squares of each.
+//   eS = e (4 + |log P| + sqrt(n))    error of P in fp32, whose scores are the rounded ones;   w = 3 P^2 vS
+//   var o  = ulp(o)^2/12 + sum_j (vP + w) V^2 + O^2 sum_j w + sum_j P^2 eS^2 (V - O)^2
+//   var dv = ulp(dv)^2/12 + sum_i (vP + w + P^2 (eS^2 + sum_k w_k)) dO^2
+//   x = 3 (dS^2 vS + P^2 vdP);   v of s dS holds that of dS
+//   var dq = ulp(dq)^2/12 + sum_j v K^2 + s^2 (sum_j (x + dS^2 eS^2) K^2 + (sum_j P K)^2 sum_j x + (sum_j dS K)^2 sum_j w) + bQ^2
+//   var dk = ulp(dk)^2/12 + sum_i (v + s^2 (x + dS^2 eS^2 + P^2 sum_k x_k + dS^2 sum_k w_k)) Q^2 + bK^2
 // Options of the scores (problem.hpp), in fp32; J = 1 - tanh^2(s q.k / c), else 1. A is replaced by what follows:
 //   softcap:  A J + 4 |S| / k        the products' error through tanh, and tanh's own
 //   alibi:    A + (2 |bias| + |S|) / k
@@ -48,7 +57,7 @@ namespace attnbench {
 /// Variances of a P, and of a dS, that fp32 arithmetic may have flushed to 0.
 inline constexpr double kFlushedP2 = 0x1p-252 / 3, kFlushedDs2 = 0x1p-240 / 3;
 
-/// A profile resolved for one dtype, head dim and scale: what rounds, and by how much.
+/// A profile resolved for one dtype and head dim: what rounds, and by how much.
 struct Rounding {
   Dtype dtype = Dtype::bf16;
   double u = 0, f = 0;             ///< as above
@@ -60,8 +69,7 @@ struct Rounding {
   bool p_normalised = false;       ///< … after it was normalised
   bool ds = false;                 ///< dS, and P for P^T dO, are rounded
   bool ds_from_rounded_p = false;  ///< … and dS is computed from that P
-  bool scores = false;             ///< eager: S, s S, dP and s dS are rounded too
-  bool scale_is_exact = false;     ///< s is a power of two: multiplying by it does not round
+  bool scores = false;             ///< eager: S, s S, dP and s dS are rounded too, and all of it is replayed
   bool d_from_output = false;      ///< D from the rounded O; else from P o dP
   bool gqa_partials = false;       ///< each head's dK and dV are rounded before they are summed
 
@@ -72,7 +80,7 @@ struct Rounding {
 };
 
 /// fp32 switches every rounding point of the profile off.
-Rounding rounding_of(const Profile& profile, const Problem& problem, double scale);
+Rounding rounding_of(const Profile& profile, const Problem& problem);
 
 /// Distance between neighbours of the dtype at x. bf16 and fp32: not below 2^-126, as fp32 arithmetic may flush
 /// subnormals to zero.

@@ -87,7 +87,7 @@ Heads::Heads(OracleKind kind, const Case& c, const Inputs& inputs, const Profile
       empty_row_(empty_row),
       device_(kind == OracleKind::eigen ? at::kCPU : inputs.q.device()) {
   const Problem& p = problem_;
-  rounding_ = rounding_of(profile, p, inputs.scale);
+  rounding_ = rounding_of(profile, p);
   refuse_unknown(c, rounding_, empty_row);
   slopes_ = slopes_of(p);
   sinks_ = sinks_of(inputs);

@@ -45,7 +45,6 @@ struct HeadAnswer {
   at::Tensor key_seen;                       ///< bool [sequences, stored_keys]: some query reads the key
   at::Tensor score_samples;                  ///< [any]: S_ij - m_i of every 16th visible key; see kScoreSamples
   std::vector<int64_t> sampled_heads;        ///< the head of each sample; those of a head stand in the order of its rows
-  at::Tensor has_power;                      ///< bool []: eager: rounding S is a small, independent error
 };
 
 /// The same with D = rowsum(dO o O) from the given O; dq_variance lacks bQ^2, which the reference holds.

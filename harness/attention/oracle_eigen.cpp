@@ -37,29 +37,31 @@ Matrix rounding_variances(Dtype dtype, const Matrix& x) {
 }
 
 /// O, its variance and the LSE; returns O.
-Matrix forward(const HeadProblem& h, const Operands& x, const Block& b, const Array& hP2, HeadAnswer& out) {
+Matrix forward(const HeadProblem& h, const Operands& x, const Block& b, const Array& vP, HeadAnswer& out) {
   Entries lse = entries(out.lse), lse_sigma = entries(out.lse_sigma), o_freedom = entries(out.o_freedom);
   const Rounding& r = h.rounding;
   const auto V = b.keys_of(x.V);
   const auto V2 = b.keys_of(x.V2);
   const Array P2 = b.P.square();
   Array w = P2 * b.eS2;
-  if (r.scores) w += P2 * score_error2(r, b) / 3;
-  const Matrix O = b.P.matrix() * V;
+  const Matrix O = (r.scores ? b.stored.value : b.P).matrix() * V;
   const Matrix wV = w.matrix() * V;
   const Column total = w.rowwise().sum();
-  w += hP2 / 3;
+  w += vP;
   if (r.accumulation > 0) w += P2.colwise() * (r.accumulation * b.n);
+  if (r.scores) w += b.moved;
   Array variance = (w.matrix() * V2).array() - 2 * O.array() * wV.array();
+  if (r.scores) variance += O.array().square().colwise() * Column(b.moved.rowwise().sum());
   variance += O.array().square().colwise() * (total + r.accumulation * b.n);
   variance += rounding_variances(r.dtype, O).array();
   for (int64_t i = 0; i < b.rows; ++i) {
     const int64_t row = b.first + i;
     if (b.read[i].size() == 0) variance.row(i).setZero();
-    if (b.uniform[i] && r.p) variance.row(i) += hP2(i, b.read[i].begin) / 3 * V.colwise().sum().array().square();
+    if (b.uniform[i] && r.p) variance.row(i) += vP(i, b.read[i].begin) * V.colwise().sum().array().square();
     lse[row] = b.read[i].size() == 0 || b.uniform[i] ? -kInfinity : b.L[i];
     lse_sigma[row] = b.sL[i];
     o_freedom[row] = b.uniform[i] ? 0 : effective_sources(P2.row(i).sum(), P2.row(i).square().sum(), h.dv);
+    if (r.scores) o_freedom[row] = static_cast<double>(h.dv);
   }
   rows(out.o).middleRows(b.first, b.rows) = O;
   rows(out.o_variance).middleRows(b.first, b.rows) = variance.matrix();
@@ -76,23 +78,12 @@ void sample_scores(const Block& b, std::vector<double>& samples) {
   }
 }
 
-/// Rounding S is a small, independent error: u max|S| <= 0.05, and the scores of a row of 8 keys or more spread over
-/// at least 16 roundings.
-bool rounding_scores_is_small(const HeadProblem& h, const Block& b) {
-  for (int64_t i = 0; i < b.rows; ++i) {
-    if (b.uniform[i] || b.read[i].size() == 0) continue;
-    const auto S = b.S.row(i).segment(b.read[i].begin, b.read[i].size());
-    const double largest = h.rounding.u * S.abs().maxCoeff();
-    if (!(largest <= 0.05)) return false;
-    if (S.size() >= 8 && !(std::sqrt((S - S.mean()).square().mean()) >= 16 * 2 * largest)) return false;
-  }
-  return true;
-}
-
 /// dP, dS and what the errors of D and of the fp32 accumulation add.
 struct Gradients {
   Array dP, dS;
   Column D;
+  Array eT;    ///< fp32 accumulation of dP and of D, in dS; empty where D is given
+  Array vdP;   ///< eager: variance of the replayed dP; else empty
   Column sD2;  ///< empty where D is given: it has no error then
   Array wq;    ///< weights of K^2 in the variance of dq, and of Q^2 in that of dk
 };
@@ -106,6 +97,38 @@ Array visible(const Block& b, double value) {
 void clear_single_keys(const Block& b, Array& dS) {
   for (int64_t i = 0; i < b.rows; ++i)
     if (b.n[i] == 1 && !b.uniform[i]) dS.row(i).setZero();
+}
+
+/// dP, which eager replays, D and their errors.
+Gradients gradients(const HeadProblem& h, const Operands& x, const Block& b, const Matrix& O) {
+  const Rounding& r = h.rounding;
+  Gradients g;
+  g.dP = b.rows_of(x.G) * b.keys_of(x.V).transpose();
+  Array eT = (b.rows_of(x.G2) * b.keys_of(x.V2).transpose()).array().sqrt() + g.dP.abs();
+  eT *= r.e * r.k_dp;
+  if (r.scores) {
+    Replayed stored = replay(r.dtype, g.dP, kSure * eT);
+    g.dP = std::move(stored.value);
+    g.vdP = std::move(stored.variance);
+    eT.setZero();
+  }
+  g.D = r.scores ? Column((b.P * g.dP).rowwise().sum()) : Column((b.rows_of(x.G).array() * O.array()).rowwise().sum());
+  const Column eD = r.d_from_output ? Column(2 * r.e * (b.rows_of(x.G).array() * O.array()).abs().rowwise().sum())
+                                    : Column(r.e * (2 + b.n.sqrt()) * (b.P * g.dP.abs()).rowwise().sum());
+  g.eT = b.weights_of_d() * (eT.colwise() + eD);
+  g.sD2 = (b.P.square() * b.eS2 * (g.dP.colwise() - g.D).square()).rowwise().sum();
+  return g;
+}
+
+/// Eager: dS and s dS as they are stored, the latter for the products with K and Q. error2: square of dS's error.
+Replayed stored_gradients(const HeadProblem& h, const Gradients& g, const Array& error2) {
+  const Rounding& r = h.rounding;
+  Replayed stored = replay(r.dtype, g.dS, kSure * (error2.sqrt() + g.eT));
+  stored.value *= h.scale;
+  stored.variance *= h.scale * h.scale;
+  Replayed scaled = replay(r.dtype, stored.value, kSure * r.e * stored.value.abs());
+  scaled.variance += stored.variance;
+  return scaled;
 }
 
 void finish_gradients(const HeadProblem& h, const Block& b, Gradients& g) {
@@ -150,73 +173,53 @@ void add_dq_dk(const HeadProblem& h, const Operands& x, const Block& b, const Gr
   dk_variance.middleRows(b.keys.begin, b.keys.size()).noalias() += s2 * (w.matrix().transpose() * b.rows_of(x.Q2));
 }
 
-/// Eager: the roundings of S, P, dP, dS and s dS, each carried through the softmax to first order. With c = hB (dP - D),
-/// e = hB dP, g = P u |dP|, x = dS^2 hS^2, y = hS^2 dS P and PK = sum_j P_j K_j:
-///   d dS_j / d P_k  = [j = k] (dP_k - D) - P_j dP_k
-///   d dS_j / d dP_k = [j = k] P_j - P_j P_k
-///   d dS_j / d S_k  = [j = k] dS_j - dS_j P_k - P_j dS_k
+/// Eager: dP, dS and s dS are replayed; what is uncertain about S and dP moves dS of its own key, by x = dS^2 vS + P^2 vdP, and
+/// through P's sum and D those of the others.
 void add_eager_dq_dk(const HeadProblem& h, const Operands& x, const Block& b, const Gradients& g, HeadAnswer& out) {
-  const Rounding& r = h.rounding;
   const double s2 = h.scale * h.scale;
   const auto K = b.keys_of(x.K);
-  const Array P2 = b.P.square(), dS2 = g.dS.square();
-  const Array hB = largest_error2(r, b, b.P).sqrt(), hS2 = score_error2(r, b);
-  const Array c = hB * (g.dP.colwise() - g.D), e = hB * g.dP, gg = (b.P * (r.u * g.dP.abs()).max(r.f)).square();
-  const Array xx = dS2 * hS2, y = hS2 * g.dS * b.P;
-  Array rounded = largest_error2(r, b, g.dS);
-  if (!r.scale_is_exact) rounded += (b.P != 0).select((r.u * g.dS.abs()).max(r.f / h.scale).square(), 0 * P2);
-  const Column E = e.square().rowwise().sum(), G = gg.rowwise().sum(), W = xx.rowwise().sum(), X = y.rowwise().sum(),
-               T = (P2 * hS2).rowwise().sum();
-  const Array PK = b.P.matrix() * K, dSK = g.dS.matrix() * K;
-  const Matrix dq = h.scale * dSK.matrix();
+  const auto K2 = b.keys_of(x.K2);
+  const Array P2 = b.P.square(), dS2 = g.dS.square(), of_softmax = dS2 * b.eS2;
+  const Array own = kMovedTogether * (dS2 * b.vS + P2 * g.vdP);
+  const Column of_d = own.rowwise().sum(), of_sum = b.moved.rowwise().sum();
+  const Array others = P2.colwise() * of_d + dS2.colwise() * of_sum;
+  const Replayed stored = stored_gradients(h, g, own + others + of_softmax);
+  const Array PK2 = (b.P.matrix() * K).array().square(), dSK2 = (g.dS.matrix() * K).array().square();
+  const Matrix dq = stored.value.matrix() * K;
 
-  Array variance = (Array(c.square() + gg + xx + rounded).matrix() * b.keys_of(x.K2)).array();
-  variance -= 2 * PK * (Array(c * e + gg + xx).matrix() * K).array();
-  variance += PK.square().colwise() * Column(E + G + W);
-  variance += (PK * dSK).colwise() * Column(2 * X) - 2 * dSK * (y.matrix() * K).array() + dSK.square().colwise() * T;
-  variance = s2 * (variance / 3 + (Array(dS2 * b.eS2).matrix() * b.keys_of(x.K2)).array());
-  variance += rounding_variances(r.dtype, dq).array();
+  Array variance = s2 * ((Array(own + of_softmax).matrix() * K2).array() + PK2.colwise() * of_d + dSK2.colwise() * of_sum);
+  variance += (stored.variance.matrix() * K2).array() + rounding_variances(h.rounding.dtype, dq).array();
   for (int64_t i = 0; i < b.rows; ++i)
     if (b.read[i].size() == 0) variance.row(i).setZero();
   rows(out.dq).middleRows(b.first, b.rows) = dq;
   rows(out.dq_variance).middleRows(b.first, b.rows) = variance.matrix();
 
-  Array w = c.square() - 2 * c * b.P * e + gg * (1 - 2 * b.P) + xx * (1 - 4 * b.P) + rounded;
-  w += P2.colwise() * Column(E + G + W) + dS2.colwise() * T + (g.dS * b.P).colwise() * Column(2 * X);
-  w = w / 3 + dS2 * b.eS2 + dS2.colwise() * b.eL2;
+  const Array w = s2 * (own + others + of_softmax) + stored.variance;
   Map dk = rows(out.dk), dk_variance = rows(out.dk_variance);
-  dk.middleRows(b.keys.begin, b.keys.size()).noalias() += h.scale * (g.dS.matrix().transpose() * b.rows_of(x.Q));
-  dk_variance.middleRows(b.keys.begin, b.keys.size()).noalias() += s2 * (w.matrix().transpose() * b.rows_of(x.Q2));
+  dk.middleRows(b.keys.begin, b.keys.size()).noalias() += stored.value.matrix().transpose() * b.rows_of(x.Q);
+  dk_variance.middleRows(b.keys.begin, b.keys.size()).noalias() += w.matrix().transpose() * b.rows_of(x.Q2);
 }
 
 /// bQ, and this block's share of bK.
-void add_allowances(const HeadProblem& h, const Operands& x, const Block& b, const Gradients& g, const Matrix& O,
-                    HeadAnswer& out) {
-  const Rounding& r = h.rounding;
-  Column eD = 2 * r.e * (b.rows_of(x.G).array() * O.array()).abs().rowwise().sum();
-  if (!r.d_from_output) eD = r.e * (2 + b.n.sqrt()) * (b.P * g.dP.abs()).rowwise().sum();
-  Array eT = (b.rows_of(x.G2) * b.keys_of(x.V2).transpose()).array().sqrt() + g.dP.abs();
-  eT = b.weights_of_d() * ((r.e * r.k_dp * eT).colwise() + eD);
+void add_allowances(const HeadProblem& h, const Operands& x, const Block& b, const Gradients& g, HeadAnswer& out) {
   const double s = std::abs(h.scale);
-  rows(out.dq_allowance).middleRows(b.first, b.rows) = s * (eT.matrix() * b.keys_of(x.Ka));
+  rows(out.dq_allowance).middleRows(b.first, b.rows) = s * (g.eT.matrix() * b.keys_of(x.Ka));
   Map bk = rows(out.dk_allowance);
-  bk.middleRows(b.keys.begin, b.keys.size()).noalias() += s * (eT.matrix().transpose() * b.rows_of(x.Qa));
+  bk.middleRows(b.keys.begin, b.keys.size()).noalias() += s * (g.eT.matrix().transpose() * b.rows_of(x.Qa));
 }
 
 void add_dv(const HeadProblem& h, const Operands& x, const Block& b, HeadAnswer& out) {
   const Rounding& r = h.rounding;
   const Array P2 = b.P.square();
   Array w = P2 * b.eS2;
-  if (r.scores) {
-    const Array hS2 = score_error2(r, b) / 3;
-    w += P2 * ((1 - 2 * b.P) * hS2) + P2.colwise() * (P2 * hS2).rowwise().sum();
-  } else {
+  if (r.scores)
+    w += b.moved + P2.colwise() * b.moved.rowwise().sum() + b.stored.variance;
+  else
     w += P2.colwise() * (b.eL2 + r.accumulation * static_cast<double>(h.queries * h.problem->group()));
-  }
-  if (r.ds || r.scores) w += largest_error2(r, b, b.P) / 3;
+  if (r.ds && !r.scores) w += largest_error2(r, b, b.P) / 3;
   w += visible(b, kFlushedP2);
   Map dv = rows(out.dv), variance = rows(out.dv_variance);
-  dv.middleRows(b.keys.begin, b.keys.size()).noalias() += b.P.matrix().transpose() * b.rows_of(x.G);
+  dv.middleRows(b.keys.begin, b.keys.size()).noalias() += (r.scores ? b.stored.value : b.P).matrix().transpose() * b.rows_of(x.G);
   variance.middleRows(b.keys.begin, b.keys.size()).noalias() += w.matrix().transpose() * b.rows_of(x.G2);
 }
 
@@ -233,6 +236,7 @@ void add_sources(const HeadProblem& h, const Block& b, const Gradients& g, HeadA
   bool* seen = out.key_seen.mutable_data_ptr<bool>() + b.keys.begin;
   for (int64_t i = 0; i < b.rows; ++i) {
     dq_freedom[b.first + i] = b.uniform[i] ? 0 : effective_sources(dS2.row(i).sum(), dS2.row(i).square().sum(), h.d);
+    if (h.rounding.scores) dq_freedom[b.first + i] = static_cast<double>(h.d);
     std::fill(seen + b.read[i].begin, seen + b.read[i].end, true);
   }
 }
@@ -245,7 +249,7 @@ struct UniformRows {
 
 void add_uniform_rows(const Operands& x, const Block& b, const Rounding& r, UniformRows& sum) {
   for (int64_t i = 0; i < b.rows; ++i) {
-    if (!b.uniform[i] || !(r.ds || r.scores)) continue;
+    if (!b.uniform[i] || !r.ds || r.scores) continue;
     sum.dout_sum += x.G.row(b.first + i).transpose().array();
     sum.hB2 = std::pow(std::max(r.u * b.P(i, 0), r.f), 2);
   }
@@ -272,27 +276,22 @@ HeadAnswer eigen_head(const HeadProblem& h) {
   const Rounding& r = h.rounding;
   UniformRows uniform{Eigen::ArrayXd::Zero(h.dv)};
   std::vector<double> samples;
-  bool has_power = true;
   for (int64_t first = 0, next = 0; first < h.queries; first = next) {
     const Block b = make_block(h, x, first);
     next = first + b.rows;
-    const Array hP2 = stored_p_error2(r, b);
-    const Matrix O = forward(h, x, b, hP2, out);
+    const Array vP = stored_p_variance(r, b);
+    const Matrix O = forward(h, x, b, vP, out);
     sample_scores(b, samples);
-    has_power = has_power && (!r.scores || rounding_scores_is_small(h, b));
-    Gradients g;
-    g.dP = b.rows_of(x.G) * b.keys_of(x.V).transpose();
-    g.D = (b.rows_of(x.G).array() * O.array()).rowwise().sum();
-    g.sD2 = (b.P.square() * b.eS2 * (g.dP.colwise() - g.D).square()).rowwise().sum();
+    Gradients g = gradients(h, x, b, O);
     if (r.d_from_output)
-      g.sD2 += (hP2 / 3 * g.dP.square()).rowwise().sum() +
+      g.sD2 += (vP * g.dP.square()).rowwise().sum() +
                (b.rows_of(x.G2).array() * rounding_variances(r.dtype, O).array()).rowwise().sum();
     finish_gradients(h, b, g);
     if (r.scores)
       add_eager_dq_dk(h, x, b, g, out);
     else
       add_dq_dk(h, x, b, g, out);
-    add_allowances(h, x, b, g, O, out);
+    add_allowances(h, x, b, g, out);
     add_dv(h, x, b, out);
     add_sources(h, b, g, out);
     add_uniform_rows(x, b, r, uniform);
@@ -301,7 +300,6 @@ HeadAnswer eigen_head(const HeadProblem& h) {
   variance.array().rowwise() += (uniform.hB2 / 3 * uniform.dout_sum.square()).transpose();
   out.score_samples = at::from_blob(samples.data(), {static_cast<int64_t>(samples.size())}, at::kDouble).clone();
   out.sampled_heads.assign(samples.size(), 0);
-  out.has_power = at::full({}, has_power, at::kBool);
   return out;
 }
 

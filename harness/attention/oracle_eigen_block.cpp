@@ -6,6 +6,7 @@ namespace attnbench::eigen_oracle {
 namespace {
 
 constexpr int64_t kBlockElements = 32768;  ///< a 256 KiB matrix of doubles: a few of them fit a core's cache
+constexpr double kMostLog = 104;           ///< of 1 / P, for the smallest P in fp32
 
 int64_t block_rows(int64_t keys) {
   return std::clamp<int64_t>(kBlockElements / std::max<int64_t>(keys, 1), 16, 128);
@@ -66,10 +67,38 @@ void add_bias(const HeadProblem& h, Block& b, Array& A) {
     }
 }
 
+/// S as it is stored: Q K^T is rounded, and s times that once more.
+void replay_scores(const HeadProblem& h, const Operands& x, Block& b) {
+  const Rounding& r = h.rounding;
+  const Array sums = b.rows_of(x.Q) * b.keys_of(x.K).transpose();
+  const Array terms = b.rows_of(x.Qa) * b.keys_of(x.Ka).transpose();
+  const Replayed products = replay(r.dtype, sums, kSure * r.e * r.k_scores * terms);
+  b.S = h.scale * products.value;
+  b.vS = h.scale * h.scale * products.variance;
+  const Replayed scaled = replay(r.dtype, b.S, kSure * r.e * b.S.abs());
+  b.S = scaled.value;
+  b.vS += scaled.variance;
+}
+
+/// P as it is stored, and what the softmax in fp32 of stored scores leaves uncertain about P.
+void replay_probabilities(const Rounding& r, Block& b) {
+  for (int64_t i = 0; i < b.rows; ++i)
+    if (b.uniform[i]) b.vS.row(i).setZero();
+  const Array P2 = b.P.square();
+  const Array from_m = b.P.log().abs().min(kMostLog).colwise() + b.n.sqrt();
+  b.eS2 = (b.P != 0).select((r.e * (4 + from_m)).square(), 0 * P2);
+  b.moved = kMovedTogether * P2 * b.vS;
+  const Array error2 = P2 * b.eS2 + b.moved + P2.colwise() * Column(b.moved.rowwise().sum());
+  b.stored = replay(r.dtype, b.P, kSure * error2.sqrt());
+}
+
 /// eS holds A until the P-weighted sum of it is known.
 void scores(const HeadProblem& h, const Operands& x, Block& b) {
   const Rounding& r = h.rounding;
-  b.S = h.scale * (b.rows_of(x.Q) * b.keys_of(x.K).transpose());
+  if (r.scores)
+    replay_scores(h, x, b);
+  else
+    b.S = h.scale * (b.rows_of(x.Q) * b.keys_of(x.K).transpose());
   Array A = std::abs(h.scale) * (b.rows_of(x.Qa) * b.keys_of(x.Ka).transpose());
   if (h.problem->softcap != 0) cap(h, b, A);
   if (!h.slopes.empty()) add_bias(h, b, A);
@@ -80,6 +109,7 @@ void scores(const HeadProblem& h, const Operands& x, Block& b) {
     if (b.uniform[i]) A.row(i).setZero();
   }
   if (b.capped()) b.PJ = b.P * b.J;
+  if (r.scores) replay_probabilities(r, b);
   b.sL = r.e * (4 + b.L.abs() + r.k_scores * (b.P * A).rowwise().sum() + b.n.sqrt());
   b.eL2 = r.accumulation > 0 ? Column(b.sL.square()) : Column((r.e * (2 + 2 * b.L.abs())).square());
 }
@@ -110,16 +140,26 @@ Block make_block(const HeadProblem& h, const Operands& x, int64_t first) {
   return b;
 }
 
-Array stored_p_error2(const Rounding& r, const Block& b) {
-  if (!r.p) return Array::Zero(b.rows, b.keys.size());
-  if (r.p_normalised || r.f == 0) return largest_error2(r, b, b.P);
-  const Column unnormalised = (r.f / b.l).square();
-  return (b.P != 0).select((r.u * b.P).square().max(unnormalised.replicate(1, b.keys.size())),
-                           Array::Zero(b.rows, b.keys.size()));
+Replayed replay(Dtype dtype, const Array& x, const Array& tolerance) {
+  Replayed out{x, Array::Zero(x.rows(), x.cols())};
+  for (int64_t i = 0; i < x.size(); ++i) {
+    const double exact = x.data()[i], doubt = tolerance.data()[i], rounded = round_to(dtype, static_cast<float>(exact));
+    if (!std::isfinite(rounded)) continue;
+    out.value.data()[i] = rounded;
+    // Within the doubt may lie a power of two, below which ties are closer.
+    const double to_tie = ulp(dtype, std::max(std::abs(exact) - doubt, 0.0)) / 2 - std::abs(exact - rounded);
+    if (!(to_tie > doubt)) out.variance.data()[i] = std::pow(ulp(dtype, std::abs(exact) + doubt), 2) / 2;
+  }
+  return out;
 }
 
-Array score_error2(const Rounding& r, const Block& b) {
-  return (r.scale_is_exact ? 1 : 2) * (b.P != 0).select((r.u * b.S).square(), Array::Zero(b.rows, b.keys.size()));
+Array stored_p_variance(const Rounding& r, const Block& b) {
+  if (!r.p) return Array::Zero(b.rows, b.keys.size());
+  if (r.scores) return b.stored.variance;
+  if (r.p_normalised || r.f == 0) return largest_error2(r, b, b.P) / 3;
+  const Column unnormalised = (r.f / b.l).square();
+  return (b.P != 0).select((r.u * b.P).square().max(unnormalised.replicate(1, b.keys.size())) / 3,
+                           Array::Zero(b.rows, b.keys.size()));
 }
 
 }  // namespace attnbench::eigen_oracle

@@ -17,6 +17,13 @@ using Array = Eigen::Array<double, Eigen::Dynamic, Eigen::Dynamic, Eigen::RowMaj
 using Column = Eigen::ArrayXd;
 using ConstMap = Eigen::Map<const Matrix>;
 
+/// An error of so many times what the model says does not occur: closer to a tie than that, a rounding is uncertain.
+inline constexpr double kSure = 4;
+
+/// (a + b + c)^2 <= 3 (a^2 + b^2 + c^2). One S moves its own P and dS, and through sums over the row those of all keys, which may
+/// cancel, unless the next rounding swallows the others.
+inline constexpr double kMovedTogether = 3;
+
 struct Range {
   int64_t begin = 0, end = 0;
   int64_t size() const { return end - begin; }
@@ -39,11 +46,23 @@ struct Operands {
   Matrix Qa, Ka, Q2, K2, V2, G2;
 };
 
+/// What an implementation rounds and the oracle rounds too: the value, and the variance of what is uncertain about it.
+struct Replayed {
+  Array value, variance;
+};
+
+/// x rounded to the dtype. Uncertain is only what lies nearer to a tie than `tolerance`: it may be rounded to the other side.
+/// What overflows stays as it is.
+Replayed replay(Dtype dtype, const Array& x, const Array& tolerance);
+
 /// Some rows of a head against the keys that any of them reads; P is 0 where a row does not read.
 struct Block {
   int64_t first = 0, rows = 0;
   Range keys;
   Array P, S, eS2;
+  Array vS;          ///< eager: variance of the replayed S; else empty
+  Replayed stored;   ///< eager: P as P V and P^T dO read it; else empty
+  Array moved;       ///< eager: 3 P^2 vS, square of what that moves P by; else empty
   Array J, eJ2, PJ;  ///< softcap: derivative of S by what is capped, square of its error, P J; else empty
   Column L, l, n;    ///< LSE, sum of exp relative to the row's largest score, keys read
   Column eL2;
@@ -68,10 +87,7 @@ Array largest_error2(const Rounding& r, const Block& b, const X& x) {
   return (b.P != 0).select((r.u * x.abs()).max(r.f).square(), Array::Zero(b.rows, b.keys.size()));
 }
 
-/// hP^2.
-Array stored_p_error2(const Rounding& r, const Block& b);
-
-/// hS^2 of the eager profile: S is rounded, and s S once more unless s is a power of two.
-Array score_error2(const Rounding& r, const Block& b);
+/// hP^2/3; eager: of the replayed P.
+Array stored_p_variance(const Rounding& r, const Block& b);
 
 }  // namespace attnbench::eigen_oracle

@@ -65,7 +65,7 @@ TEST(LibTorchOracle, AnswersAboutHeadsTogetherAsOneByOne) {
     together.problem = &c.problem;
     together.scale = inputs.scale;
     together.empty_row = Conventions::EmptyRow::uniform;
-    together.rounding = rounding_of(profile, c.problem, inputs.scale);
+    together.rounding = rounding_of(profile, c.problem);
     const HeadAnswer all = torch_heads(together);
     for (int64_t head = 0; head < 3; ++head) {
       HeadProblem alone = together;
@@ -95,7 +95,7 @@ HeadProblem several_sequences(const Case& c, const Profile& profile, Conventions
   h.problem = &c.problem;
   h.scale = 0.18;
   h.empty_row = empty_row;
-  h.rounding = rounding_of(profile, c.problem, h.scale);
+  h.rounding = rounding_of(profile, c.problem);
   const Inputs drawn = make_inputs(parse_case("attention hq=10 lq=70 lk=64 d=32 dtype=fp16"), Conventions::Poison::finite);
   const auto rows = [](const at::Tensor& t) { return t.to(at::kDouble).transpose(0, 1).contiguous(); };
   h.q = rows(drawn.q), h.k = rows(drawn.k), h.v = rows(drawn.v), h.dout = rows(drawn.dout);

@@ -31,6 +31,13 @@ constexpr int64_t kCpuBlockElements = 1 << 20, kGpuBlockElements = 1 << 23;
 constexpr int64_t kMostCpuRows = 128;
 constexpr int64_t kSampledKeys = 16;
 
+/// Deviations beyond which no error is expected: what lies nearer to a tie is uncertain. The largest |log P| of an fp32 P.
+constexpr double kCertain = 4, kDeepest = 104;
+
+/// What an uncertain S does to its own key and what it does to the others may cancel, but the next rounding may swallow the
+/// latter: three such squares, each by itself, bound their sum.
+constexpr double kAlone = 3;
+
 /// The keys [begin, end) that a query reads. An empty row, which sees none, reads none or all that are stored.
 struct Stretch {
   int64_t begin = 0, end = 0;
@@ -91,23 +98,30 @@ class TorchHeads {
   /// Rows [first, first + rows) against keys [key, key + keys), the fewest that hold all that these rows read.
   struct Block {
     int64_t first = 0, rows = 0, key = 0, keys = 0;
-    bool fills = false;         ///< some empty row reads all stored keys
-    bool has_single = false;    ///< some row sees one key
-    Tensor unread, filled;      ///< bool [1 or heads, rows, keys]: does not read the key; [..., 1]: empty and reads all
-    Tensor reads_any, n;        ///< [1 or heads, rows, 1]: reads a key; how many, in float64
-    Tensor Q, G;                ///< [heads, rows, channels]
-    Tensor K, V;                ///< [heads, keys, channels]
-    Tensor S, P, P2, eS2, hS2;  ///< [heads, rows, keys]; S is -inf where no key is read
-    Tensor J, eJ2, PJ;          ///< softcap: derivative of S by what is capped, its error squared, P J; else undefined
-    Tensor m, l, L, sL, eL2;    ///< [heads, rows, 1]
+    bool fills = false;          ///< some empty row reads all stored keys
+    bool has_single = false;     ///< some row sees one key
+    Tensor unread, filled;       ///< bool [1 or heads, rows, keys]: does not read the key; [..., 1]: empty and reads all
+    Tensor reads_any, n;         ///< [1 or heads, rows, 1]: reads a key; how many, in float64
+    Tensor Q, G;                 ///< [heads, rows, channels]
+    Tensor K, V;                 ///< [heads, keys, channels]
+    Tensor S, P, P2, eS2;        ///< [heads, rows, keys]; S is -inf where no key is read
+    Tensor vS, shifted, Ps, vP;  ///< eager: variance of the replayed S, 3 P^2 of that, P as it is stored, its variance
+    Tensor J, eJ2, PJ;           ///< softcap: derivative of S by what is capped, its error squared, P J; else undefined
+    Tensor m, l, L, sL, eL2;     ///< [heads, rows, 1]
 
     /// What D's share in dS is multiplied by.
     const Tensor& weights_of_d() const { return J.defined() ? PJ : P; }
   };
   struct Gradient {
     Tensor dP, D, centred, dS, dS2;  ///< centred: dP - D; dP undefined where D is given
+    Tensor vdP;                      ///< eager: variance of the replayed dP; else undefined
+    Tensor eT;                       ///< fp32 accumulation of dP and of D, in dS; undefined where D is given
     Tensor raw2;                     ///< (P centred)^2, which softcap's derivative is not in yet
     Tensor sD2;                      ///< undefined: D is given and has no error
+  };
+  /// A value that an implementation stores, and the variance of what is uncertain about its rounding.
+  struct Stored {
+    Tensor value, variance;
   };
 
   Tensor of_heads(const std::vector<int64_t>& of_sequences, int64_t rows) const;
@@ -122,18 +136,22 @@ class TorchHeads {
   Tensor of_keys(const Tensor& all, const Block& b) const { return all.narrow(1, b.key, b.keys); }
   void cap(Block& b, Tensor& A) const;
   void add_bias(Block& b, Tensor& A) const;
+  Stored round_near(const Tensor& x, const Tensor& doubt) const;
+  void store_scores(Block& b) const;
+  void store_probabilities(Block& b) const;
+  Stored stored_ds(const Gradient& g, const Tensor& error2) const;
   void softmax(Block& b) const;
   void set_ds(const Block& b, Gradient& g) const;
   Tensor largest_error2(const Block& b, const Tensor& x2, const Tensor& smallest2) const;
-  Tensor ulp_variance(const Tensor& x) const;
-  Tensor output(const Block& b, const Tensor& hP2);
+  Tensor spacing(const Tensor& x) const;
+  Tensor ulp_variance(const Tensor& x) const { return spacing(x).square_().div_(12); }
+  Tensor output(const Block& b, const Tensor& vP);
   void sample_scores(const Block& b);
-  void note_power(const Block& b);
-  Gradient gradient(const Block& b, const Tensor& O, const Tensor& hP2) const;
+  Gradient gradient(const Block& b, const Tensor& O, const Tensor& vP) const;
   Tensor ds_error2(const Block& b, const Gradient& g) const;
   void add_dq_dk(const Block& b, const Gradient& g);
   void add_eager_dq_dk(const Block& b, const Gradient& g);
-  void add_allowances(const Block& b, const Gradient& g, const Tensor& O);
+  void add_allowances(const Block& b, const Gradient& g);
   void add_dv(const Block& b);
   void add_sources(const Block& b, const Gradient& g);
   Tensor sources(const Tensor& sum2, const Tensor& sum4, int64_t channels) const;
@@ -153,7 +171,6 @@ class TorchHeads {
   std::vector<Tensor> samples_;
   std::vector<int64_t> sampled_;  ///< samples so far of each head that is sampled
   std::vector<int64_t> owners_;   ///< the head of each sample
-  Tensor has_power_;
 };
 
 TorchHeads::TorchHeads(const HeadProblem& h)
@@ -176,7 +193,6 @@ TorchHeads::TorchHeads(const HeadProblem& h)
   choose_samples();
   if (h.empty_row == Conventions::EmptyRow::nan || h.sequences.size() > 1) hide_unread_keys();
   f2_ = at::full({1}, r_.f * r_.f, options_);
-  has_power_ = at::full({}, true, options_.dtype(at::kBool));
   // Rows that no block writes read no key.
   o_ = rows(h.queries, h.dv), o_var_ = o_.clone();
   lse_ = rows(h.queries, 1) - kInfinity, sigma_ = rows(h.queries, 1) + 4 * r_.e;
@@ -266,6 +282,36 @@ void TorchHeads::add_bias(Block& b, Tensor& A) const {
   A.add_(bias, 2 / r_.k_scores).add_(b.S.abs(), 1 / r_.k_scores);
 }
 
+/// x as it is stored by who knows it up to `doubt`: what lies nearer to a tie may be the neighbour. Infinities are left out.
+TorchHeads::Stored TorchHeads::round_near(const Tensor& x, const Tensor& doubt) const {
+  const Tensor stored = x.to(r_.dtype == Dtype::bf16 ? at::kBFloat16 : at::kHalf).to(at::kDouble);
+  const Tensor overflows = (stored.abs() < kInfinity).logical_not_();
+  // A power of two that may lie between brings the ties below it closer.
+  const Tensor least = spacing((x.abs() - doubt).clamp_min_(0)), most = spacing(x.abs() + doubt);
+  const Tensor known = (least / 2 - (x - stored).abs() > doubt).logical_or_(overflows);
+  return {at::where(overflows, x, stored), most.square_().div_(2).masked_fill_(known, 0)};
+}
+
+/// Q K^T is stored, then s times that.
+void TorchHeads::store_scores(Block& b) const {
+  const Tensor terms = b.Q.abs().matmul(b.K.abs().mT());
+  Stored S = round_near(b.Q.matmul(b.K.mT()), terms.mul_(kCertain * r_.e * r_.k_scores));
+  S.value.mul_(h_.scale), S.variance.mul_(s2_);
+  const Stored scaled = round_near(S.value, S.value.abs().mul_(kCertain * r_.e));
+  b.S = scaled.value, b.vS = S.variance.add_(scaled.variance);
+}
+
+/// P is stored; P itself is as uncertain as the stored scores and an fp32 softmax of them.
+void TorchHeads::store_probabilities(Block& b) const {
+  b.vS = b.vS.masked_fill(b.unread | b.filled, 0);
+  const Tensor depth = b.P.log().abs_().clamp_max_(kDeepest).add_(b.n.sqrt()).add_(4);
+  b.eS2 = depth.mul_(r_.e).square_().masked_fill_(b.P == 0, 0);
+  b.shifted = (b.P2 * b.vS).mul_(kAlone);
+  const Tensor error2 = b.P2 * b.eS2 + b.shifted + b.P2 * b.shifted.sum(-1, true);
+  const Stored P = round_near(b.P, error2.sqrt().mul_(kCertain));
+  b.Ps = P.value, b.vP = P.variance;
+}
+
 /// What the block reads, its scores and their softmax.
 void TorchHeads::softmax(Block& b) const {
   const Tensor begin = of_rows(begin_, b), end = of_rows(end_, b);
@@ -277,7 +323,10 @@ void TorchHeads::softmax(Block& b) const {
   b.Q = of_rows(Q_, b), b.G = of_rows(G_, b);
   b.K = of_keys(K_, b), b.V = of_keys(V_, b);
 
-  b.S = b.Q.matmul(b.K.mT()).mul_(h_.scale);
+  if (r_.scores)
+    store_scores(b);
+  else
+    b.S = b.Q.matmul(b.K.mT()).mul_(h_.scale);
   Tensor A = b.Q.abs().matmul(b.K.abs().mT()).mul_(std::abs(h_.scale));
   if (h_.problem->softcap != 0) cap(b, A);
   if (!h_.slopes.empty()) add_bias(b, A);
@@ -300,7 +349,7 @@ void TorchHeads::softmax(Block& b) const {
   b.sL = (b.L.abs() + 4 + (b.P * A).sum(-1, true) * r_.k_scores + b.n.sqrt()) * r_.e;
   b.eS2 = A.mul_(r_.k_scores * r_.e).add_(4 * r_.e).square_();
   b.eL2 = r_.accumulation > 0 ? b.sL.square() : ((b.L.abs() * 2 + 2) * r_.e).square();
-  if (r_.scores) b.hS2 = (b.S * r_.u).square_().mul_(r_.scale_is_exact ? 1 : 2).masked_fill_(b.unread, 0);
+  if (r_.scores) store_probabilities(b);
 }
 
 /// max(u |x|, smallest)^2 where a key is read, else 0, of an x that is 0 there; by their squares.
@@ -309,12 +358,12 @@ Tensor TorchHeads::largest_error2(const Block& b, const Tensor& x2, const Tensor
   return at::maximum(x2 * (r_.u * r_.u), smallest2).masked_fill_(b.unread, 0);
 }
 
-/// ulp^2/12: the bits of the exponent alone are the power of two at or below |x|.
-Tensor TorchHeads::ulp_variance(const Tensor& x) const {
+/// Distance of neighbours at x: the bits of the exponent alone are the power of two at or below |x|.
+Tensor TorchHeads::spacing(const Tensor& x) const {
   const int digits = r_.dtype == Dtype::bf16 ? 7 : r_.dtype == Dtype::fp16 ? 10 : 23;
   const int smallest = r_.dtype == Dtype::fp16 ? -24 : -126;
   const Tensor power = x.view(at::kLong).bitwise_and(int64_t(0x7ff) << 52).view(at::kDouble);
-  return power.mul(std::ldexp(1.0, -digits)).clamp_min_(std::ldexp(1.0, smallest)).square_().div_(12);
+  return power.mul(std::ldexp(1.0, -digits)).clamp_min_(std::ldexp(1.0, smallest));
 }
 
 /// Effective number of equal sources, from the sums of the squared and of the fourth powers.
@@ -322,16 +371,17 @@ Tensor TorchHeads::sources(const Tensor& sum2, const Tensor& sum4, int64_t chann
   return at::where(sum4 > 0, (sum2.square() / sum4).clamp(1, static_cast<double>(channels)), 1.0);
 }
 
-/// O with its variance and the LSE of a block. hP2 undefined: P is not rounded.
-Tensor TorchHeads::output(const Block& b, const Tensor& hP2) {
+/// O with its variance and the LSE of a block. vP, of the P that is multiplied by V, undefined: P is not rounded.
+Tensor TorchHeads::output(const Block& b, const Tensor& vP) {
   Tensor w = b.P2 * b.eS2;
-  if (r_.scores) w += b.P2 * b.hS2 / 3;
-  const Tensor O = b.P.matmul(b.V), wV = w.matmul(b.V), total = w.sum(-1, true), accumulated = b.n * r_.accumulation;
-  if (hP2.defined()) w += hP2 / 3;
+  const Tensor O = (r_.scores ? b.Ps : b.P).matmul(b.V), wV = w.matmul(b.V), total = w.sum(-1, true),
+               accumulated = b.n * r_.accumulation;
+  if (vP.defined()) w += vP;
   if (r_.accumulation > 0) w += b.P2 * accumulated;
   Tensor variance = w.matmul(b.V.square()) - O * wV * 2 + O.square() * (total + accumulated) + ulp_variance(O);
-  if (hP2.defined() && b.fills)  // equal P round alike
-    variance += at::where(b.filled, hP2.narrow(-1, 0, 1) / 3 * b.V.sum(1, true).square(), 0.0);
+  if (r_.scores) variance += b.shifted.matmul(b.V.square()) + O.square() * b.shifted.sum(-1, true);
+  if (vP.defined() && b.fills)  // equal P round alike
+    variance += at::where(b.filled, vP.narrow(-1, 0, 1) * b.V.sum(1, true).square(), 0.0);
   of_rows(o_, b).copy_(O);
   of_rows(o_var_, b).copy_(at::where(b.reads_any, variance, 0.0));
   of_rows(lse_, b).copy_(at::where(b.filled | b.reads_any.logical_not(), -kInfinity, b.L));
@@ -358,15 +408,6 @@ void TorchHeads::sample_scores(const Block& b) {
   samples_.push_back(S - b.m.flatten().index_select(0, to_tensor(rows, options_.device())));
 }
 
-/// Rounding S is a small, independent error: u max|S| <= 0.05, and the scores of 8 keys or more spread over 16 roundings.
-void TorchHeads::note_power(const Block& b) {
-  const Tensor S = b.S.masked_fill(b.unread, 0);
-  const Tensor largest = S.abs().amax(-1, true) * r_.u, mean = S.sum(-1, true) / b.n;
-  const Tensor deviation = ((S - mean).square_().masked_fill_(b.unread, 0).sum(-1, true) / b.n).sqrt();
-  const Tensor good = (largest <= 0.05) & ((b.n < 8) | (deviation >= largest * 32));
-  has_power_.logical_and_((good | b.filled | b.reads_any.logical_not()).all());
-}
-
 /// From centred.
 void TorchHeads::set_ds(const Block& b, Gradient& g) const {
   g.dS = b.P * g.centred;
@@ -375,10 +416,19 @@ void TorchHeads::set_ds(const Block& b, Gradient& g) const {
   g.dS2 = b.J.defined() ? g.dS.square() : g.raw2;
 }
 
-TorchHeads::Gradient TorchHeads::gradient(const Block& b, const Tensor& O, const Tensor& hP2) const {
+TorchHeads::Gradient TorchHeads::gradient(const Block& b, const Tensor& O, const Tensor& vP) const {
   Gradient g;
   g.dP = b.G.matmul(b.V.mT());
-  g.D = (b.G * O).sum(-1, true);
+  Tensor summed = b.G.square().matmul(b.V.square().mT()).sqrt_().add_(g.dP.abs()).mul_(r_.e * r_.k_dp);
+  if (r_.scores) {
+    const Stored dP = round_near(g.dP, summed * kCertain);
+    g.dP = dP.value, g.vdP = dP.variance;
+    summed = at::zeros({1}, options_);
+  }
+  g.D = r_.scores ? (b.P * g.dP).sum(-1, true) : (b.G * O).sum(-1, true);
+  const Tensor eD =
+      r_.d_from_output ? (b.G * O).abs().sum(-1, true) * (2 * r_.e) : (b.P * g.dP.abs()).sum(-1, true) * (b.n.sqrt() + 2) * r_.e;
+  g.eT = (summed + eD) * b.weights_of_d();
   g.centred = g.dP - g.D;
   // The one key of a row has P = 1 and dP = D: what the arithmetic leaves of dS = 0 would be counted as a source.
   if (b.has_single) g.centred.masked_fill_((b.n == 1) & b.filled.logical_not(), 0);
@@ -386,7 +436,7 @@ TorchHeads::Gradient TorchHeads::gradient(const Block& b, const Tensor& O, const
   g.sD2 = (g.raw2 * b.eS2).sum(-1, true);
   if (!r_.d_from_output) return g;
   g.sD2 += (b.G.square() * ulp_variance(O)).sum(-1, true);
-  if (hP2.defined()) g.sD2 += (hP2 * g.dP.square()).sum(-1, true) / 3;
+  if (vP.defined()) g.sD2 += (vP * g.dP.square()).sum(-1, true);
   return g;
 }
 
@@ -417,53 +467,45 @@ void TorchHeads::add_dq_dk(const Block& b, const Gradient& g) {
   of_keys(dk_var_, b).add_(w.mT().matmul(b.Q.square()), s2_);
 }
 
-/// Eager: first-order response of dS to the roundings of P (weight c, shared part e), dP, S, dS and s dS.
-void TorchHeads::add_eager_dq_dk(const Block& b, const Gradient& g) {
-  const Tensor P = b.P, K2 = b.K.square();
-  const Tensor hB = largest_error2(b, b.P2, f2_).sqrt_();
-  const Tensor c = hB * g.centred, e = hB * g.dP;
-  const Tensor dp_error2 = b.P2 * at::maximum(g.dP.square() * (r_.u * r_.u), f2_);
-  const Tensor own = g.dS2 * b.hS2, cross = b.hS2 * g.dS * P;
-  Tensor stored = largest_error2(b, g.dS2, f2_);
-  if (!r_.scale_is_exact) stored = stored + largest_error2(b, g.dS2, f2_ / s2_);
-  const Tensor shared = e.square().sum(-1, true) + dp_error2.sum(-1, true) + own.sum(-1, true);
-  const Tensor tilt = cross.sum(-1, true), gain = (b.P2 * b.hS2).sum(-1, true);
-  const Tensor PK = P.matmul(b.K), dSK = g.dS.matmul(b.K), dq = dSK * h_.scale;
-
-  Tensor propagated = (c.square() + dp_error2 + own + stored).matmul(K2);
-  propagated = propagated - PK * (c * e + dp_error2 + own).matmul(b.K) * 2 + PK.square() * shared;
-  propagated = propagated + PK * dSK * tilt * 2 - dSK * cross.matmul(b.K) * 2 + dSK.square() * gain;
-  const Tensor variance = (propagated / 3 + (g.dS2 * b.eS2).matmul(K2)) * s2_ + ulp_variance(dq);
-  of_rows(dq_, b).copy_(dq);
-  of_rows(dq_var_, b).copy_(at::where(b.reads_any, variance, 0.0));
-
-  Tensor w = c.square() - c * P * e * 2 + dp_error2 * (P * -2 + 1) + own * (P * -4 + 1) + stored;
-  w = w + b.P2 * shared + g.dS2 * gain + g.dS * P * tilt * 2;
-  w = w / 3 + g.dS2 * (b.eS2 + b.eL2);
-  of_keys(dk_, b).add_(g.dS.mT().matmul(b.Q), h_.scale);
-  of_keys(dk_var_, b).add_(w.mT().matmul(b.Q.square()), s2_);
+/// dS as it is stored and then s dS, which the products with K and Q read. error2: square of dS's error.
+TorchHeads::Stored TorchHeads::stored_ds(const Gradient& g, const Tensor& error2) const {
+  Stored dS = round_near(g.dS, (error2.sqrt() + g.eT).mul_(kCertain));
+  dS.value.mul_(h_.scale), dS.variance.mul_(s2_);
+  const Stored scaled = round_near(dS.value, dS.value.abs().mul_(kCertain * r_.e));
+  return {scaled.value, dS.variance.add_(scaled.variance)};
 }
 
-void TorchHeads::add_allowances(const Block& b, const Gradient& g, const Tensor& O) {
-  const Tensor eD =
-      r_.d_from_output ? (b.G * O).abs().sum(-1, true) * (2 * r_.e) : (b.P * g.dP.abs()).sum(-1, true) * (b.n.sqrt() + 2) * r_.e;
-  const Tensor cancelled = b.G.square().matmul(b.V.square().mT()).sqrt_();
-  const Tensor eT = cancelled.add_(g.dP.abs()).mul_(r_.e * r_.k_dp).add_(eD).mul_(b.weights_of_d());
-  of_rows(dq_b_, b).copy_(eT.matmul(b.K.abs()) * std::abs(h_.scale));
-  of_keys(dk_b_, b).add_(eT.mT().matmul(b.Q.abs()), std::abs(h_.scale));
+/// Eager: what is uncertain about the stored S and dP, at its own key and through l and D at the others; then about dS itself.
+void TorchHeads::add_eager_dq_dk(const Block& b, const Gradient& g) {
+  const Tensor K2 = b.K.square(), of_softmax = g.dS2 * b.eS2;
+  const Tensor own = (g.dS2 * b.vS + b.P2 * g.vdP).mul_(kAlone), of_d = own.sum(-1, true), of_l = b.shifted.sum(-1, true);
+  const Tensor error2 = own + of_softmax + b.P2 * of_d + g.dS2 * of_l;
+  const Stored dS = stored_ds(g, error2);
+  const Tensor dq = dS.value.matmul(b.K);
+  const Tensor shared = b.P.matmul(b.K).square_() * of_d + g.dS.matmul(b.K).square_() * of_l;
+  const Tensor variance = ((own + of_softmax).matmul(K2) + shared) * s2_ + dS.variance.matmul(K2) + ulp_variance(dq);
+  of_rows(dq_, b).copy_(dq);
+  of_rows(dq_var_, b).copy_(at::where(b.reads_any, variance, 0.0));
+  of_keys(dk_, b).add_(dS.value.mT().matmul(b.Q));
+  of_keys(dk_var_, b).add_((error2 * s2_ + dS.variance).mT().matmul(b.Q.square()));
+}
+
+void TorchHeads::add_allowances(const Block& b, const Gradient& g) {
+  of_rows(dq_b_, b).copy_(g.eT.matmul(b.K.abs()) * std::abs(h_.scale));
+  of_keys(dk_b_, b).add_(g.eT.mT().matmul(b.Q.abs()), std::abs(h_.scale));
 }
 
 void TorchHeads::add_dv(const Block& b) {
   Tensor w = b.P2 * b.eS2;
   if (r_.scores) {
-    w += (b.P2 * (b.P * -2 + 1) * b.hS2 + b.P2 * (b.P2 * b.hS2).sum(-1, true)) / 3;
+    w += b.shifted + b.P2 * b.shifted.sum(-1, true) + b.vP;
   } else {
     w += b.P2 * (b.eL2 + queries_of_group_ * r_.accumulation);
   }
-  const bool rounds_p = r_.ds || r_.scores;
+  const bool rounds_p = r_.ds && !r_.scores;
   if (rounds_p) w += largest_error2(b, b.P2, f2_).div_(3);
   w.add_(b.P != 0, kFlushedP2);
-  of_keys(dv_, b).add_(b.P.mT().matmul(b.G));
+  of_keys(dv_, b).add_((r_.scores ? b.Ps : b.P).mT().matmul(b.G));
   of_keys(dv_var_, b).add_(w.mT().matmul(b.G.square()));
   if (rounds_p && b.fills) uniform_dout_ += at::where(b.filled, b.G, 0.0).sum(1, true);
 }
@@ -474,6 +516,11 @@ void TorchHeads::add_sources(const Block& b, const Gradient& g) {
   of_keys(p4_, b).add_(P4.sum(1).unsqueeze(-1));
   of_keys(ds2_, b).add_(g.dS2.sum(1).unsqueeze(-1));
   of_keys(ds4_, b).add_(dS4.sum(1).unsqueeze(-1));
+  if (r_.scores) {
+    of_rows(o_nu_, b).fill_(h_.dv);
+    of_rows(dq_nu_, b).fill_(h_.d);
+    return;
+  }
   const Tensor o_nu = sources(b.P2.sum(-1, true), P4.sum(-1, true), h_.dv);
   const Tensor dq_nu = sources(g.dS2.sum(-1, true), dS4.sum(-1, true), h_.d);
   of_rows(o_nu_, b).copy_(at::where(b.filled, 0.0, o_nu));
@@ -484,17 +531,16 @@ HeadAnswer TorchHeads::answer() {
   for (int64_t first = 0; first < h_.queries; first += step()) {
     const Block b = block(first);
     if (b.keys == 0) continue;
-    Tensor hP2;
-    if (r_.p) hP2 = largest_error2(b, b.P2, r_.p_normalised ? f2_ : f2_ / b.l.square());
-    const Tensor O = output(b, hP2);
+    Tensor vP = b.vP;
+    if (r_.p && !r_.scores) vP = largest_error2(b, b.P2, r_.p_normalised ? f2_ : f2_ / b.l.square()) / 3;
+    const Tensor O = output(b, vP);
     sample_scores(b);
-    if (r_.scores) note_power(b);
-    const Gradient g = gradient(b, O, hP2);
+    const Gradient g = gradient(b, O, vP);
     if (r_.scores)
       add_eager_dq_dk(b, g);
     else
       add_dq_dk(b, g);
-    add_allowances(b, g, O);
+    add_allowances(b, g);
     add_dv(b);
     add_sources(b, g);
   }
@@ -513,7 +559,6 @@ HeadAnswer TorchHeads::answer() {
   out.key_seen = key_seen_;
   out.score_samples = samples_.empty() ? at::zeros({0}, options_) : at::cat(samples_);
   out.sampled_heads = owners_;
-  out.has_power = has_power_;
   return out;
 }
 

@@ -10,7 +10,7 @@
 
 #include <ATen/TensorOperators.h>
 #include <ATen/ops/cat.h>
-#include <ATen/ops/full.h>
+#include <ATen/ops/full_like.h>
 #include <ATen/ops/ones.h>
 #include <ATen/ops/where.h>
 #include <ATen/ops/zeros.h>
@@ -118,7 +118,6 @@ class Collector {
     out_.dv = expected(heads, heads.keys(), p.hkv, p.dv, false);
     p2_ = at::zeros_like(out_.dk.freedom), p4_ = p2_.clone(), ds2_ = p2_.clone(), ds4_ = p2_.clone();
     seen_ = at::zeros({heads.keys(), 1, 1}, p2_.options().dtype(at::kBool));
-    has_power_ = at::full({}, true, seen_.options());
   }
 
   void add(const Group& group, const HeadAnswer& a);
@@ -130,7 +129,7 @@ class Collector {
 
   const Heads& heads_;
   Reference out_;
-  Tensor p2_, p4_, ds2_, ds4_, seen_, has_power_;
+  Tensor p2_, p4_, ds2_, ds4_, seen_;
   std::vector<Tensor> samples_;
   std::vector<int64_t> sampled_heads_;  ///< by sequence and head
 };
@@ -146,7 +145,6 @@ void Collector::add(const Group& group, const HeadAnswer& a) {
   place(a.dq_freedom, out_.dq.freedom);
   place(a.lse.unsqueeze(-1), out_.lse.value);
   place(a.lse_sigma.square().unsqueeze(-1), out_.lse.variance);
-  has_power_.logical_and_(a.has_power);
   samples_.push_back(a.score_samples);
   for (const int64_t i : a.sampled_heads)
     sampled_heads_.push_back(group.sequences[i / group.heads] * heads_.problem().hq + group.head + i % group.heads);
@@ -182,11 +180,11 @@ Reference Collector::finish() {
   const auto sources = [](const Tensor& sum2, const Tensor& sum4, int64_t channels) {
     return at::where(sum4 > 0, (sum2.square() / sum4).clamp(1, static_cast<double>(channels)), 1.0);
   };
-  out_.dk.freedom = sources(ds2_, ds4_, p.d);
-  out_.dv.freedom = sources(p2_, p4_, p.dv);
-  out_.has_power = has_power_.item<bool>();
+  const bool replayed = heads_.rounding().scores;
+  out_.dk.freedom = replayed ? at::full_like(ds2_, p.d) : sources(ds2_, ds4_, p.d);
+  out_.dv.freedom = replayed ? at::full_like(p2_, p.dv) : sources(p2_, p4_, p.dv);
   out_.distinct_scores = kInfinity;
-  if (heads_.rounding().p && !sampled_heads_.empty()) out_.distinct_scores = distinct_scores(samples());
+  if (heads_.rounding().p && !replayed && !sampled_heads_.empty()) out_.distinct_scores = distinct_scores(samples());
   return std::move(out_);
 }
 

@@ -24,7 +24,6 @@ struct Expected {
 struct Reference {
   Expected o, lse, dq, dk, dv;
   double distinct_scores = 0;  ///< n_T of the tie rule; infinity: no ties
-  bool has_power = true;       ///< eager profile: rounding S is a small, independent error
   std::string oracle;          ///< "eigen" or "torch"
 };
 

@@ -126,7 +126,6 @@ inline void expect_same(const Reference& a, const Reference& b, const std::strin
   EXPECT_LE(largest_relative_difference(a.lse.value, b.lse.value), 1e-12) << what << "lse";
   EXPECT_LE(largest_relative_difference(a.lse.variance, b.lse.variance), 1e-9) << what << "lse variance";
   EXPECT_EQ(a.distinct_scores, b.distinct_scores) << what;
-  EXPECT_EQ(a.has_power, b.has_power) << what;
 }
 
 }  // namespace attnbench::judge_test

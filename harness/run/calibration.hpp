@@ -32,7 +32,7 @@ struct GateConstants {
   double truncation = 0;       ///< relative drift per summed term of an accumulator
   double ratio_margin = 0, ratio_deviations = 0;
   double rms_floor = 0, lazy_rms_floor = 0;
-  double z_floor = 0, eager_z_floor = 0;
+  double z_floor = 0;
   double lse = 0;
   bool operator==(const GateConstants&) const = default;
 };

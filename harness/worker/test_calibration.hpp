@@ -18,7 +18,6 @@ inline const Calibration& formula_alone() {
                    .rms_floor = 0.5,
                    .lazy_rms_floor = 0.8,
                    .z_floor = 6.5,
-                   .eager_z_floor = 8,
                    .lse = 4};
     return c;
   }();

@@ -58,7 +58,7 @@ void Judge::judge_tensor(const JudgedTensor& t, const Outputs& outputs, Verdict&
   const Expected& x = y.expected(t);
   const Dtype dtype = y.rounding().dtype;
   const at::Tensor got = y.tokens(t, outputs);
-  const double limit = gated ? z_limit(s.elements(), y.rounding().scores, y.limits(t.name)) : kInfinity;
+  const double limit = gated ? z_limit(s.elements(), y.limits(t.name)) : kInfinity;
   const ErrorStatistics statistics = measure_errors(got, x, dtype, limit, gated && y.only_outputs_rounded());
   TensorErrors errors = report(got, x.value, s, statistics);
   errors.gates = exact_gates(statistics);
@@ -67,7 +67,7 @@ void Judge::judge_tensor(const JudgedTensor& t, const Outputs& outputs, Verdict&
   const SequenceLengths& lengths = y.inputs().lengths;
   if (!y.padding(t).empty() && padding_is_zero(t))
     judge_padding(t.name, outputs.*t.tensor, y.padding(t), t.over_keys ? lengths.k_pitch : lengths.q_pitch, s, errors, verdict);
-  apply_gates(t.name, errors, gated && statistics.elements > 0, verdict);
+  apply_gates(t.name, errors, verdict);
   if (has_failed(errors)) errors.failure = describe_failure(got, x, s, statistics, context_of(y, t, t.name, limit));
   verdict.errors[t.name] = std::move(errors);
 }
@@ -79,14 +79,14 @@ void Judge::judge_given_output(const Outputs& outputs, Verdict& verdict) const {
     const std::string name = std::string(t->name) + "_given_o";
     const TokenShape s = y.shape(*t);
     const at::Tensor got = y.tokens(*t, outputs);
-    const double limit = z_limit(s.elements(), y.rounding().scores, y.limits(name));
+    const double limit = z_limit(s.elements(), y.limits(name));
     const ErrorStatistics statistics = measure_errors(got, *x, y.rounding().dtype, limit, y.only_outputs_rounded());
     TensorErrors errors = report(got, x->value, s, statistics);
     GateScale gate_scale = y.scale(*t, name);
     gate_scale.allowance = statistics.allowance;
     errors.gates = exact_gates(statistics);
     if (statistics.elements > 0) errors.gates.merge(error_gates(statistics, gate_scale));
-    apply_gates(name, errors, statistics.elements > 0, verdict);
+    apply_gates(name, errors, verdict);
     if (has_failed(errors)) errors.failure = describe_failure(got, *x, s, statistics, context_of(y, *t, name, limit));
     verdict.errors[name] = std::move(errors);
   }
@@ -110,7 +110,7 @@ void Judge::judge_lse(const Outputs& outputs, Verdict& verdict) const {
   if (statistics.elements > 0) errors.gates.merge(lse_gates(statistics, limits));
   if (!padding.empty() && rows_of(outputs.lse, padding, s.heads, 1).isnan().any().item<bool>())
     fail(verdict, "lse: a padded row is NaN: it was not written");
-  apply_gates("lse", errors, statistics.elements > 0, verdict);
+  apply_gates("lse", errors, verdict);
   const FailureContext context{Dtype::fp32, lse_limit(s.elements(), limits), 0, y.test_case().problem.group(), false};
   if (has_failed(errors)) errors.failure = describe_failure(got, x, s, statistics, context);
   verdict.errors["lse"] = std::move(errors);

@@ -12,10 +12,9 @@
 namespace attnbench {
 
 struct Verdict {
-  Status status =
-      Status::passed;      ///< passed, failed or mistrusted (no gate of some tensor had power, or the reference is not finite)
-  std::string reason;      ///< a sentence unless passed: tensor, gate, value, limit, where
-  bool malformed = false;  ///< an output is missing, or has another shape or dtype
+  Status status = Status::passed;  ///< passed, failed or mistrusted (the reference is not finite)
+  std::string reason;              ///< a sentence unless passed: tensor, gate, value, limit, where
+  bool malformed = false;          ///< an output is missing, or has another shape or dtype
   std::map<std::string, TensorErrors> errors;
 };
 

@@ -20,7 +20,7 @@ Gate rms_gate(const ErrorStatistics& s, const GateScale& scale) {
   const GateConstants& c = scale.limits.constants();
   const double n = std::min(scale.samples, scale.distinct);
   const double ratio = 1 + std::max(c.ratio_margin, n > 0 ? c.ratio_deviations / std::sqrt(n) : INFINITY);
-  const bool power = scale.has_power && n > 0 && ratio <= 1.5;
+  const bool power = n > 0 && ratio <= 1.5;
   const double floor = scale.lazy_rescale ? c.lazy_rms_floor : c.rms_floor;
   const double ordinary = ratio * std::max(scale.emulator_rms, floor) + 3 * scale.allowance;
   const double drift = c.truncation * scale.terms * s.signal;
@@ -43,7 +43,7 @@ Gate bias_gate(const ErrorStatistics& s, const GateScale& scale) {
   }
   const double ties = scale.u / std::sqrt(3 * scale.distinct);  // 0 where values do not repeat
   const double error = c.gain_deviations * std::hypot(s.gain_error, ties);
-  const bool power = scale.has_power && error <= 3 * least;
+  const bool power = error <= 3 * least;
   const double limit = std::max(least, error), without_ties = std::max(least, c.gain_deviations * s.gain_error);
   return judged("bias", std::abs(s.gain), limit + drift, s.elements, power, scale.limits, limit - without_ties);
 }
@@ -52,9 +52,9 @@ Gate count_gate(int64_t violations, int64_t elements) {
   return {static_cast<double>(violations), 0, elements, violations > 0 ? Gate::Verdict::fail : Gate::Verdict::pass, 0};
 }
 
-double z_formula(int64_t elements, bool eager, const GateConstants& c) {
+double z_formula(int64_t elements, const GateConstants& c) {
   const double bound = std::sqrt(2 * std::log(2 * static_cast<double>(std::max<int64_t>(elements, 1)) / c.false_alarms));
-  return std::max(eager ? c.eager_z_floor : c.z_floor, bound);
+  return std::max(c.z_floor, bound);
 }
 
 }  // namespace
@@ -63,8 +63,8 @@ double Limits::limit(const char* gate, int64_t n, double formula) const {
   return formula * calibration->factor({rounds_like, large_scores, dtype, tensor, gate, decade_of(n)});
 }
 
-double z_limit(int64_t elements, bool eager, const Limits& limits) {
-  return limits.limit("z", elements, z_formula(elements, eager, limits.constants()));
+double z_limit(int64_t elements, const Limits& limits) {
+  return limits.limit("z", elements, z_formula(elements, limits.constants()));
 }
 
 std::map<std::string, Gate> exact_gates(const ErrorStatistics& s) {
@@ -75,11 +75,10 @@ std::map<std::string, Gate> exact_gates(const ErrorStatistics& s) {
 }
 
 std::map<std::string, Gate> error_gates(const ErrorStatistics& s, const GateScale& scale) {
-  const double formula = z_formula(s.elements, scale.eager, scale.limits.constants());
-  std::map<std::string, Gate> gates{{"z", judged("z", s.max_z, formula, s.elements, scale.has_power, scale.limits)},
-                                    {"rms", rms_gate(s, scale)}};
-  if (scale.bias) gates["bias"] = bias_gate(s, scale);
-  return gates;
+  const double formula = z_formula(s.elements, scale.limits.constants());
+  return {{"z", judged("z", s.max_z, formula, s.elements, true, scale.limits)},
+          {"rms", rms_gate(s, scale)},
+          {"bias", bias_gate(s, scale)}};
 }
 
 double lse_limit(int64_t rows, const Limits& limits) {

@@ -37,12 +37,10 @@
 //      Elements in the very middle between two values of the dtype do not count: nobody can tell where they round to.
 //   1e-6, 5.39  chance of an alarm per tensor under a sub-Gaussian error, and the deviations that have it:
 //      sqrt(2 ln(2 / 1e-6))
-//   6.5, 8, 4   sigmas a single element of a correct kernel may reach however small the tensor;
-//      8 as eager's model is of first order only
+//   6.5, 4      sigmas a single element of a correct kernel may reach however small the tensor
 //   0.2 u       least gain that counts: a fifth of the largest relative rounding error
 // No power, so that the gate says nothing: rms if n = 0 or r > 1.5; bias if 5.39 hypot(...), or the limit of g' by its formula,
-// is above 0.6 u, which is what truncation costs; all three if the eager profile's rounding of S is not small and independent. A
-// tensor with nothing but such gates is mistrusted.
+// is above 0.6 u, which is what truncation costs.
 #pragma once
 
 #include <cstdint>
@@ -77,14 +75,11 @@ struct GateScale {
   double distinct = 0;      ///< T, different values; infinity: all are
   double allowance = 0;     ///< t = RMS(b/sigma), gradients given O; else 0
   bool lazy_rescale = false;
-  bool eager = false;
   bool only_outputs_rounded = false;  ///< in a dtype of low precision: the gain is that beside round(x64)
-  bool has_power = true;              ///< eager: rounding S is a small, independent error
-  bool bias = true;                   ///< not for dk and dv of the eager profile: rows share the rounding of S
 };
 
-/// max(6.5, sqrt(2 ln(2 N / 1e-6))), the sub-Gaussian bound of N elements, eager at least 8; times its factor.
-double z_limit(int64_t elements, bool eager, const Limits& limits);
+/// max(6.5, sqrt(2 ln(2 N / 1e-6))), the sub-Gaussian bound of N elements, times its factor.
+double z_limit(int64_t elements, const Limits& limits);
 
 /// Gates "nonfinite" and "exact_zero": counts of violations, limit 0.
 std::map<std::string, Gate> exact_gates(const ErrorStatistics& s);

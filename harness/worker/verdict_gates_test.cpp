@@ -50,9 +50,6 @@ TEST(Gates, ZOfOneElement) {
   expect_limit("z", z, quiet(1), scale(), 6.5);
   expect_limit("z", z, quiet(131072), scale(), 7.2515);     // sqrt(2 ln(2^18 / 1e-6))
   expect_limit("z", z, quiet(100000000), scale(), 8.1153);  // sqrt(2 ln(2e8 / 1e-6))
-  GateScale eager = scale();
-  eager.eager = true;
-  expect_limit("z", z, quiet(1), eager, 8);
 }
 
 TEST(Gates, RmsOfATensor) {
@@ -125,7 +122,7 @@ TEST(Gates, LimitsAreTheFormulaTimesTheFactorOfTheirCell) {
   set("bias", 0.1);
   GateScale s = scale();
   s.limits.calibration = &calibrated;
-  expect_limit("z", &ErrorStatistics::max_z, quiet(10000), s, z_limit(10000, false, scale().limits) / 2);
+  expect_limit("z", &ErrorStatistics::max_z, quiet(10000), s, z_limit(10000, scale().limits) / 2);
   expect_limit("rms", &ErrorStatistics::rms_z, quiet(10000), s, 0.9 * 0.848);
   expect_limit("bias", &ErrorStatistics::gain, quiet(10000), s, 0.02 * kU);
   expect_limit("bias", &ErrorStatistics::gain, quiet(100000), s, 0.2 * kU);
@@ -147,12 +144,6 @@ TEST(Gates, HaveNoPowerWhereTheyCouldNotTell) {
   expect_no_power("bias", coherent, scale());
   coherent.gain_error = 0.6 * kU / 5.39 * 0.999;
   EXPECT_EQ(error_gates(coherent, scale()).at("bias").verdict, Gate::Verdict::pass);
-  s = scale();
-  s.has_power = false;
-  for (const char* gate : {"z", "rms", "bias"}) expect_no_power(gate, quiet(10000), s);
-  s = scale();
-  s.bias = false;
-  EXPECT_EQ(error_gates(quiet(10000), s).count("bias"), 0u);
 }
 
 TEST(Gates, LseAndCounts) {

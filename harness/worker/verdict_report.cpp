@@ -62,7 +62,7 @@ bool has_failed(const TensorErrors& errors) {
                      [](const auto& named) { return named.second.verdict == Gate::Verdict::fail; });
 }
 
-void apply_gates(const std::string& name, const TensorErrors& errors, bool needs_power, Verdict& verdict) {
+void apply_gates(const std::string& name, const TensorErrors& errors, Verdict& verdict) {
   for (const char* gate_name : {"nonfinite", "exact_zero", "z", "rms", "lse", "bias"}) {  // the plainest fault is told
     const auto found = errors.gates.find(gate_name);
     if (found == errors.gates.end() || found->second.verdict != Gate::Verdict::fail) continue;
@@ -73,15 +73,6 @@ void apply_gates(const std::string& name, const TensorErrors& errors, bool needs
     fail(verdict, fmt::format("{}: gate {} is {:.4g}, its limit {:.4g}, over {} values{}", name, gate_name, gate.value,
                               gate.limit, gate.n, where));
   }
-  if (!needs_power || verdict.status != Status::passed) return;
-  const bool power = std::any_of(errors.gates.begin(), errors.gates.end(), [](const auto& named) {
-    const bool measures = named.first != "nonfinite" && named.first != "exact_zero";
-    return measures && named.second.verdict != Gate::Verdict::no_power;
-  });
-  if (power) return;
-  verdict.status = Status::mistrusted;
-  verdict.reason =
-      fmt::format("{}: no gate has the power to judge it (rounding the scores is no small, independent error here)", name);
 }
 
 void judge_padding(const std::string& name, const at::Tensor& tensor, const std::vector<int64_t>& padding, int64_t pitch,

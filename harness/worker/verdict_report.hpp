@@ -30,9 +30,8 @@ TensorErrors report(const at::Tensor& got, const at::Tensor& expected, const Tok
 /// Does a gate of this tensor fail?
 bool has_failed(const TensorErrors& errors);
 
-/// Turns the gates of a tensor into the verdict: a failed gate fails it; a tensor that has errors to measure (needs_power) and no
-/// gate with the power to do so is mistrusted.
-void apply_gates(const std::string& name, const TensorErrors& errors, bool needs_power, Verdict& verdict);
+/// Turns the gates of a tensor into the verdict: a failed gate fails it.
+void apply_gates(const std::string& name, const TensorErrors& errors, Verdict& verdict);
 
 /// Rows without a real token that are known to be 0 are 0 to the last bit, else the gate "exact_zero" of `errors` fails.
 /// padding: those storage rows; pitch: rows of one sequence, 0 in packed tensors.

@@ -51,7 +51,7 @@ Yardstick::Yardstick(const Case& c, const Inputs& inputs, const Profile& profile
       empty_row_(empty_row),
       oracle_(oracle),
       calibration_(calibration),
-      rounding_(rounding_of(profile, c.problem, inputs.scale)),
+      rounding_(rounding_of(profile, c.problem)),
       eager_(std::move(eager)),
       reference_(timed_reference(oracle, c, inputs, profile, empty_row)),
       q_padding_(other_rows(inputs.q_rows, inputs.q_storage_rows())),
@@ -59,7 +59,7 @@ Yardstick::Yardstick(const Case& c, const Inputs& inputs, const Profile& profile
       kept_bytes_(kept_bytes) {
   inspect_reference();
   const SpendingScope emulator(Expense::emulator);
-  const bool is_eager = rounding_ == rounding_of(eager_profile(), c.problem, inputs.scale);
+  const bool is_eager = rounding_ == rounding_of(eager_profile(), c.problem);
   const Outputs emulated = is_eager ? eager_ : emulate(c, inputs, profile, empty_row);
   note_ordinary(kOutput, "o", emulated, reference_.o);
   note_ordinary(kValueGradient, "dv", emulated, reference_.dv);
@@ -77,7 +77,7 @@ Yardstick::Yardstick(const Case& c, const Inputs& inputs, const Profile& profile
 
 bool Yardstick::holds_for(const Profile& profile, Conventions::EmptyRow empty_row, OracleKind oracle) const {
   return holds_for(empty_row) && oracle == oracle_ && profile.lazy_rescale == profile_.lazy_rescale &&
-         rounding_of(profile, c_.problem, inputs_.scale) == rounding_;
+         rounding_of(profile, c_.problem) == rounding_;
 }
 
 const Expected& Yardstick::expected(const JudgedTensor& t) const {
@@ -106,10 +106,7 @@ GateScale Yardstick::scale(const JudgedTensor& t, const std::string& gated_as) c
   s.distinct = ordinary_.at(gated_as).distinct;
   if (&t == &kOutput) s.distinct = std::min(s.distinct, reference_.distinct_scores);
   s.lazy_rescale = profile_.lazy_rescale;
-  s.eager = rounding_.scores;
   s.only_outputs_rounded = only_outputs_rounded();
-  s.has_power = reference_.has_power;
-  s.bias = !(rounding_.scores && t.over_keys);
   return s;
 }
 
