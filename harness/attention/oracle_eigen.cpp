@@ -36,18 +36,31 @@ Matrix rounding_variances(Dtype dtype, const Matrix& x) {
   return x.unaryExpr([dtype](double y) { return rounding_variance(dtype, y); });
 }
 
+Array score_error2(const Rounding& r, const Block& b) {
+  return product_error2(r, b) * score_by_product(b).square();
+}
+
+/// The sum of the values that a uniform row keeps.
+template <typename Values>
+Eigen::Array<double, 1, Eigen::Dynamic> kept_sum(const Block& b, int64_t i, const Values& V) {
+  if (!b.drops()) return V.colwise().sum().array();
+  return ((b.M.row(i) != 0).template cast<double>().matrix() * V).array();
+}
+
 /// O, its variance and the LSE; returns O.
 Matrix forward(const HeadProblem& h, const Operands& x, const Block& b, const Array& hP2, HeadAnswer& out) {
   Entries lse = entries(out.lse), lse_sigma = entries(out.lse_sigma), o_freedom = entries(out.o_freedom);
   const Rounding& r = h.rounding;
   const auto V = b.keys_of(x.V);
   const auto V2 = b.keys_of(x.V2);
-  const Array P2 = b.P.square();
-  Array w = P2 * b.eS2;
-  if (r.scores) w += P2 * score_error2(r, b) / 3;
-  const Matrix O = b.P.matrix() * V;
-  const Matrix wV = w.matrix() * V;
+  const Array P2 = b.weights().square();
+  Array w = b.P.square() * b.eS2;
+  if (r.scores) w += b.P.square() * score_error2(r, b) / 3;
+  const Matrix O = b.weights().matrix() * V;
   const Column total = w.rowwise().sum();
+  if (b.drops()) w *= b.M;
+  const Matrix wV = w.matrix() * V;
+  if (b.drops()) w *= b.M;
   w += hP2 / 3;
   if (r.accumulation > 0) w += P2.colwise() * (r.accumulation * b.n);
   Array variance = (w.matrix() * V2).array() - 2 * O.array() * wV.array();
@@ -56,7 +69,7 @@ Matrix forward(const HeadProblem& h, const Operands& x, const Block& b, const Ar
   for (int64_t i = 0; i < b.rows; ++i) {
     const int64_t row = b.first + i;
     if (b.read[i].size() == 0) variance.row(i).setZero();
-    if (b.uniform[i] && r.p) variance.row(i) += hP2(i, b.read[i].begin) / 3 * V.colwise().sum().array().square();
+    if (b.uniform[i] && r.p) variance.row(i) += hP2.row(i).maxCoeff() / 3 * kept_sum(b, i, V).square();
     lse[row] = b.read[i].size() == 0 || b.uniform[i] ? -kInfinity : b.L[i];
     lse_sigma[row] = b.sL[i];
     o_freedom[row] = b.uniform[i] ? 0 : effective_sources(P2.row(i).sum(), P2.row(i).square().sum(), h.dv);
@@ -76,15 +89,15 @@ void sample_scores(const Block& b, std::vector<double>& samples) {
   }
 }
 
-/// Rounding S is a small, independent error: u max|S| <= 0.05, and the scores of a row of 8 keys or more spread over
+/// Rounding T is a small, independent error: u max|T| <= 0.05 min(1, softcap), and those of a row of 8 keys or more spread over
 /// at least 16 roundings.
 bool rounding_scores_is_small(const HeadProblem& h, const Block& b) {
   for (int64_t i = 0; i < b.rows; ++i) {
     if (b.uniform[i] || b.read[i].size() == 0) continue;
-    const auto S = b.S.row(i).segment(b.read[i].begin, b.read[i].size());
-    const double largest = h.rounding.u * S.abs().maxCoeff();
-    if (!(largest <= 0.05)) return false;
-    if (S.size() >= 8 && !(std::sqrt((S - S.mean()).square().mean()) >= 16 * 2 * largest)) return false;
+    const auto T = b.T.row(i).segment(b.read[i].begin, b.read[i].size());
+    const double largest = h.rounding.u * T.abs().maxCoeff();
+    if (!(largest <= 0.05 * (b.capped() ? std::min(1.0, h.problem->softcap) : 1))) return false;
+    if (T.size() >= 8 && !(std::sqrt((T - T.mean()).square().mean()) >= 16 * 2 * largest)) return false;
   }
   return true;
 }
@@ -96,6 +109,13 @@ struct Gradients {
   Column sD2;  ///< empty where D is given: it has no error then
   Array wq;    ///< weights of K^2 in the variance of dq, and of Q^2 in that of dk
 };
+
+/// dP.
+Array products_with_values(const Operands& x, const Block& b) {
+  Array dP = b.rows_of(x.G) * b.keys_of(x.V).transpose();
+  if (b.drops()) dP *= b.M;
+  return dP;
+}
 
 /// `value` where a query sees a key.
 Array visible(const Block& b, double value) {
@@ -150,40 +170,47 @@ void add_dq_dk(const HeadProblem& h, const Operands& x, const Block& b, const Gr
   dk_variance.middleRows(b.keys.begin, b.keys.size()).noalias() += s2 * (w.matrix().transpose() * b.rows_of(x.Q2));
 }
 
-/// Eager: the roundings of S, P, dP, dS and s dS, each carried through the softmax to first order. With c = hB (dP - D),
-/// e = hB dP, g = P u |dP|, x = dS^2 hS^2, y = hS^2 dS P and PK = sum_j P_j K_j:
-///   d dS_j / d P_k  = [j = k] (dP_k - D) - P_j dP_k
-///   d dS_j / d dP_k = [j = k] P_j - P_j P_k
-///   d dS_j / d S_k  = [j = k] dS_j - dS_j P_k - P_j dS_k
+/// Eager: the roundings of T, P, dP, dS and s dS, each carried through the softmax to first order. With r = P (dP - D), dS = r J,
+/// x = dS/dT and hS = x hT (without softcap J = x = 1 and dJ/dT = 0):
+///   d dS_j / d P_k  = J_j ([j = k] (dP_k - D) - P_j dP_k)
+///   d dS_j / d dP_k = J_j ([j = k] P_j - P_j P_k)
+///   d dS_j / d T_k  = J_j ([j = k] r_j - r_j P_k - P_j r_k) x_k + [j = k] r_j dJ_j/dT_j = [j = k] mu_j - J_j (r_j P_k + P_j r_k)
+///   x_k
+/// c = hB (dP - D) J, e = hB dP, gg = (P u |dP|)^2, y = mu x hT^2, PK = sum_j P_j J_j K_j.
 void add_eager_dq_dk(const HeadProblem& h, const Operands& x, const Block& b, const Gradients& g, HeadAnswer& out) {
   const Rounding& r = h.rounding;
   const double s2 = h.scale * h.scale;
   const auto K = b.keys_of(x.K);
-  const Array P2 = b.P.square(), dS2 = g.dS.square();
-  const Array hB = largest_error2(r, b, b.P).sqrt(), hS2 = score_error2(r, b);
-  const Array c = hB * (g.dP.colwise() - g.D), e = hB * g.dP, gg = (b.P * (r.u * g.dP.abs()).max(r.f)).square();
-  const Array xx = dS2 * hS2, y = hS2 * g.dS * b.P;
+  const Array& PJ = b.weights_of_d();
+  const Array dS2 = g.dS.square(), raw = b.P * (g.dP.colwise() - g.D), slope = score_by_product(b), hT2 = product_error2(r, b);
+  const Array J = b.capped() ? b.J : Array::Ones(b.rows, b.keys.size()), hS2 = hT2 * slope.square();
+  const Array mu = raw * (b.capped() ? Array(J * slope + b.kT) : slope), y = mu * slope * hT2;
+  const Array hB = largest_error2(r, b, b.P).sqrt(), c = hB * (g.dP.colwise() - g.D) * J, e = hB * g.dP;
+  const Array smallest = r.f * (b.drops() ? b.M : Array::Ones(b.rows, b.keys.size()));
+  const Array gg = (b.P * (r.u * g.dP.abs()).max(smallest)).square(), own = mu.square() * hT2;
   Array rounded = largest_error2(r, b, g.dS);
-  if (!r.scale_is_exact) rounded += (b.P != 0).select((r.u * g.dS.abs()).max(r.f / h.scale).square(), 0 * P2);
-  const Column E = e.square().rowwise().sum(), G = gg.rowwise().sum(), W = xx.rowwise().sum(), X = y.rowwise().sum(),
-               T = (P2 * hS2).rowwise().sum();
-  const Array PK = b.P.matrix() * K, dSK = g.dS.matrix() * K;
+  if (!r.scale_is_exact) rounded += (b.P != 0).select((r.u * g.dS.abs()).max(r.f / h.scale).square(), 0 * b.P);
+  const Column shared = (e.square() + gg + raw.square() * hS2).rowwise().sum(), X = (raw * b.P * hS2).rowwise().sum(),
+               T = (b.P.square() * hS2).rowwise().sum();
+  const Array PK = PJ.matrix() * K, dSK = g.dS.matrix() * K;
+  Array fp32 = dS2 * b.eS2;
+  if (b.capped()) fp32 += raw.square() * b.eJ2;
   const Matrix dq = h.scale * dSK.matrix();
 
-  Array variance = (Array(c.square() + gg + xx + rounded).matrix() * b.keys_of(x.K2)).array();
-  variance -= 2 * PK * (Array(c * e + gg + xx).matrix() * K).array();
-  variance += PK.square().colwise() * Column(E + G + W);
-  variance += (PK * dSK).colwise() * Column(2 * X) - 2 * dSK * (y.matrix() * K).array() + dSK.square().colwise() * T;
-  variance = s2 * (variance / 3 + (Array(dS2 * b.eS2).matrix() * b.keys_of(x.K2)).array());
+  Array variance = (Array(c.square() + gg * J.square() + own + rounded).matrix() * b.keys_of(x.K2)).array();
+  variance -= 2 * PK * (Array(c * e + gg * J + y * raw).matrix() * K).array();
+  variance += PK.square().colwise() * shared;
+  variance += (PK * dSK).colwise() * Column(2 * X) - 2 * dSK * (Array(y * b.P).matrix() * K).array() + dSK.square().colwise() * T;
+  variance = s2 * (variance / 3 + (fp32.matrix() * b.keys_of(x.K2)).array());
   variance += rounding_variances(r.dtype, dq).array();
   for (int64_t i = 0; i < b.rows; ++i)
     if (b.read[i].size() == 0) variance.row(i).setZero();
   rows(out.dq).middleRows(b.first, b.rows) = dq;
   rows(out.dq_variance).middleRows(b.first, b.rows) = variance.matrix();
 
-  Array w = c.square() - 2 * c * b.P * e + gg * (1 - 2 * b.P) + xx * (1 - 4 * b.P) + rounded;
-  w += P2.colwise() * Column(E + G + W) + dS2.colwise() * T + (g.dS * b.P).colwise() * Column(2 * X);
-  w = w / 3 + dS2 * b.eS2 + dS2.colwise() * b.eL2;
+  Array w = c.square() - 2 * c * PJ * e + gg * J.square() * (1 - 2 * b.P) + own - 4 * y * g.dS * b.P + rounded;
+  w += PJ.square().colwise() * shared + dS2.colwise() * T + (g.dS * PJ).colwise() * Column(2 * X);
+  w = w / 3 + fp32 + dS2.colwise() * b.eL2;
   Map dk = rows(out.dk), dk_variance = rows(out.dk_variance);
   dk.middleRows(b.keys.begin, b.keys.size()).noalias() += h.scale * (g.dS.matrix().transpose() * b.rows_of(x.Q));
   dk_variance.middleRows(b.keys.begin, b.keys.size()).noalias() += s2 * (w.matrix().transpose() * b.rows_of(x.Q2));
@@ -195,8 +222,11 @@ void add_allowances(const HeadProblem& h, const Operands& x, const Block& b, con
   const Rounding& r = h.rounding;
   Column eD = 2 * r.e * (b.rows_of(x.G).array() * O.array()).abs().rowwise().sum();
   if (!r.d_from_output) eD = r.e * (2 + b.n.sqrt()) * (b.P * g.dP.abs()).rowwise().sum();
-  Array eT = (b.rows_of(x.G2) * b.keys_of(x.V2).transpose()).array().sqrt() + g.dP.abs();
-  eT = b.weights_of_d() * ((r.e * r.k_dp * eT).colwise() + eD);
+  Array eT = (b.rows_of(x.G2) * b.keys_of(x.V2).transpose()).array().sqrt();
+  if (b.drops()) eT *= b.M;
+  eT = r.e * r.k_dp * (eT + g.dP.abs());
+  if (b.drops() && !r.d_from_output) eD += (b.P * eT).rowwise().sum();
+  eT = b.weights_of_d() * (eT.colwise() + eD);
   const double s = std::abs(h.scale);
   rows(out.dq_allowance).middleRows(b.first, b.rows) = s * (eT.matrix() * b.keys_of(x.Ka));
   Map bk = rows(out.dk_allowance);
@@ -213,10 +243,11 @@ void add_dv(const HeadProblem& h, const Operands& x, const Block& b, HeadAnswer&
   } else {
     w += P2.colwise() * (b.eL2 + r.accumulation * static_cast<double>(h.queries * h.problem->group()));
   }
-  if (r.ds || r.scores) w += largest_error2(r, b, b.P) / 3;
   w += visible(b, kFlushedP2);
+  if (b.drops()) w *= b.M.square();
+  if (r.ds || r.scores) w += weight_error2(r, b) / 3;
   Map dv = rows(out.dv), variance = rows(out.dv_variance);
-  dv.middleRows(b.keys.begin, b.keys.size()).noalias() += b.P.matrix().transpose() * b.rows_of(x.G);
+  dv.middleRows(b.keys.begin, b.keys.size()).noalias() += b.weights().matrix().transpose() * b.rows_of(x.G);
   variance.middleRows(b.keys.begin, b.keys.size()).noalias() += w.matrix().transpose() * b.rows_of(x.G2);
 }
 
@@ -224,7 +255,7 @@ void add_sources(const HeadProblem& h, const Block& b, const Gradients& g, HeadA
   const auto add = [&](const at::Tensor& sums, const Array& x) {
     entries(sums).segment(b.keys.begin, b.keys.size()) += x.colwise().sum().transpose();
   };
-  const Array P2 = b.P.square(), dS2 = g.dS.square();
+  const Array P2 = b.weights().square(), dS2 = g.dS.square();
   add(out.p2, P2);
   add(out.p4, P2.square());
   add(out.ds2, dS2);
@@ -237,17 +268,20 @@ void add_sources(const HeadProblem& h, const Block& b, const Gradients& g, HeadA
   }
 }
 
-/// Uniform rows hold equal P, so that they round alike and their errors add up: (sum over them of dO)^2 on dv.
+/// Uniform rows hold equal P, so that they round alike and their errors add up: (sum over those that keep a key of dO)^2 on dv.
 struct UniformRows {
-  Eigen::ArrayXd dout_sum;
+  Matrix dout_sum;  ///< [stored keys, dv]; empty: there is none
   double hB2 = 0;
 };
 
-void add_uniform_rows(const Operands& x, const Block& b, const Rounding& r, UniformRows& sum) {
+void add_uniform_rows(const HeadProblem& h, const Operands& x, const Block& b, UniformRows& sum) {
+  const Rounding& r = h.rounding;
   for (int64_t i = 0; i < b.rows; ++i) {
     if (!b.uniform[i] || !(r.ds || r.scores)) continue;
-    sum.dout_sum += x.G.row(b.first + i).transpose().array();
-    sum.hB2 = std::pow(std::max(r.u * b.P(i, 0), r.f), 2);
+    if (sum.dout_sum.size() == 0) sum.dout_sum.setZero(h.stored_keys, h.dv);
+    sum.hB2 = std::pow(std::max(r.u * b.P(i, 0) / (1 - h.problem->dropout.p), r.f), 2);
+    for (int64_t j = 0; j < b.keys.size(); ++j)
+      if (!b.drops() || b.M(i, j) != 0) sum.dout_sum.row(b.keys.begin + j) += x.G.row(b.first + i);
   }
 }
 
@@ -270,7 +304,7 @@ HeadAnswer eigen_head(const HeadProblem& h) {
   HeadAnswer out = empty_answer(h);
   const Operands x(h);
   const Rounding& r = h.rounding;
-  UniformRows uniform{Eigen::ArrayXd::Zero(h.dv)};
+  UniformRows uniform;
   std::vector<double> samples;
   bool has_power = true;
   for (int64_t first = 0, next = 0; first < h.queries; first = next) {
@@ -281,11 +315,11 @@ HeadAnswer eigen_head(const HeadProblem& h) {
     sample_scores(b, samples);
     has_power = has_power && (!r.scores || rounding_scores_is_small(h, b));
     Gradients g;
-    g.dP = b.rows_of(x.G) * b.keys_of(x.V).transpose();
+    g.dP = products_with_values(x, b);
     g.D = (b.rows_of(x.G).array() * O.array()).rowwise().sum();
     g.sD2 = (b.P.square() * b.eS2 * (g.dP.colwise() - g.D).square()).rowwise().sum();
     if (r.d_from_output)
-      g.sD2 += (hP2 / 3 * g.dP.square()).rowwise().sum() +
+      g.sD2 += (hP2 / 3 * ((1 - h.problem->dropout.p) * g.dP).square()).rowwise().sum() +  // of dO.v: dP / M
                (b.rows_of(x.G2).array() * rounding_variances(r.dtype, O).array()).rowwise().sum();
     finish_gradients(h, b, g);
     if (r.scores)
@@ -295,10 +329,9 @@ HeadAnswer eigen_head(const HeadProblem& h) {
     add_allowances(h, x, b, g, O, out);
     add_dv(h, x, b, out);
     add_sources(h, b, g, out);
-    add_uniform_rows(x, b, r, uniform);
+    add_uniform_rows(h, x, b, uniform);
   }
-  Map variance = rows(out.dv_variance);
-  variance.array().rowwise() += (uniform.hB2 / 3 * uniform.dout_sum.square()).transpose();
+  if (uniform.dout_sum.size() > 0) rows(out.dv_variance) += uniform.hB2 / 3 * uniform.dout_sum.cwiseAbs2();
   out.score_samples = at::from_blob(samples.data(), {static_cast<int64_t>(samples.size())}, at::kDouble).clone();
   out.sampled_heads.assign(samples.size(), 0);
   out.has_power = at::full({}, has_power, at::kBool);
@@ -315,7 +348,7 @@ HeadGradients eigen_head_given_output(const HeadProblem& h, const at::Tensor& o)
     const Block b = make_block(h, x, first);
     next = first + b.rows;
     Gradients g;
-    g.dP = b.rows_of(x.G) * b.keys_of(x.V).transpose();
+    g.dP = products_with_values(x, b);
     g.D = (b.rows_of(x.G).array() * b.rows_of(O).array()).rowwise().sum();
     finish_gradients(h, b, g);
     add_dq_dk(h, x, b, g, out);

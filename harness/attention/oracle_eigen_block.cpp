@@ -36,7 +36,7 @@ void softmax_row(const HeadProblem& h, Block& b, int64_t i) {
     S.setConstant(h.empty_row == Conventions::EmptyRow::nan ? std::nan("") : 0);
     b.eS2.row(i).setConstant(16 * h.rounding.e * h.rounding.e);
   }
-  const double sink = h.sinks.empty() ? -kInfinity : h.sinks.front();
+  const double sink = h.sinks.empty() || b.uniform[i] ? -kInfinity : h.sinks.front();
   const double m = b.uniform[i] ? 0 : std::max(S.maxCoeff(), sink);
   P = (S - m).exp();
   b.l[i] = P.sum() + std::exp(sink - m);
@@ -51,6 +51,7 @@ void cap(const HeadProblem& h, Block& b, Array& A) {
   const Array t = (b.S / c).tanh();
   b.S = c * t;
   b.J = 1 - t.square();
+  b.kT = -2 / c * t * b.J;
   b.eJ2 = (r.e * (4 + 2 * r.k_scores / c * A * b.J * t.abs())).square();
   A = A * b.J + 4 / r.k_scores * b.S.abs();
 }
@@ -71,6 +72,7 @@ void scores(const HeadProblem& h, const Operands& x, Block& b) {
   const Rounding& r = h.rounding;
   b.S = h.scale * (b.rows_of(x.Q) * b.keys_of(x.K).transpose());
   Array A = std::abs(h.scale) * (b.rows_of(x.Qa) * b.keys_of(x.Ka).transpose());
+  if (r.scores) b.T = b.S;
   if (h.problem->softcap != 0) cap(h, b, A);
   if (!h.slopes.empty()) add_bias(h, b, A);
   b.eS2 = (r.e * (4 + r.k_scores * A)).square();
@@ -80,6 +82,11 @@ void scores(const HeadProblem& h, const Operands& x, Block& b) {
     if (b.uniform[i]) A.row(i).setZero();
   }
   if (b.capped()) b.PJ = b.P * b.J;
+  if (h.factors.defined()) {
+    const ConstMap M(h.factors.const_data_ptr<double>(), h.queries, h.stored_keys);
+    b.M = M.block(b.first, b.keys.begin, b.rows, b.keys.size());
+    b.PM = b.P * b.M;
+  }
   b.sL = r.e * (4 + b.L.abs() + r.k_scores * (b.P * A).rowwise().sum() + b.n.sqrt());
   b.eL2 = r.accumulation > 0 ? Column(b.sL.square()) : Column((r.e * (2 + 2 * b.L.abs())).square());
 }
@@ -112,14 +119,25 @@ Block make_block(const HeadProblem& h, const Operands& x, int64_t first) {
 
 Array stored_p_error2(const Rounding& r, const Block& b) {
   if (!r.p) return Array::Zero(b.rows, b.keys.size());
-  if (r.p_normalised || r.f == 0) return largest_error2(r, b, b.P);
+  if (r.p_normalised || r.f == 0) return weight_error2(r, b);
   const Column unnormalised = (r.f / b.l).square();
-  return (b.P != 0).select((r.u * b.P).square().max(unnormalised.replicate(1, b.keys.size())),
-                           Array::Zero(b.rows, b.keys.size()));
+  return (b.weights() != 0)
+      .select((r.u * b.weights()).square().max(unnormalised.replicate(1, b.keys.size())), Array::Zero(b.rows, b.keys.size()));
 }
 
-Array score_error2(const Rounding& r, const Block& b) {
-  return (r.scale_is_exact ? 1 : 2) * (b.P != 0).select((r.u * b.S).square(), Array::Zero(b.rows, b.keys.size()));
+Array weight_error2(const Rounding& r, const Block& b) {
+  return (b.weights() != 0).select(largest_error2(r, b, b.weights()), Array::Zero(b.rows, b.keys.size()));
+}
+
+Array product_error2(const Rounding& r, const Block& b) {
+  return (r.scale_is_exact ? 1 : 2) * (b.P != 0).select((r.u * b.T).square(), Array::Zero(b.rows, b.keys.size()));
+}
+
+Array score_by_product(const Block& b) {
+  Array slope = b.capped() ? b.J : Array::Ones(b.rows, b.keys.size());
+  for (int64_t i = 0; i < b.rows; ++i)
+    if (b.uniform[i]) slope.row(i).setZero();
+  return slope;
 }
 
 }  // namespace attnbench::eigen_oracle

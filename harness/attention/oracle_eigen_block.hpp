@@ -45,6 +45,8 @@ struct Block {
   Range keys;
   Array P, S, eS2;
   Array J, eJ2, PJ;  ///< softcap: derivative of S by what is capped, square of its error, P J; else empty
+  Array T, kT;       ///< eager: s q.k; softcap: dJ/dT; else empty
+  Array M, PM;       ///< dropout: what P is multiplied by, P M; else empty
   Column L, l, n;    ///< LSE, sum of exp relative to the row's largest score, keys read
   Column eL2;
   Column sL;
@@ -54,6 +56,9 @@ struct Block {
   bool capped() const { return J.size() > 0; }
   /// What D's share in dS is multiplied by.
   const Array& weights_of_d() const { return capped() ? PJ : P; }
+  bool drops() const { return M.size() > 0; }
+  /// What V is multiplied by.
+  const Array& weights() const { return drops() ? PM : P; }
 
   auto rows_of(const auto& m) const { return m.middleRows(first, rows); }
   auto keys_of(const auto& m) const { return m.middleRows(keys.begin, keys.size()); }
@@ -71,7 +76,13 @@ Array largest_error2(const Rounding& r, const Block& b, const X& x) {
 /// hP^2.
 Array stored_p_error2(const Rounding& r, const Block& b);
 
-/// hS^2 of the eager profile: S is rounded, and s S once more unless s is a power of two.
-Array score_error2(const Rounding& r, const Block& b);
+/// hB^2: of P M as it is stored.
+Array weight_error2(const Rounding& r, const Block& b);
+
+/// hT^2 of the eager profile: q.k is rounded, and s q.k once more unless s is a power of two.
+Array product_error2(const Rounding& r, const Block& b);
+
+/// dS/dT: that of the softcap; 0 in a uniform row, whose scores are constants.
+Array score_by_product(const Block& b);
 
 }  // namespace attnbench::eigen_oracle

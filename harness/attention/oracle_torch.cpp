@@ -14,6 +14,7 @@
 #include <ATen/ops/cat.h>
 #include <ATen/ops/full.h>
 #include <ATen/ops/maximum.h>
+#include <ATen/ops/ones.h>
 #include <ATen/ops/tensor.h>
 #include <ATen/ops/where.h>
 #include <ATen/ops/zeros.h>
@@ -97,16 +98,21 @@ class TorchHeads {
     Tensor reads_any, n;        ///< [1 or heads, rows, 1]: reads a key; how many, in float64
     Tensor Q, G;                ///< [heads, rows, channels]
     Tensor K, V;                ///< [heads, keys, channels]
-    Tensor S, P, P2, eS2, hS2;  ///< [heads, rows, keys]; S is -inf where no key is read
+    Tensor S, P, P2, eS2, hS2;  ///< [heads, rows, keys]; S is -inf where no key is read; hS2: eager
     Tensor J, eJ2, PJ;          ///< softcap: derivative of S by what is capped, its error squared, P J; else undefined
+    Tensor T, hT2, kT;          ///< eager: s q.k, hT^2; with softcap dJ/dT; else undefined
+    Tensor M, PM, PM2;          ///< dropout: what P is multiplied by, P M and its square; else undefined
     Tensor m, l, L, sL, eL2;    ///< [heads, rows, 1]
 
     /// What D's share in dS is multiplied by.
     const Tensor& weights_of_d() const { return J.defined() ? PJ : P; }
+    /// What V is multiplied by, and its square.
+    const Tensor& weights() const { return M.defined() ? PM : P; }
+    const Tensor& weights2() const { return M.defined() ? PM2 : P2; }
   };
   struct Gradient {
     Tensor dP, D, centred, dS, dS2;  ///< centred: dP - D; dP undefined where D is given
-    Tensor raw2;                     ///< (P centred)^2, which softcap's derivative is not in yet
+    Tensor raw, raw2;                ///< P centred, which softcap's derivative is not in yet, and its square
     Tensor sD2;                      ///< undefined: D is given and has no error
   };
 
@@ -124,7 +130,10 @@ class TorchHeads {
   void add_bias(Block& b, Tensor& A) const;
   void softmax(Block& b) const;
   void set_ds(const Block& b, Gradient& g) const;
+  void set_score_errors(Block& b) const;
+  Tensor dp(const Block& b) const;
   Tensor largest_error2(const Block& b, const Tensor& x2, const Tensor& smallest2) const;
+  Tensor weight_error2(const Block& b, const Tensor& smallest2) const;
   Tensor ulp_variance(const Tensor& x) const;
   Tensor output(const Block& b, const Tensor& hP2);
   void sample_scores(const Block& b);
@@ -185,7 +194,7 @@ TorchHeads::TorchHeads(const HeadProblem& h)
   dk_ = rows(h.stored_keys, h.d), dk_var_ = dk_.clone(), dk_b_ = dk_.clone();
   dv_ = rows(h.stored_keys, h.dv), dv_var_ = dv_.clone();
   p2_ = rows(h.stored_keys, 1), p4_ = p2_.clone(), ds2_ = p2_.clone(), ds4_ = p2_.clone();
-  uniform_dout_ = rows(1, h.dv);
+  uniform_dout_ = rows(h.factors.defined() ? h.stored_keys : 1, h.dv);
 }
 
 /// int64 [1 or heads, rows, 1], from `rows` numbers of each sequence.
@@ -252,6 +261,7 @@ void TorchHeads::cap(Block& b, Tensor& A) const {
   const double c = h_.problem->softcap;
   const Tensor t = (b.S / c).tanh();
   b.J = t.square().neg().add_(1);
+  if (r_.scores) b.kT = t * b.J * (-2 / c);
   b.eJ2 = (A * b.J * t.abs()).mul_(2 * r_.k_scores / c).add_(4).mul_(r_.e).square_();
   b.S = t * c;
   A = A * b.J + b.S.abs() * (4 / r_.k_scores);
@@ -264,6 +274,13 @@ void TorchHeads::add_bias(Block& b, Tensor& A) const {
   const Tensor bias = (i - j).abs() * by_head(h_.slopes);
   b.S.sub_(bias);
   A.add_(bias, 2 / r_.k_scores).add_(b.S.abs(), 1 / r_.k_scores);
+}
+
+/// Eager: hT^2 of the roundings of s q.k, and hS^2 = (dS/dT)^2 hT^2. Equal scores of an empty row have none.
+void TorchHeads::set_score_errors(Block& b) const {
+  b.hT2 = (b.T * r_.u).square_().mul_(r_.scale_is_exact ? 1 : 2).masked_fill_(b.unread, 0);
+  b.hS2 = b.J.defined() ? b.hT2 * b.J.square() : b.hT2;
+  if (b.fills) b.hS2 = b.hS2.masked_fill(b.filled, 0);
 }
 
 /// What the block reads, its scores and their softmax.
@@ -279,6 +296,7 @@ void TorchHeads::softmax(Block& b) const {
 
   b.S = b.Q.matmul(b.K.mT()).mul_(h_.scale);
   Tensor A = b.Q.abs().matmul(b.K.abs().mT()).mul_(std::abs(h_.scale));
+  if (r_.scores) b.T = b.S.clone();
   if (h_.problem->softcap != 0) cap(b, A);
   if (!h_.slopes.empty()) add_bias(b, A);
   if (b.fills) {
@@ -286,27 +304,39 @@ void TorchHeads::softmax(Block& b) const {
     A.masked_fill_(b.filled, 0);
   }
   b.S.masked_fill_(b.unread, -kInfinity);
-  Tensor largest = b.S.amax(-1, true);
-  if (!h_.sinks.empty()) largest = at::maximum(largest, by_head(h_.sinks));
+  Tensor largest = b.S.amax(-1, true), sinks;
+  if (!h_.sinks.empty()) sinks = at::where(b.filled, -kInfinity, by_head(h_.sinks));
+  if (sinks.defined()) largest = at::maximum(largest, sinks);
   b.m = at::where(b.reads_any, largest, 0.0);
   b.P = (b.S - b.m).exp_();
   Tensor sum = b.P.sum(-1, true);
-  if (!h_.sinks.empty()) sum += (by_head(h_.sinks) - b.m).exp_();
+  if (sinks.defined()) sum += (sinks - b.m).exp_();
   b.l = at::where(b.reads_any, sum, 1.0);
   b.P.div_(b.l);
   b.P2 = b.P.square();
   if (b.J.defined()) b.PJ = b.P * b.J;
+  if (h_.factors.defined()) {
+    b.M = of_rows(h_.factors, b).narrow(2, b.key, b.keys);
+    b.PM = b.P * b.M;
+    b.PM2 = b.PM.square();
+  }
   b.L = b.m + b.l.log();
   b.sL = (b.L.abs() + 4 + (b.P * A).sum(-1, true) * r_.k_scores + b.n.sqrt()) * r_.e;
   b.eS2 = A.mul_(r_.k_scores * r_.e).add_(4 * r_.e).square_();
   b.eL2 = r_.accumulation > 0 ? b.sL.square() : ((b.L.abs() * 2 + 2) * r_.e).square();
-  if (r_.scores) b.hS2 = (b.S * r_.u).square_().mul_(r_.scale_is_exact ? 1 : 2).masked_fill_(b.unread, 0);
+  if (r_.scores) set_score_errors(b);
 }
 
 /// max(u |x|, smallest)^2 where a key is read, else 0, of an x that is 0 there; by their squares.
 Tensor TorchHeads::largest_error2(const Block& b, const Tensor& x2, const Tensor& smallest2) const {
   if (r_.f == 0) return x2 * (r_.u * r_.u);
   return at::maximum(x2 * (r_.u * r_.u), smallest2).masked_fill_(b.unread, 0);
+}
+
+/// hP^2, or hB^2: of P M as it is stored.
+Tensor TorchHeads::weight_error2(const Block& b, const Tensor& smallest2) const {
+  const Tensor h2 = largest_error2(b, b.weights2(), smallest2);
+  return b.M.defined() ? h2.masked_fill(b.M == 0, 0) : h2;
 }
 
 /// ulp^2/12: the bits of the exponent alone are the power of two at or below |x|.
@@ -326,12 +356,16 @@ Tensor TorchHeads::sources(const Tensor& sum2, const Tensor& sum4, int64_t chann
 Tensor TorchHeads::output(const Block& b, const Tensor& hP2) {
   Tensor w = b.P2 * b.eS2;
   if (r_.scores) w += b.P2 * b.hS2 / 3;
-  const Tensor O = b.P.matmul(b.V), wV = w.matmul(b.V), total = w.sum(-1, true), accumulated = b.n * r_.accumulation;
+  const Tensor O = b.weights().matmul(b.V), total = w.sum(-1, true), accumulated = b.n * r_.accumulation;
+  const Tensor wV = b.M.defined() ? (w * b.M).matmul(b.V) : w.matmul(b.V);
+  if (b.M.defined()) w *= b.M.square();
   if (hP2.defined()) w += hP2 / 3;
-  if (r_.accumulation > 0) w += b.P2 * accumulated;
+  if (r_.accumulation > 0) w += b.weights2() * accumulated;
   Tensor variance = w.matmul(b.V.square()) - O * wV * 2 + O.square() * (total + accumulated) + ulp_variance(O);
-  if (hP2.defined() && b.fills)  // equal P round alike
-    variance += at::where(b.filled, hP2.narrow(-1, 0, 1) / 3 * b.V.sum(1, true).square(), 0.0);
+  if (hP2.defined() && b.fills) {  // equal P round alike
+    const Tensor sum = b.M.defined() ? (b.M != 0).to(at::kDouble).matmul(b.V) : b.V.sum(1, true);
+    variance += at::where(b.filled, hP2.amax(-1, true) / 3 * sum.square(), 0.0);
+  }
   of_rows(o_, b).copy_(O);
   of_rows(o_var_, b).copy_(at::where(b.reads_any, variance, 0.0));
   of_rows(lse_, b).copy_(at::where(b.filled | b.reads_any.logical_not(), -kInfinity, b.L));
@@ -358,26 +392,33 @@ void TorchHeads::sample_scores(const Block& b) {
   samples_.push_back(S - b.m.flatten().index_select(0, to_tensor(rows, options_.device())));
 }
 
-/// Rounding S is a small, independent error: u max|S| <= 0.05, and the scores of 8 keys or more spread over 16 roundings.
+/// Rounding T is a small, independent error: u max|T| <= 0.05 min(1, softcap), and those of 8 keys or more spread over 16
+/// roundings.
 void TorchHeads::note_power(const Block& b) {
-  const Tensor S = b.S.masked_fill(b.unread, 0);
-  const Tensor largest = S.abs().amax(-1, true) * r_.u, mean = S.sum(-1, true) / b.n;
-  const Tensor deviation = ((S - mean).square_().masked_fill_(b.unread, 0).sum(-1, true) / b.n).sqrt();
-  const Tensor good = (largest <= 0.05) & ((b.n < 8) | (deviation >= largest * 32));
+  const Tensor T = b.T.masked_fill(b.unread, 0);
+  const Tensor largest = T.abs().amax(-1, true) * r_.u, mean = T.sum(-1, true) / b.n;
+  const Tensor deviation = ((T - mean).square_().masked_fill_(b.unread, 0).sum(-1, true) / b.n).sqrt();
+  const double most = h_.problem->softcap != 0 ? 0.05 * std::min(1.0, h_.problem->softcap) : 0.05;
+  const Tensor good = (largest <= most) & ((b.n < 8) | (deviation >= largest * 32));
   has_power_.logical_and_((good | b.filled | b.reads_any.logical_not()).all());
 }
 
 /// From centred.
 void TorchHeads::set_ds(const Block& b, Gradient& g) const {
-  g.dS = b.P * g.centred;
-  g.raw2 = g.dS.square();
-  if (b.J.defined()) g.dS = g.dS * b.J;
+  g.raw = b.P * g.centred;
+  g.raw2 = g.raw.square();
+  g.dS = b.J.defined() ? g.raw * b.J : g.raw;
   g.dS2 = b.J.defined() ? g.dS.square() : g.raw2;
+}
+
+Tensor TorchHeads::dp(const Block& b) const {
+  const Tensor dP = b.G.matmul(b.V.mT());
+  return b.M.defined() ? dP * b.M : dP;
 }
 
 TorchHeads::Gradient TorchHeads::gradient(const Block& b, const Tensor& O, const Tensor& hP2) const {
   Gradient g;
-  g.dP = b.G.matmul(b.V.mT());
+  g.dP = dp(b);
   g.D = (b.G * O).sum(-1, true);
   g.centred = g.dP - g.D;
   // The one key of a row has P = 1 and dP = D: what the arithmetic leaves of dS = 0 would be counted as a source.
@@ -386,7 +427,8 @@ TorchHeads::Gradient TorchHeads::gradient(const Block& b, const Tensor& O, const
   g.sD2 = (g.raw2 * b.eS2).sum(-1, true);
   if (!r_.d_from_output) return g;
   g.sD2 += (b.G.square() * ulp_variance(O)).sum(-1, true);
-  if (hP2.defined()) g.sD2 += (hP2 * g.dP.square()).sum(-1, true) / 3;
+  const double kept = 1 - h_.problem->dropout.p;  // dP / M
+  if (hP2.defined()) g.sD2 += (hP2 * g.dP.square()).sum(-1, true) * (kept * kept / 3);
   return g;
 }
 
@@ -417,38 +459,53 @@ void TorchHeads::add_dq_dk(const Block& b, const Gradient& g) {
   of_keys(dk_var_, b).add_(w.mT().matmul(b.Q.square()), s2_);
 }
 
-/// Eager: first-order response of dS to the roundings of P (weight c, shared part e), dP, S, dS and s dS.
+/// Eager: first-order response of dS to the roundings of P (weight c, shared part e), dP, T, dS and s dS. Formulas:
+/// oracle_eigen.cpp.
 void TorchHeads::add_eager_dq_dk(const Block& b, const Gradient& g) {
-  const Tensor P = b.P, K2 = b.K.square();
+  const Tensor PJ = b.weights_of_d(), K2 = b.K.square();
   const Tensor hB = largest_error2(b, b.P2, f2_).sqrt_();
-  const Tensor c = hB * g.centred, e = hB * g.dP;
-  const Tensor dp_error2 = b.P2 * at::maximum(g.dP.square() * (r_.u * r_.u), f2_);
-  const Tensor own = g.dS2 * b.hS2, cross = b.hS2 * g.dS * P;
+  const Tensor e = hB * g.dP, c = b.J.defined() ? hB * g.centred * b.J : hB * g.centred;
+  const Tensor smallest2 = b.M.defined() ? b.M.square() * f2_ : f2_;
+  const Tensor dp_error2 = b.P2 * at::maximum(g.dP.square() * (r_.u * r_.u), smallest2);
+  const Tensor spread = g.raw2 * b.hS2, cross = b.hS2 * g.raw * b.P;
+  Tensor own = spread, along = g.raw * b.hS2;
+  if (b.J.defined()) {
+    const Tensor S_by_T = b.fills ? b.J.masked_fill(b.filled, 0) : b.J;
+    const Tensor mu = g.raw * (b.J * S_by_T + b.kT);
+    own = mu.square() * b.hT2;
+    along = mu * S_by_T * b.hT2;
+  }
+  const Tensor J = b.J.defined() ? b.J : at::ones({1}, options_);
   Tensor stored = largest_error2(b, g.dS2, f2_);
   if (!r_.scale_is_exact) stored = stored + largest_error2(b, g.dS2, f2_ / s2_);
-  const Tensor shared = e.square().sum(-1, true) + dp_error2.sum(-1, true) + own.sum(-1, true);
+  const Tensor shared = e.square().sum(-1, true) + dp_error2.sum(-1, true) + spread.sum(-1, true);
   const Tensor tilt = cross.sum(-1, true), gain = (b.P2 * b.hS2).sum(-1, true);
-  const Tensor PK = P.matmul(b.K), dSK = g.dS.matmul(b.K), dq = dSK * h_.scale;
+  const Tensor PK = PJ.matmul(b.K), dSK = g.dS.matmul(b.K), dq = dSK * h_.scale;
 
-  Tensor propagated = (c.square() + dp_error2 + own + stored).matmul(K2);
-  propagated = propagated - PK * (c * e + dp_error2 + own).matmul(b.K) * 2 + PK.square() * shared;
-  propagated = propagated + PK * dSK * tilt * 2 - dSK * cross.matmul(b.K) * 2 + dSK.square() * gain;
-  const Tensor variance = (propagated / 3 + (g.dS2 * b.eS2).matmul(K2)) * s2_ + ulp_variance(dq);
+  Tensor propagated = (c.square() + dp_error2 * J.square() + own + stored).matmul(K2);
+  propagated = propagated - PK * (c * e + dp_error2 * J + along * g.raw).matmul(b.K) * 2 + PK.square() * shared;
+  propagated = propagated + PK * dSK * tilt * 2 - dSK * (along * b.P).matmul(b.K) * 2 + dSK.square() * gain;
+  Tensor fp32 = g.dS2 * b.eS2;
+  if (b.J.defined()) fp32 += g.raw2 * b.eJ2;
+  const Tensor variance = (propagated / 3 + fp32.matmul(K2)) * s2_ + ulp_variance(dq);
   of_rows(dq_, b).copy_(dq);
   of_rows(dq_var_, b).copy_(at::where(b.reads_any, variance, 0.0));
 
-  Tensor w = c.square() - c * P * e * 2 + dp_error2 * (P * -2 + 1) + own * (P * -4 + 1) + stored;
-  w = w + b.P2 * shared + g.dS2 * gain + g.dS * P * tilt * 2;
-  w = w / 3 + g.dS2 * (b.eS2 + b.eL2);
+  Tensor w = c.square() - c * PJ * e * 2 + dp_error2 * J.square() * (b.P * -2 + 1) + own - along * g.dS * b.P * 4 + stored;
+  w = w + PJ.square() * shared + g.dS2 * gain + g.dS * PJ * tilt * 2;
+  w = w / 3 + fp32 + g.dS2 * b.eL2;
   of_keys(dk_, b).add_(g.dS.mT().matmul(b.Q), h_.scale);
   of_keys(dk_var_, b).add_(w.mT().matmul(b.Q.square()), s2_);
 }
 
 void TorchHeads::add_allowances(const Block& b, const Gradient& g, const Tensor& O) {
-  const Tensor eD =
+  Tensor eD =
       r_.d_from_output ? (b.G * O).abs().sum(-1, true) * (2 * r_.e) : (b.P * g.dP.abs()).sum(-1, true) * (b.n.sqrt() + 2) * r_.e;
-  const Tensor cancelled = b.G.square().matmul(b.V.square().mT()).sqrt_();
-  const Tensor eT = cancelled.add_(g.dP.abs()).mul_(r_.e * r_.k_dp).add_(eD).mul_(b.weights_of_d());
+  Tensor cancelled = b.G.square().matmul(b.V.square().mT()).sqrt_();
+  if (b.M.defined()) cancelled *= b.M;
+  const Tensor of_dp = cancelled.add_(g.dP.abs()).mul_(r_.e * r_.k_dp);
+  if (b.M.defined() && !r_.d_from_output) eD = eD + (b.P * of_dp).sum(-1, true);
+  const Tensor eT = (of_dp + eD).mul_(b.weights_of_d());
   of_rows(dq_b_, b).copy_(eT.matmul(b.K.abs()) * std::abs(h_.scale));
   of_keys(dk_b_, b).add_(eT.mT().matmul(b.Q.abs()), std::abs(h_.scale));
 }
@@ -460,21 +517,27 @@ void TorchHeads::add_dv(const Block& b) {
   } else {
     w += b.P2 * (b.eL2 + queries_of_group_ * r_.accumulation);
   }
-  const bool rounds_p = r_.ds || r_.scores;
-  if (rounds_p) w += largest_error2(b, b.P2, f2_).div_(3);
   w.add_(b.P != 0, kFlushedP2);
-  of_keys(dv_, b).add_(b.P.mT().matmul(b.G));
+  if (b.M.defined()) w *= b.M.square();
+  const bool rounds_p = r_.ds || r_.scores;
+  if (rounds_p) w += weight_error2(b, f2_).div_(3);
+  of_keys(dv_, b).add_(b.weights().mT().matmul(b.G));
   of_keys(dv_var_, b).add_(w.mT().matmul(b.G.square()));
-  if (rounds_p && b.fills) uniform_dout_ += at::where(b.filled, b.G, 0.0).sum(1, true);
+  if (!rounds_p || !b.fills) return;
+  const Tensor filled = at::where(b.filled, b.G, 0.0);
+  if (b.M.defined())
+    of_keys(uniform_dout_, b).add_((b.M != 0).to(at::kDouble).mT().matmul(filled));
+  else
+    uniform_dout_ += filled.sum(1, true);
 }
 
 void TorchHeads::add_sources(const Block& b, const Gradient& g) {
-  const Tensor P4 = b.P2.square(), dS4 = g.dS2.square();
-  of_keys(p2_, b).add_(b.P2.sum(1).unsqueeze(-1));
+  const Tensor P2 = b.weights2(), P4 = P2.square(), dS4 = g.dS2.square();
+  of_keys(p2_, b).add_(P2.sum(1).unsqueeze(-1));
   of_keys(p4_, b).add_(P4.sum(1).unsqueeze(-1));
   of_keys(ds2_, b).add_(g.dS2.sum(1).unsqueeze(-1));
   of_keys(ds4_, b).add_(dS4.sum(1).unsqueeze(-1));
-  const Tensor o_nu = sources(b.P2.sum(-1, true), P4.sum(-1, true), h_.dv);
+  const Tensor o_nu = sources(P2.sum(-1, true), P4.sum(-1, true), h_.dv);
   const Tensor dq_nu = sources(g.dS2.sum(-1, true), dS4.sum(-1, true), h_.d);
   of_rows(o_nu_, b).copy_(at::where(b.filled, 0.0, o_nu));
   of_rows(dq_nu_, b).copy_(at::where(b.filled, 0.0, dq_nu));
@@ -485,7 +548,7 @@ HeadAnswer TorchHeads::answer() {
     const Block b = block(first);
     if (b.keys == 0) continue;
     Tensor hP2;
-    if (r_.p) hP2 = largest_error2(b, b.P2, r_.p_normalised ? f2_ : f2_ / b.l.square());
+    if (r_.p) hP2 = weight_error2(b, r_.p_normalised ? f2_ : f2_ / b.l.square());
     const Tensor O = output(b, hP2);
     sample_scores(b);
     if (r_.scores) note_power(b);
@@ -501,7 +564,8 @@ HeadAnswer TorchHeads::answer() {
   // Uniform rows hold equal P, so that they round alike and their errors add up.
   std::vector<int64_t> stored;
   for (const SequenceOfHeads& sequence : h_.sequences) stored.push_back(std::max<int64_t>(sequence.stored_keys, 1));
-  const Tensor hB = (of_heads(stored, 1).to(at::kDouble).reciprocal() * r_.u).clamp_min_(r_.f);
+  const double most = r_.u / (1 - h_.problem->dropout.p);
+  const Tensor hB = (of_heads(stored, 1).to(at::kDouble).reciprocal() * most).clamp_min_(r_.f);
   dv_var_ += uniform_dout_.square() * (hB.square() / 3);
   HeadAnswer out;
   out.o = o_, out.o_variance = o_var_, out.o_freedom = o_nu_.squeeze(-1);
@@ -523,7 +587,7 @@ HeadGradients TorchHeads::given_output(const Tensor& o) {
     if (b.keys == 0) continue;
     Gradient g;
     g.D = (b.G * of_rows(o, b)).sum(-1, true);
-    g.centred = b.G.matmul(b.V.mT()).sub_(g.D);
+    g.centred = dp(b) - g.D;
     set_ds(b, g);
     add_dq_dk(b, g);
   }
