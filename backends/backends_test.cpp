@@ -36,10 +36,10 @@ bool sees(const Problem& p, int64_t i, int64_t j, int64_t lq, int64_t lk) {
   return !(p.window && p.window->right >= 0 && j > diagonal + p.window->right);
 }
 
-/// One query row of one head: P, O, then all gradients that it contributes to.
+/// One query row of one head: P, O, then all gradients that it contributes to. factors: M of each key that is seen.
 void add_query(const Problem& p, double scale, const std::vector<double>& q, const std::vector<double>& k,
                const std::vector<double>& v, const std::vector<double>& dout, int64_t query, int64_t head, int64_t first_key,
-               const std::vector<int64_t>& seen, int64_t diagonal, double sink, Rows& rows) {
+               const std::vector<int64_t>& seen, const std::vector<double>& factors, int64_t diagonal, double sink, Rows& rows) {
   const int64_t kv_head = head / p.group();
   const double* Q = &q[static_cast<size_t>((query * p.hq + head) * p.d)];
   const double* dO = &dout[static_cast<size_t>((query * p.hq + head) * p.dv)];
@@ -54,7 +54,7 @@ void add_query(const Problem& p, double scale, const std::vector<double>& q, con
     const double bias = p.alibi ? std::pow(2, -8.0 * double(head + 1) / double(p.hq)) * double(std::abs(diagonal - j)) : 0;
     s.push_back((p.softcap > 0 ? p.softcap * capped : dot * scale) - bias);
     slope.push_back(1 - capped * capped);
-    dp.push_back(dot_v);
+    dp.push_back(dot_v * factors[dp.size()]);
   }
   const double largest = s.empty() ? 0 : std::max(sink, *std::ranges::max_element(s));
   double sum = s.empty() ? 0 : std::exp(sink - largest), D = 0;
@@ -62,10 +62,10 @@ void add_query(const Problem& p, double scale, const std::vector<double>& q, con
   rows.lse[static_cast<size_t>(query * p.hq + head)] = largest + std::log(sum);
   for (size_t n = 0; n < s.size(); n++) D += (s[n] /= sum) * dp[n];
   for (size_t n = 0; n < s.size(); n++) {
-    const double ds = s[n] * (dp[n] - D) * slope[n] * scale;
+    const double ds = s[n] * (dp[n] - D) * slope[n] * scale, weight = s[n] * factors[n];
     for (int64_t x = 0; x < p.dv; x++) {
-      rows.o[static_cast<size_t>((query * p.hq + head) * p.dv + x)] += s[n] * v[V(seen[n]) + static_cast<size_t>(x)];
-      rows.dv[V(seen[n]) + static_cast<size_t>(x)] += s[n] * dO[x];
+      rows.o[static_cast<size_t>((query * p.hq + head) * p.dv + x)] += weight * v[V(seen[n]) + static_cast<size_t>(x)];
+      rows.dv[V(seen[n]) + static_cast<size_t>(x)] += weight * dO[x];
     }
     for (int64_t x = 0; x < p.d; x++) {
       rows.dq[static_cast<size_t>((query * p.hq + head) * p.d + x)] += ds * k[K(seen[n]) + static_cast<size_t>(x)];
@@ -74,7 +74,18 @@ void add_query(const Problem& p, double scale, const std::vector<double>& q, con
   }
 }
 
-Rows expected(const Case& c, const Inputs& in) {
+/// M of key j of sequence n, whose first key stands at first_key, for a query of the case.
+double factor(const Case& c, const Inputs& in, const at::Tensor& kept, int64_t query, int64_t head, int64_t n, int64_t first_key,
+              int64_t j) {
+  if (c.problem.dropout.p == 0) return 1;
+  const bool padded = c.problem.layout == Layout::padded;
+  const int64_t column = padded ? in.k_rows[static_cast<size_t>(first_key + j)] - n * in.lengths.k_pitch : j;
+  const int64_t row = in.q_rows[static_cast<size_t>(query)] * c.problem.hq + head;
+  const bool stays = kept.contiguous().const_data_ptr<bool>()[row * kept.size(-1) + column];
+  return stays ? 1 / (1 - c.problem.dropout.p) : 0;
+}
+
+Rows expected(const Case& c, const Inputs& in, const at::Tensor& kept) {
   const Problem& p = c.problem;
   const bool padded = p.layout == Layout::padded;
   const auto q = real(in.q, in.q_rows, padded), k = real(in.k, in.k_rows, padded), v = real(in.v, in.k_rows, padded);
@@ -95,8 +106,11 @@ Rows expected(const Case& c, const Inputs& in) {
       }
       const int64_t diagonal = i + (p.align == Align::bottom_right ? lk - lq : 0);
       for (int64_t h = 0; h < p.hq; h++) {
+        std::vector<double> factors;
+        for (const int64_t j : seen)
+          factors.push_back(factor(c, in, kept, first_query + i, h, static_cast<int64_t>(n), first_key, j));
         const double sink = p.sink ? in.sink[h].item<double>() : -std::numeric_limits<double>::infinity();
-        add_query(p, in.scale, q, k, v, dout, first_query + i, h, first_key, seen, diagonal, sink, rows);
+        add_query(p, in.scale, q, k, v, dout, first_query + i, h, first_key, seen, factors, diagonal, sink, rows);
       }
     }
     first_query += lq;
@@ -131,6 +145,7 @@ Computed compute(const Backend& backend, const Case& c) {
     computed.outputs = window.backward();
     computed.outputs.o = forward.o;
     computed.outputs.lse = forward.lse;
+    computed.outputs.kept = forward.kept;
   }
   return computed;
 }
@@ -149,7 +164,8 @@ void expect_right(const Backend& backend, const Case& c) {
   const Computed computed = compute(backend, c);
   const Inputs& in = computed.inputs;
   const Outputs& out = computed.outputs;
-  const Rows want = expected(c, in);
+  EXPECT_EQ(out.kept.defined(), c.problem.dropout.p > 0);
+  const Rows want = expected(c, in, out.kept);
   expect_close("o", out.o, in.q_rows, want.o, c);
   expect_close("dq", out.dq, in.q_rows, want.dq, c);
   expect_close("dk", out.dk, in.k_rows, want.dk, c);
@@ -236,6 +252,30 @@ TEST_P(EveryBackend, TakesOptionsOfTheScores) {
                              "alibi=on align=top_left"},
                             {"dtype=fp32", "dtype=bf16"},
                             {"mask=none", "mask=causal"}}));
+}
+
+TEST_P(EveryBackend, DropsWhatItSaysThatItDrops) {
+  walk(backend(), products({{"lens=20+7+0 klens=33+9+5 hq=4 hkv=2 d=24", "lq=70 hq=3 d=16 layout=padded",
+                             "lens=20+33 hq=4 hkv=1 d=16 dv=8 layout=padded pad=holes"},
+                            {"dropout=0.1:3", "dropout=0.5:3", "dropout=0.9:3", "dropout=0.5:4 softcap=2 alibi=on sink=on"},
+                            {"dtype=fp32", "dtype=bf16"},
+                            {"mask=none", "mask=causal"}}));
+}
+
+TEST_P(EveryBackend, DrawsAMaskThatFollowsFromTheSeedAlone) {
+  const auto mask_of = [&](const std::string& dropout) {
+    const Case c = make_case("lens=20+7 hq=4 hkv=2 d=24 dropout=" + dropout);
+    const Inputs inputs = make_inputs(c, backend().declaration().conventions.poison);
+    const attnbench::Run run = backend().prepare(c, inputs, Pass::backward);
+    const at::Tensor first = run.windows.back().forward().kept, second = run.windows.back().forward().kept;
+    EXPECT_TRUE(at::equal(first, second)) << "in the calls of one run";
+    return first;
+  };
+  if (!backend().declaration().capabilities.dropout) return;
+  const at::Tensor kept = mask_of("0.5:7");
+  EXPECT_TRUE(at::equal(kept, mask_of("0.5:7"))) << "in another run";
+  EXPECT_FALSE(at::equal(kept, mask_of("0.5:8")));
+  EXPECT_FALSE(at::equal(kept, mask_of("0.5:4294967303"))) << "7 + 2^32";
 }
 
 TEST_P(EveryBackend, TakesEmptySequences) {

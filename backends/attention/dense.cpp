@@ -1,8 +1,11 @@
 #include "backends/attention/dense.hpp"
 
 #include <algorithm>
+#include <cstdlib>
 #include <limits>
 
+#include <ATen/TensorOperators.h>
+#include <ATen/ops/arange.h>
 #include <ATen/ops/cat.h>
 #include <ATen/ops/zeros.h>
 #include <ATen/ops/zeros_like.h>
@@ -70,6 +73,33 @@ at::Tensor padded_mask(const Problem& problem, const Inputs& inputs) {
   return visible;
 }
 
+/// Tokens from the diagonal, float32 [1, 1, lq, lk].
+at::Tensor packed_distance(const Problem& problem, int64_t lq, int64_t lk) {
+  const int64_t offset = problem.align == Align::bottom_right ? lk - lq : 0;
+  return (at::arange(lq, at::kFloat).unsqueeze(1) + offset - at::arange(lk, at::kFloat)).abs_().view({1, 1, lq, lk});
+}
+
+/// The same of rows whose real tokens lie anywhere, float32 [b, 1, q_pitch, k_pitch].
+at::Tensor padded_distance(const Problem& problem, const Inputs& inputs) {
+  const SequenceLengths& lengths = inputs.lengths;
+  const auto b = static_cast<int64_t>(lengths.q.size());
+  at::Tensor distance = at::zeros({b, 1, lengths.q_pitch, lengths.k_pitch}, at::kFloat);
+  float* data = distance.data_ptr<float>();
+  const int64_t* q_row = inputs.q_rows.data();
+  const int64_t* k_row = inputs.k_rows.data();
+  for (int64_t n = 0; n < b; n++) {
+    const int64_t lq = lengths.q[static_cast<size_t>(n)], lk = lengths.k[static_cast<size_t>(n)];
+    const int64_t offset = problem.align == Align::bottom_right ? lk - lq : 0;
+    for (int64_t i = 0; i < lq; i++) {
+      float* row = data + q_row[i] * lengths.k_pitch;
+      for (int64_t j = 0; j < lk; j++) row[k_row[j] - n * lengths.k_pitch] = static_cast<float>(std::abs(i + offset - j));
+    }
+    q_row += lq;
+    k_row += lk;
+  }
+  return distance;
+}
+
 at::Tensor additive(const at::Tensor& visible, const at::Tensor& q, double hidden) {
   return at::zeros(visible.sizes(), q.options()).masked_fill_(visible.to(q.device()).logical_not(), hidden);
 }
@@ -88,6 +118,7 @@ DenseCall packed_call(const Case& c, const Inputs& inputs, int64_t b, int64_t fi
   call.dout = packed_view(inputs.dout, first_q, b, lq);
   call.k = packed_view(inputs.k, first_k, b, lk);
   call.v = packed_view(inputs.v, first_k, b, lk);
+  if (c.problem.alibi) call.distance = packed_distance(c.problem, lq, lk).to(call.q.device());
   call.is_causal = flag_suffices(c.problem, triangle, lq, lk);
   if (has_mask(c.problem) && !call.is_causal) call.mask = additive(packed_mask(c.problem, lq, lk), call.q, hidden);
   return call;
@@ -99,6 +130,7 @@ DenseCall padded_call(const Case& c, const Inputs& inputs, Triangle triangle, do
   call.dout = inputs.dout.transpose(1, 2);
   call.k = inputs.k.transpose(1, 2);
   call.v = inputs.v.transpose(1, 2);
+  if (c.problem.alibi) call.distance = padded_distance(c.problem, inputs).to(call.q.device());
   const SequenceLengths& lengths = inputs.lengths;
   const bool nothing_padded = lengths.total_q() == inputs.q_storage_rows() && lengths.total_k() == inputs.k_storage_rows();
   call.is_causal = nothing_padded && flag_suffices(c.problem, triangle, lengths.q_pitch, lengths.k_pitch);

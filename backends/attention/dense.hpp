@@ -14,6 +14,7 @@ namespace attnbench {
 struct DenseCall {
   at::Tensor q, dout;      ///< [b, hq, lq, d], [b, hq, lq, dv]: views of the inputs
   at::Tensor k, v;         ///< [b, hkv, lk, d], [b, hkv, lk, dv]
+  at::Tensor distance;     ///< of ALiBi, float32 [b or 1, 1, lq, lk]: |i + offset - j| of real tokens, else 0
   at::Tensor mask;         ///< [b or 1, 1, lq, lk], added to the scores; undefined: every key is seen, or as is_causal says
   bool is_causal = false;  ///< exactly the keys of the operation's own triangle are visible
 
@@ -45,7 +46,7 @@ DenseGradients zero_gradients(const DenseCall& call);
 
 std::optional<at::Tensor> optional_mask(const DenseCall& call);
 
-/// Everything of `attention` but softcap, ALiBi, sinks, dropout and an LSE.
+/// Everything of `attention` but softcap, ALiBi, sinks, dropout, a tail and an LSE.
 Capabilities broad_capabilities(std::vector<std::string> devices);
 
 /// Elements of one or of all score matrices [b, hq, lq, lk].

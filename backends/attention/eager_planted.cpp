@@ -74,6 +74,8 @@ class PlantedEager : public Eager {
     declaration_.name += std::string(":") + facts.name;
     declaration_.capabilities.passes = {Pass::backward};
     if (facts.forward) declaration_.capabilities.passes = {Pass::forward, Pass::backward};
+    Capabilities& can = declaration_.capabilities;
+    can.softcap = can.alibi = can.sink = can.dropout = false;  // their attention is written without
     if (is(EagerDefect::last_key_dropped)) declaration_.capabilities.layouts = {Layout::packed};
     if (is(EagerDefect::key_padding_ignored)) declaration_.capabilities.masks = {Mask::none};
     if (is(EagerDefect::key_padding_ignored)) declaration_.capabilities.window = false;
@@ -103,11 +105,11 @@ class PlantedEager : public Eager {
     return planted;
   }
 
-  at::Tensor attention(const DenseCall& call, double sound_scale) const override {
+  at::Tensor attention(const DenseCall& call, const EagerScores& sound) const override {
     const int64_t group = call.q.size(1) / call.k.size(1);
     const double scale = is(EagerDefect::scale_missing) ? 1
-                         : is(EagerDefect::scale_twice) ? sound_scale * sound_scale
-                                                        : sound_scale;
+                         : is(EagerDefect::scale_twice) ? sound.scale * sound.scale
+                                                        : sound.scale;
     at::Tensor q = call.q;
     if (is(EagerDefect::dq_zero)) q = with_derivative_of(q, q * 0);
     if (is(EagerDefect::dq_unscaled)) q = with_derivative_of(q, q / scale);

@@ -57,19 +57,22 @@ Band band_of(const Problem& problem, int64_t lq, int64_t lk) {
   return band;
 }
 
-/// Of a query head in a sequence. ALiBi's slopes are those of its paper: 2^(-8/n), 2^(-16/n), … for n heads.
-eigen::Scores scores_of(const Problem& problem, const Inputs& in, int64_t head, int64_t lq, int64_t lk) {
+/// Of a query head in sequence n. ALiBi's slopes are those of its paper: 2^(-8/n), 2^(-16/n), … for n heads.
+eigen::Scores scores_of(const Problem& problem, const Inputs& in, int64_t n, int64_t head) {
+  const int64_t lq = in.lengths.q[static_cast<size_t>(n)], lk = in.lengths.k[static_cast<size_t>(n)];
   eigen::Scores how;
   how.scale = static_cast<float>(in.scale);
   how.softcap = static_cast<float>(problem.softcap);
   if (problem.alibi) how.slope = std::exp2(-8.0f * static_cast<float>(head + 1) / static_cast<float>(problem.hq));
   how.offset = problem.align == Align::bottom_right ? lk - lq : 0;
   if (problem.sink) how.sink = in.sink.const_data_ptr<float>()[head];
+  if (problem.dropout.p > 0) how.dropout = {problem.dropout.p, eigen::number_of_head(problem.dropout.seed, n, head)};
   return how;
 }
 
 /// One sequence: its tokens' storage rows and what they see.
 struct Sequence {
+  int64_t number;
   const int64_t *q_rows, *k_rows;
   int64_t lq, lk;
   Band band;
@@ -80,7 +83,7 @@ std::vector<Sequence> sequences_of(const Case& c, const Inputs& inputs) {
   const int64_t *q = inputs.q_rows.data(), *k = inputs.k_rows.data();
   for (size_t n = 0; n < inputs.lengths.q.size(); n++) {
     const int64_t lq = inputs.lengths.q[n], lk = inputs.lengths.k[n];
-    sequences.push_back({q, k, lq, lk, band_of(c.problem, lq, lk)});
+    sequences.push_back({static_cast<int64_t>(n), q, k, lq, lk, band_of(c.problem, lq, lk)});
     q += lq;
     k += lk;
   }
@@ -95,6 +98,22 @@ void for_each_head(const std::vector<Sequence>& sequences, int64_t heads, const 
   });
 }
 
+/// Outputs::kept: what the forward of the same case keeps.
+at::Tensor kept_by(const Case& c, const Inputs& in) {
+  std::vector<int64_t> sizes = in.q.sizes().vec();
+  const int64_t columns = sizes.back() = in.lengths.k_pitch > 0 ? in.lengths.k_pitch : in.lengths.max_k();
+  const at::Tensor kept = at::zeros(sizes, in.q.options().dtype(at::kBool));
+  bool* data = kept.mutable_data_ptr<bool>();
+  for_each_head(sequences_of(c, in), c.problem.hq, [&](const Sequence& s, int64_t head) {
+    const eigen::Dropout dropout = scores_of(c.problem, in, s.number, head).dropout;
+    for (int64_t i = 0; i < s.lq; i++) {
+      bool* row = data + (s.q_rows[i] * c.problem.hq + head) * columns;
+      for (int64_t j = 0; j < s.lk; j++) row[in.lengths.k_pitch > 0 ? s.k_rows[j] - s.number * columns : j] = dropout.keeps(i, j);
+    }
+  });
+  return kept;
+}
+
 template <typename T>
 Outputs forward(const Case& c, const Inputs& in) {
   Outputs out;
@@ -105,10 +124,11 @@ Outputs forward(const Case& c, const Inputs& in) {
   for_each_head(sequences_of(c, in), hq, [&](const Sequence& s, int64_t head) {
     const Matrix q = read<T>(in.q, s.q_rows, s.lq, head);
     const Matrix k = read<T>(in.k, s.k_rows, s.lk, head / group), v = read<T>(in.v, s.k_rows, s.lk, head / group);
-    const eigen::Result result = eigen::forward(q, k, v, s.band, scores_of(c.problem, in, head, s.lq, s.lk));
+    const eigen::Result result = eigen::forward(q, k, v, s.band, scores_of(c.problem, in, s.number, head));
     write<T>(result.o, out.o, s.q_rows, head);
     for (int64_t i = 0; i < s.lq; i++) lse[s.q_rows[i] * hq + head] = result.lse[static_cast<size_t>(i)];
   });
+  if (c.problem.dropout.p > 0) out.kept = kept_by(c, in);
   return out;
 }
 
@@ -125,7 +145,7 @@ Outputs backward(const Case& c, const Inputs& in) {
     for (int64_t head = kv_head * group; head < (kv_head + 1) * group; head++) {
       const Matrix q = read<T>(in.q, s.q_rows, s.lq, head), dout = read<T>(in.dout, s.q_rows, s.lq, head);
       Matrix dq(s.lq, q.columns);
-      eigen::backward(q, k, v, dout, s.band, scores_of(c.problem, in, head, s.lq, s.lk), dq, dk, dv);
+      eigen::backward(q, k, v, dout, s.band, scores_of(c.problem, in, s.number, head), dq, dk, dv);
       write<T>(dq, out.dq, s.q_rows, head);
     }
     write<T>(dk, out.dk, s.k_rows, kv_head);
@@ -141,11 +161,13 @@ Window window(const Case& c, const Inputs& inputs) {
 
 /// Outputs, and for every thread float32 copies of one head's tensors and a block of scores (P, dP and dS).
 /// The copies do not come from LibTorch's allocator: a peak that is measured there holds the outputs alone.
-int64_t predicted_bytes(const Inputs& inputs, Pass pass) {
+int64_t predicted_bytes(const Problem& problem, const Inputs& inputs, Pass pass) {
   const int64_t rows = inputs.lengths.max_q() + inputs.lengths.max_k(), channels = inputs.q.size(-1) + inputs.v.size(-1);
   const int64_t copies = (pass == Pass::backward ? 2 : 1) * rows * channels;
   const int64_t scores = (pass == Pass::backward ? 3 : 1) * eigen::kQueryBlock * inputs.lengths.max_k();
-  return output_bytes(inputs, pass, true) + 4 * (copies + scores) * at::get_num_threads();
+  const int64_t columns = std::max(inputs.lengths.k_pitch, inputs.lengths.max_k());
+  const int64_t kept = problem.dropout.p > 0 ? inputs.q_storage_rows() * problem.hq * columns : 0;
+  return output_bytes(inputs, pass, true) + kept + 4 * (copies + scores) * at::get_num_threads();
 }
 
 class EigenBackend : public Backend {
@@ -161,7 +183,8 @@ class EigenBackend : public Backend {
     declaration_.capabilities.returns_lse = true;
     declaration_.capabilities.invariant_to = {Relation::alone, Relation::order, Relation::packing, Relation::concurrency};
     declaration_.capabilities.tail = true;
-    declaration_.capabilities.softcap = declaration_.capabilities.alibi = declaration_.capabilities.sink = true;
+    Capabilities& can = declaration_.capabilities;
+    can.softcap = can.alibi = can.sink = can.dropout = true;
   }
 
   const Declaration& declaration() const override { return declaration_; }
@@ -169,7 +192,7 @@ class EigenBackend : public Backend {
   Run prepare(const Case& c, const Inputs& inputs, Pass pass) const override {
     Run run;
     run.profile = declaration_.profile;
-    run.predicted_bytes = predicted_bytes(inputs, pass);
+    run.predicted_bytes = predicted_bytes(c.problem, inputs, pass);
     switch (c.problem.dtype) {
       case Dtype::bf16:
         run.windows = {window<at::BFloat16>(c, inputs)};

@@ -67,7 +67,33 @@ void softmax(RowMajor& scores, const Band& band, float sink, int64_t i, const Ke
   }
 }
 
+/// x o M, of queries [i, …) and keys [first, …).
+void drop(RowMajor& x, const Dropout& dropout, int64_t i, int64_t first) {
+  if (dropout.p == 0) return;
+  for (Eigen::Index r = 0; r < x.rows(); r++)
+    for (Eigen::Index c = 0; c < x.cols(); c++) x(r, c) *= dropout.factor(i + r, first + c);
+}
+
+/// The finaliser of SplitMix64 (Steele, Lea, Flood, Fast Splittable Pseudorandom Number Generators, 2014): every bit of x changes
+/// every bit of the result.
+uint64_t mixed(uint64_t x) {
+  x += 0x9e3779b97f4a7c15u;
+  x = (x ^ x >> 30) * 0xbf58476d1ce4e5b9u;
+  x = (x ^ x >> 27) * 0x94d049bb133111ebu;
+  return x ^ x >> 31;
+}
+
 }  // namespace
+
+bool Dropout::keeps(int64_t i, int64_t j) const {
+  constexpr double kUnit = 0x1p-53;
+  const uint64_t bits = mixed(mixed(head + static_cast<uint64_t>(i)) + static_cast<uint64_t>(j));
+  return static_cast<double>(bits >> 11) * kUnit >= p;
+}
+
+uint64_t number_of_head(uint64_t seed, int64_t sequence, int64_t head) {
+  return mixed(mixed(mixed(seed) + static_cast<uint64_t>(sequence)) + static_cast<uint64_t>(head));
+}
 
 std::string library_version() {
   return std::to_string(EIGEN_WORLD_VERSION) + "." + std::to_string(EIGEN_MAJOR_VERSION) + "." +
@@ -83,6 +109,7 @@ Result forward(const Matrix& q, const Matrix& k, const Matrix& v, const Band& ba
     RowMajor p = view(q).middleRows(i, rows) * view(k).middleRows(keys.first, count).transpose();
     finish_scores(p, how, i, keys.first);
     softmax(p, band, how.sink, i, keys, k.rows, result.lse.data() + i);
+    drop(p, how.dropout, i, keys.first);
     view(result.o).middleRows(i, rows).noalias() = p * view(v).middleRows(keys.first, count);
   }
   return result;
@@ -100,7 +127,8 @@ void backward(const Matrix& q, const Matrix& k, const Matrix& v, const Matrix& d
     RowMajor p = Q * K.transpose();
     finish_scores(p, how, i, keys.first);
     softmax(p, band, how.sink, i, keys, k.rows, lse.data());
-    const RowMajor dp = dO * V.transpose();
+    RowMajor dp = dO * V.transpose();
+    drop(dp, how.dropout, i, keys.first);
     const Eigen::VectorXf row_sum = p.cwiseProduct(dp).rowwise().sum();
     RowMajor ds = how.scale * p.cwiseProduct(dp.colwise() - row_sum);
     if (how.softcap != 0) {
@@ -109,6 +137,7 @@ void backward(const Matrix& q, const Matrix& k, const Matrix& v, const Matrix& d
     }
     view(dq).middleRows(i, rows).noalias() = ds * K;
     view(dk).middleRows(keys.first, count).noalias() += ds.transpose() * Q;
+    drop(p, how.dropout, i, keys.first);
     view(dv).middleRows(keys.first, count).noalias() += p.transpose() * dO;
   }
 }

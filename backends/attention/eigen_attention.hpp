@@ -2,9 +2,11 @@
 // softmax, gradients by hand.
 //
 //   T = scale Q K^T,  S = T or softcap tanh(T / softcap), less slope |i + offset - j|
-//   P = softmax(S) over the visible keys and the sink,  LSE = ln sum exp S,  O = P V
-//   dV = P^T dO,  dP = dO V^T,  D = rowsum(P o dP),  dS = P o (dP - D),  dT = dS or dS o (1 - tanh^2(T / softcap))
+//   P = softmax(S) over the visible keys and the sink,  LSE = ln sum exp S,  O = (P o M) V
+//   dV = (P o M)^T dO,  dP = M o (dO V^T),  D = rowsum(P o dP),  dS = P o (dP - D),  dT = dS or dS o (1 - tanh^2(T / softcap))
 //   dQ = scale dT K,  dK = scale dT^T Q
+// M is 1, or with dropout 0 where an element is dropped and 1 / (1 - p) elsewhere: a hash of where it stands decides, so that a
+// backward drops what its forward did without keeping a mask.
 #pragma once
 
 #include <cstddef>
@@ -35,13 +37,25 @@ struct Band {
   int64_t first = 0, last = 0;
 };
 
-/// How products become scores.
+/// Of one query head of a sequence.
+struct Dropout {
+  double p = 0;       ///< what share is dropped; 0: none
+  uint64_t head = 0;  ///< a number of the head's own
+  bool keeps(int64_t i, int64_t j) const;
+  float factor(int64_t i, int64_t j) const { return keeps(i, j) ? static_cast<float>(1 / (1 - p)) : 0; }
+};
+
+/// Dropout::head of a query head of a sequence under a seed.
+uint64_t number_of_head(uint64_t seed, int64_t sequence, int64_t head);
+
+/// How products become scores, and what is kept of P.
 struct Scores {
   float scale = 1;
   float softcap = 0;                                     ///< 0: none
   float slope = 0;                                       ///< of ALiBi; 0: none
   int64_t offset = 0;                                    ///< of ALiBi's diagonal
   float sink = -std::numeric_limits<float>::infinity();  ///< that, -inf: none
+  Dropout dropout;
 };
 
 /// o [lq, dv]; lse [lq], -inf for a query that sees no key, whose o is 0.

@@ -16,6 +16,7 @@
 #include <ATen/ops/zeros.h>
 
 #include "harness/attention/emulator_batch.hpp"
+#include "harness/attention/kept.hpp"
 #include "harness/attention/parallel.hpp"
 
 namespace attnbench {
@@ -55,6 +56,7 @@ class Emulation {
   Tensor heads_of(const Tensor& tensor, const KeyHeads& part) const;
   void scatter(const Tensor& storage, const KeyHeads& part, const Tensor& batch, const Places& to) const;
   Tensor sum_over_group(Tensor gradient) const;
+  Tensor factors_of(const std::vector<Sequence>& sequences, int64_t first, int64_t heads) const;
   ScoreOptions options_of(const std::vector<Sequence>& sequences, const KeyHeads& part) const;
   Tensor index(const std::vector<int64_t>& values) const { return at::tensor(values, at::kLong).to(inputs_.q.device()); }
 
@@ -85,6 +87,7 @@ Emulation::Emulation(const Case& c, const Inputs& inputs, const Profile& profile
 
 Sequence Emulation::sequence(int64_t n, int64_t first_query, int64_t first_key) const {
   Sequence s;
+  s.number = n;
   s.real_keys = inputs_.lengths.k[n];
   const auto q_begin = inputs_.q_rows.begin() + first_query, k_begin = inputs_.k_rows.begin() + first_key;
   const auto k_end = k_begin + s.real_keys;
@@ -159,9 +162,24 @@ Tensor Emulation::sum_over_group(Tensor gradient) const {
   return gradient.unflatten(1, {-1, problem_.group()}).sum(2).to(dtype);
 }
 
+/// kept / (1 - p) of the query heads; 0 beyond a shorter sequence's.
+Tensor Emulation::factors_of(const std::vector<Sequence>& sequences, int64_t first, int64_t heads) const {
+  int64_t queries = 0, keys = 0;
+  for (const Sequence& s : sequences) queries = std::max(queries, s.queries()), keys = std::max(keys, s.keys());
+  const Tensor factors =
+      at::zeros({static_cast<int64_t>(sequences.size()), heads, queries, keys}, inputs_.q.options().dtype(at::kFloat));
+  for (size_t i = 0; i < sequences.size(); ++i) {
+    const Sequence& s = sequences[i];
+    const Tensor kept = kept_of_sequence(inputs_, s.number).narrow(0, first, heads).narrow(2, 0, s.keys());
+    factors[static_cast<int64_t>(i)].narrow(1, 0, s.queries()).narrow(2, 0, s.keys()).copy_(kept);
+  }
+  return factors.mul_(1 / (1 - problem_.dropout.p)).flatten(0, 1);
+}
+
 ScoreOptions Emulation::options_of(const std::vector<Sequence>& sequences, const KeyHeads& part) const {
   ScoreOptions options{.softcap = problem_.softcap};
   const int64_t first = part.first * problem_.group(), heads = part.count * problem_.group();
+  if (problem_.dropout.p != 0) options.factors = factors_of(sequences, first, heads);
   if (problem_.sink) options.sinks = inputs_.sink.detach().narrow(0, first, heads).view({1, -1, 1, 1});
   if (!problem_.alibi) return options;
   std::vector<double> slopes;
@@ -214,8 +232,9 @@ Outputs Emulation::outputs() {
     sizes.back() = rows.size(2);
     return rows.view(sizes);
   };
-  return {laid_out(o_, inputs_.q), laid_out(lse_, inputs_.q).squeeze(-1), laid_out(dq_, inputs_.q), laid_out(dk_, inputs_.k),
-          laid_out(dv_, inputs_.k)};
+  return {laid_out(o_, inputs_.q),  laid_out(lse_, inputs_.q).squeeze(-1),
+          laid_out(dq_, inputs_.q), laid_out(dk_, inputs_.k),
+          laid_out(dv_, inputs_.k), inputs_.kept};
 }
 
 }  // namespace

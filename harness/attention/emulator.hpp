@@ -7,7 +7,8 @@
 namespace attnbench {
 
 /// Its error energy sets the scale of the RMS gate; it is never what is judged. Outputs in the case's layout, contiguous, on
-/// the device of the inputs; padded rows are 0, and so is everything that no query reads, whatever is stored there.
+/// the device of the inputs; padded rows are 0, and so is everything that no query reads, whatever is stored there. A dropout is
+/// that of inputs.kept, which is among the outputs.
 Outputs emulate(const Case& c, const Inputs& inputs, const Profile& profile, Conventions::EmptyRow empty_row);
 
 }  // namespace attnbench

@@ -160,14 +160,15 @@ void Batch::forward() {
   m_ = rows(1, -kInfinity);
   l_ = rows(1, 0);
   if (options_.sinks.defined()) {
-    m_.view({begin_.size(0), -1, Q_.size(1), 1}).copy_(options_.sinks);
-    l_.fill_(1);
+    m_.view({begin_.size(0), -1, Q_.size(1), 1}).copy_(options_.sinks).masked_fill_(filled_, -kInfinity);
+    l_.copy_(m_ > -kInfinity);
   }
   if (r.p_normalised)
     for (const KeyTile& tile : tiles_) online_softmax(tile, false);
   if (r.p_normalised) settle_rows();
   for (const KeyTile& tile : tiles_) {
     Tensor P = r.p_normalised ? probabilities(tile) : online_softmax(tile, true);
+    drop(P, tile);
     if (r.p) P = round(P).to(a_.operand);
     tile.of_rows(O).add_(product(P, tile.of_keys(V_)));
   }
@@ -189,9 +190,15 @@ Tensor Batch::lse() const {
   return L_.view({begin_.size(0), -1, L_.size(1), 1}).masked_fill(empty, -kInfinity).view(L_.sizes());
 }
 
+void Batch::drop(Tensor& x, const KeyTile& tile) const {
+  if (options_.factors.defined()) x.mul_(tile.of_rows(options_.factors).narrow(2, tile.first, tile.keys));
+}
+
 Tensor Batch::dp(const KeyTile& tile) const {
-  const Tensor dP = product(tile.of_rows(G_), tile.of_keys(V_).transpose(1, 2));
-  return a_.rounding.scores ? round(dP) : dP;
+  Tensor dP = product(tile.of_rows(G_), tile.of_keys(V_).transpose(1, 2));
+  if (a_.rounding.scores) dP = round(dP);
+  drop(dP, tile);
+  return dP;
 }
 
 /// D, from the rounded O or from P o dP.
@@ -217,6 +224,7 @@ void Batch::add_gradients(const KeyTile& tile, const Tensor& D) {
   if (r.ds_from_rounded_p) P = round(P);
   Tensor dS = dp(tile).sub_(tile.of_rows(D)).mul_(P);
   if (options_.softcap != 0) dS.mul_(products(tile).div_(options_.softcap).tanh_().square_().neg_().add_(1));
+  drop(P, tile);
   if (r.ds || r.scores) {
     dS = round(dS);
     if (r.scores) dS = round(dS.mul_(a_.scale));

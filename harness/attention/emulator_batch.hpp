@@ -30,7 +30,7 @@ struct Reads {
 
 struct Sequence {
   std::vector<int64_t> q_rows, k_rows;  ///< storage rows; k_rows: real keys, then the padding that uniform empty rows read
-  int64_t real_keys = 0;
+  int64_t number = 0, real_keys = 0;
   std::vector<Reads> reads;  ///< by query
 
   int64_t queries() const { return static_cast<int64_t>(q_rows.size()); }
@@ -59,11 +59,12 @@ struct Arithmetic {
   at::ScalarType operand = at::kFloat;  ///< of rounded values in a product: the tensor cores' dtype; on a CPU fp32
 };
 
-/// Softcap, ALiBi and sinks of the batch's query heads, in fp32 and never rounded further.
+/// Softcap, ALiBi, sinks and dropout of the batch's query heads, in fp32 and never rounded further.
 struct ScoreOptions {
   double softcap = 0;
   Tensor slopes, sinks;  ///< [1, heads, 1, 1]; undefined: none
   Tensor offsets;        ///< [sequences, 1, 1, 1]: where each diagonal starts
+  Tensor factors;        ///< fp32 [sequences x heads, queries, keys]: what dropout multiplies P by; undefined: nothing
 };
 
 /// Attention of [sequences x heads, queries, channels] in which each sequence is padded with zeros to the longest.
@@ -87,6 +88,7 @@ class Batch {
   Tensor products(const KeyTile& tile) const;
   Tensor scores(const KeyTile& tile) const;
   void add_bias(Tensor& S, const KeyTile& tile) const;
+  void drop(Tensor& x, const KeyTile& tile) const;
   Tensor dp(const KeyTile& tile) const;
   Tensor online_softmax(const KeyTile& tile, bool rescales_output);
   void settle_rows();

@@ -35,7 +35,18 @@
 //   alibi:    A + (2 |bias| + |S|) / k
 // dS = P (dP - D) J everywhere; where D's error or an allowance multiplies P, it multiplies P J; and
 //   softcap:  hS^2/3 + dS^2 eS^2 gains P^2 (dP - D)^2 eJ^2,  eJ = e (4 + 2 k A J |tanh| / c)    error of J
-// A sink is a term of l and of L; nothing else changes.
+// A sink is a term of l and of L; nothing else changes. An empty row that is uniform has S = 0 and no sink, yet its dS goes
+// through softcap's J.
+// Eager computes options in fp32 between the rounded T = s q.k and the softmax; S' = dS/dT, 0 in an empty row. vS = S'^2 vT, and
+// with softcap a T moves J too: x = 3 (r^2 (J S' + dJ/dT)^2 vT + (P J)^2 vdP), r = P (dP - D), P J in place of P on dq and dk.
+//
+// Dropout, M = kept / (1 - p) of the kernel's own mask, in fp32 before P is rounded: what is stored is P M, so that
+//   hP = max(u P M, f / l), hB = max(u P M, f), 0 where M is;  D's part of sD2 by hP is (hP dO.v)^2
+//   var o: M V in place of V beside the errors of S;  var dv: (P M)^2 in place of P^2
+//   dP = M o dO.v everywhere, where eager rounds dO.v, M sqrt(sum_x dO^2 v^2) in eT, and eD of D from P o dP gains
+//   sum_j P e k (|dP| + M sqrt(sum_x dO^2 v^2)): one kept key has an error that the dropped ones beside it have not
+// That 1 / (1 - p) is a number of fp32 is an error that is the same in all of a tensor: verdict_gates.hpp.
+//
 // GQA: + ulp(partial)^2/12 for each head's dk and dv where the profile rounds partials.
 //
 // fp32 rounds nothing on the way, so its own accumulation is no longer hidden below an output ulp. A sum of n terms makes

@@ -11,6 +11,7 @@
 #include <ATen/ops/cat.h>
 #include <ATen/ops/zeros.h>
 
+#include "harness/attention/kept.hpp"
 #include "harness/attention/tokens.hpp"
 
 namespace attnbench {
@@ -33,12 +34,13 @@ std::vector<int64_t> padding_rows(const std::vector<int64_t>& real, int64_t begi
   return rows;
 }
 
-void refuse_unknown(const Case& c, const Rounding& rounding, Conventions::EmptyRow empty_row) {
+void refuse_unknown(const Case& c, const Inputs& inputs, Conventions::EmptyRow empty_row) {
   const Problem& p = c.problem;
-  if (p.dropout.p != 0) throw std::invalid_argument("the float64 oracles know no dropout: " + format_case(c));
-  if (p.has_score_options() && (rounding.scores || empty_row != Conventions::EmptyRow::zero))
-    throw std::invalid_argument(
-        "the float64 oracles know softcap, alibi and sink where scores are not rounded and empty rows are 0: " + format_case(c));
+  if (p.dropout.p != 0 && !inputs.kept.defined())
+    throw std::invalid_argument("the float64 oracles replay a dropout, and have no mask: " + format_case(c));
+  if (p.has_score_options() && empty_row == Conventions::EmptyRow::nan)
+    throw std::invalid_argument("the float64 oracles know no softcap, alibi and sink beside empty rows of NaN: " +
+                                format_case(c));
 }
 
 /// ALiBi's slope of each query head: Press, Smith, Lewis, Train Short, Test Long (ICLR 2022), section 3.
@@ -88,7 +90,7 @@ Heads::Heads(OracleKind kind, const Case& c, const Inputs& inputs, const Profile
       device_(kind == OracleKind::eigen ? at::kCPU : inputs.q.device()) {
   const Problem& p = problem_;
   rounding_ = rounding_of(profile, p);
-  refuse_unknown(c, rounding_, empty_row);
+  refuse_unknown(c, inputs, empty_row);
   slopes_ = slopes_of(p);
   sinks_ = sinks_of(inputs);
   q_offsets_ = offsets_of(inputs.lengths.q);
@@ -104,6 +106,8 @@ Heads::Heads(OracleKind kind, const Case& c, const Inputs& inputs, const Profile
     k_padding_.push_back(rows_of(inputs.k, rows, p.hkv, p.d).to(device_));
     v_padding_.push_back(rows_of(inputs.v, rows, p.hkv, p.dv).to(device_));
   }
+  for (int64_t n = 0; p.dropout.p != 0 && n < static_cast<int64_t>(inputs.lengths.k.size()); ++n)
+    kept_.push_back(kept_of_sequence(inputs, n).narrow(2, 0, sequence(n).stored_keys).to(device_));
   make_groups();
 }
 
@@ -212,6 +216,18 @@ Tensor Heads::keys_of(const Tensor& real, const std::vector<Tensor>& padding, co
                  static_cast<int64_t>(group.sequences.size()), group.longest.stored_keys);
 }
 
+/// Float64 [sequences x heads, longest queries, longest stored keys]; 0 beyond those of a shorter sequence.
+Tensor Heads::factors_of(const Group& group) const {
+  std::vector<Tensor> factors;
+  for (const int64_t n : group.sequences) {
+    const Tensor kept = kept_[n].narrow(0, group.head, group.heads);
+    factors.push_back(
+        at::zeros({group.heads, group.longest.queries, group.longest.stored_keys}, kept.options().dtype(at::kDouble)));
+    factors.back().narrow(1, 0, kept.size(1)).narrow(2, 0, kept.size(2)).copy_(kept);
+  }
+  return at::cat(factors).div_(1 - problem_.dropout.p);
+}
+
 HeadProblem Heads::head_problem(const Group& group) const {
   HeadProblem h;
   h.q = of_queries(q_, group);
@@ -229,6 +245,7 @@ HeadProblem Heads::head_problem(const Group& group) const {
   h.scale = inputs_.scale;
   h.slopes = part_of(slopes_, group);
   h.sinks = part_of(sinks_, group);
+  if (!kept_.empty()) h.factors = factors_of(group);
   h.empty_row = empty_row_;
   h.rounding = rounding_;
   return h;

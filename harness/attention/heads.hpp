@@ -48,6 +48,7 @@ class Heads {
   SequenceOfHeads sequence(int64_t n) const;
   void make_groups();
   void add_group(std::vector<int64_t> sequences, int64_t head, int64_t heads);
+  at::Tensor factors_of(const Group& group) const;
   at::Tensor keys_of(const at::Tensor& real, const std::vector<at::Tensor>& padding, const Group& group) const;
 
   const Problem& problem_;
@@ -60,6 +61,7 @@ class Heads {
   std::vector<double> slopes_, sinks_;             ///< by query head; empty: none
   at::Tensor q_, k_, v_, dout_;                    ///< in the case's dtype
   std::vector<at::Tensor> k_padding_, v_padding_;  ///< by sequence; empty unless empty rows are uniform
+  std::vector<at::Tensor> kept_;                   ///< of dropout: by sequence, bool [heads, queries, stored keys]; else empty
   bool reads_padding_ = false;
 };
 

@@ -27,6 +27,8 @@ struct Inputs {
   /// Storage row (within [0, rows)) of every real token in order; packed: 0, 1, 2, …; padded: sequence * pitch + position.
   std::vector<int64_t> q_rows, k_rows;
   double scale = 0;
+  /// As in Outputs, of the kernel that is judged: what oracles and emulator replay. Nobody else has it, least of all a backend.
+  at::Tensor kept;
 
   /// Allocated rows: packed: the total tokens and the tail; padded: b * pitch.
   int64_t q_storage_rows() const;
@@ -46,8 +48,12 @@ Inputs to_device(const Inputs& inputs, const Device& device);
 
 /// What a backend computed, in the case's layout; undefined tensors were not computed.
 /// o, dq as q (o with dv channels); dk, dv as k, v; lse float32, as o without the channel: [total_q, hq] or [b, q_pitch, hq].
+/// kept, of a forward with dropout: bool, true where the element of P was kept. As o, with the keys in the place of the channels:
+/// packed [total_q, hq, longest keys], by the number of the key in its sequence; padded [b, q_pitch, hq, k_pitch], by where it is
+/// stored. What a query does not read has no meaning. It says what the call did, and the backward of a forward keeps what it
+/// kept.
 struct Outputs {
-  at::Tensor o, lse, dq, dk, dv;
+  at::Tensor o, lse, dq, dk, dv, kept;
 };
 
 }  // namespace attnbench

@@ -28,6 +28,7 @@ struct HeadProblem {
   const Problem* problem = nullptr;  ///< mask, alignment, window, group
   double scale = 0;
   std::vector<double> slopes, sinks;  ///< of ALiBi and of the sinks, by head; empty: none
+  at::Tensor factors;                 ///< M, [heads, queries, stored_keys]: kept / (1 - p) of dropout; undefined: none
   Conventions::EmptyRow empty_row = Conventions::EmptyRow::zero;
   Rounding rounding;
 };
@@ -41,7 +42,7 @@ struct HeadAnswer {
   at::Tensor o_freedom, dq_freedom;          ///< [heads, queries]; 0: all such rows share one rounding (uniform)
   at::Tensor dk, dk_variance, dk_allowance;  ///< [heads, stored_keys, d]; end to end
   at::Tensor dv, dv_variance;                ///< [heads, stored_keys, dv]
-  at::Tensor p2, p4, ds2, ds4;               ///< [heads, stored_keys]: sums over queries of P^2, P^4, dS^2, dS^4
+  at::Tensor p2, p4, ds2, ds4;               ///< [heads, stored_keys]: sums over queries of (P M)^2, (P M)^4, dS^2, dS^4
   at::Tensor key_seen;                       ///< bool [sequences, stored_keys]: some query reads the key
   at::Tensor score_samples;                  ///< [any]: S_ij - m_i of every 16th visible key; see kScoreSamples
   std::vector<int64_t> sampled_heads;        ///< the head of each sample; those of a head stand in the order of its rows

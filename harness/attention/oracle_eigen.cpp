@@ -36,20 +36,29 @@ Matrix rounding_variances(Dtype dtype, const Matrix& x) {
   return x.unaryExpr([dtype](double y) { return rounding_variance(dtype, y); });
 }
 
+/// The sum of the values that a uniform row keeps.
+template <typename Values>
+Eigen::Array<double, 1, Eigen::Dynamic> kept_sum(const Block& b, int64_t i, const Values& V) {
+  if (!b.drops()) return V.colwise().sum().array();
+  return ((b.M.row(i) != 0).template cast<double>().matrix() * V).array();
+}
+
 /// O, its variance and the LSE; returns O.
 Matrix forward(const HeadProblem& h, const Operands& x, const Block& b, const Array& vP, HeadAnswer& out) {
   Entries lse = entries(out.lse), lse_sigma = entries(out.lse_sigma), o_freedom = entries(out.o_freedom);
   const Rounding& r = h.rounding;
   const auto V = b.keys_of(x.V);
   const auto V2 = b.keys_of(x.V2);
-  const Array P2 = b.P.square();
-  Array w = P2 * b.eS2;
-  const Matrix O = (r.scores ? b.stored.value : b.P).matrix() * V;
-  const Matrix wV = w.matrix() * V;
+  const Array P2 = b.weights().square();
+  Array w = b.P.square() * b.eS2;
+  const Matrix O = b.weights().matrix() * V;
   const Column total = w.rowwise().sum();
+  if (b.drops()) w *= b.M;
+  const Matrix wV = w.matrix() * V;
+  if (r.scores) w += b.drops() ? Array(b.moved * b.M) : b.moved;
+  if (b.drops()) w *= b.M;
   w += vP;
   if (r.accumulation > 0) w += P2.colwise() * (r.accumulation * b.n);
-  if (r.scores) w += b.moved;
   Array variance = (w.matrix() * V2).array() - 2 * O.array() * wV.array();
   if (r.scores) variance += O.array().square().colwise() * Column(b.moved.rowwise().sum());
   variance += O.array().square().colwise() * (total + r.accumulation * b.n);
@@ -57,7 +66,7 @@ Matrix forward(const HeadProblem& h, const Operands& x, const Block& b, const Ar
   for (int64_t i = 0; i < b.rows; ++i) {
     const int64_t row = b.first + i;
     if (b.read[i].size() == 0) variance.row(i).setZero();
-    if (b.uniform[i] && r.p) variance.row(i) += vP(i, b.read[i].begin) * V.colwise().sum().array().square();
+    if (b.uniform[i] && r.p) variance.row(i) += vP.row(i).maxCoeff() * kept_sum(b, i, V).square();
     lse[row] = b.read[i].size() == 0 || b.uniform[i] ? -kInfinity : b.L[i];
     lse_sigma[row] = b.sL[i];
     o_freedom[row] = b.uniform[i] ? 0 : effective_sources(P2.row(i).sum(), P2.row(i).square().sum(), h.dv);
@@ -88,6 +97,13 @@ struct Gradients {
   Array wq;    ///< weights of K^2 in the variance of dq, and of Q^2 in that of dk
 };
 
+/// dP.
+Array products_with_values(const Operands& x, const Block& b) {
+  Array dP = b.rows_of(x.G) * b.keys_of(x.V).transpose();
+  if (b.drops()) dP *= b.M;
+  return dP;
+}
+
 /// `value` where a query sees a key.
 Array visible(const Block& b, double value) {
   return (b.P != 0).select(Array::Constant(b.rows, b.keys.size(), value), 0);
@@ -99,22 +115,27 @@ void clear_single_keys(const Block& b, Array& dS) {
     if (b.n[i] == 1 && !b.uniform[i]) dS.row(i).setZero();
 }
 
-/// dP, which eager replays, D and their errors.
+/// dP, which eager replays before the dropout, D and their errors.
 Gradients gradients(const HeadProblem& h, const Operands& x, const Block& b, const Matrix& O) {
   const Rounding& r = h.rounding;
   Gradients g;
   g.dP = b.rows_of(x.G) * b.keys_of(x.V).transpose();
-  Array eT = (b.rows_of(x.G2) * b.keys_of(x.V2).transpose()).array().sqrt() + g.dP.abs();
-  eT *= r.e * r.k_dp;
+  Array eT = r.e * r.k_dp * ((b.rows_of(x.G2) * b.keys_of(x.V2).transpose()).array().sqrt() + g.dP.abs());
   if (r.scores) {
     Replayed stored = replay(r.dtype, g.dP, kSure * eT);
     g.dP = std::move(stored.value);
     g.vdP = std::move(stored.variance);
     eT.setZero();
   }
+  if (b.drops()) {
+    g.dP *= b.M;
+    eT *= b.M;
+    if (r.scores) g.vdP *= b.M.square();
+  }
   g.D = r.scores ? Column((b.P * g.dP).rowwise().sum()) : Column((b.rows_of(x.G).array() * O.array()).rowwise().sum());
-  const Column eD = r.d_from_output ? Column(2 * r.e * (b.rows_of(x.G).array() * O.array()).abs().rowwise().sum())
-                                    : Column(r.e * (2 + b.n.sqrt()) * (b.P * g.dP.abs()).rowwise().sum());
+  Column eD = 2 * r.e * (b.rows_of(x.G).array() * O.array()).abs().rowwise().sum();
+  if (!r.d_from_output) eD = r.e * (2 + b.n.sqrt()) * (b.P * g.dP.abs()).rowwise().sum();
+  if (b.drops() && !r.d_from_output) eD += (b.P * eT).rowwise().sum();
   g.eT = b.weights_of_d() * (eT.colwise() + eD);
   g.sD2 = (b.P.square() * b.eS2 * (g.dP.colwise() - g.D).square()).rowwise().sum();
   return g;
@@ -173,28 +194,34 @@ void add_dq_dk(const HeadProblem& h, const Operands& x, const Block& b, const Gr
   dk_variance.middleRows(b.keys.begin, b.keys.size()).noalias() += s2 * (w.matrix().transpose() * b.rows_of(x.Q2));
 }
 
-/// Eager: dP, dS and s dS are replayed; what is uncertain about S and dP moves dS of its own key, by x = dS^2 vS + P^2 vdP, and
-/// through P's sum and D those of the others.
+/// Eager: dP, dS and s dS are replayed; what is uncertain about T and dP moves dS of its own key, by x, and through l and D those
+/// of the others. With r = P (dP - D), J of the softcap, else 1: dS = r J, S' = dS/dT, mu = r (J S' + dJ/dT), x = mu^2 vT + (P
+/// J)^2 vdP.
 void add_eager_dq_dk(const HeadProblem& h, const Operands& x, const Block& b, const Gradients& g, HeadAnswer& out) {
   const double s2 = h.scale * h.scale;
   const auto K = b.keys_of(x.K);
   const auto K2 = b.keys_of(x.K2);
-  const Array P2 = b.P.square(), dS2 = g.dS.square(), of_softmax = dS2 * b.eS2;
-  const Array own = kMovedTogether * (dS2 * b.vS + P2 * g.vdP);
-  const Column of_d = own.rowwise().sum(), of_sum = b.moved.rowwise().sum();
-  const Array others = P2.colwise() * of_d + dS2.colwise() * of_sum;
-  const Replayed stored = stored_gradients(h, g, own + others + of_softmax);
-  const Array PK2 = (b.P.matrix() * K).array().square(), dSK2 = (g.dS.matrix() * K).array().square();
+  const Array& PJ = b.weights_of_d();
+  const Array dS2 = g.dS.square(), raw = b.P * (g.dP.colwise() - g.D), slope = score_by_product(b);
+  const Array mu = raw * (b.capped() ? Array(b.J * slope + b.kT) : slope);
+  Array fp32 = dS2 * b.eS2;
+  if (b.capped()) fp32 += raw.square() * b.eJ2;
+  const Array own = kMovedTogether * (mu.square() * b.vT + PJ.square() * g.vdP);
+  const Column of_d = kMovedTogether * (raw.square() * b.vS + b.P.square() * g.vdP).rowwise().sum(),
+               of_l = b.moved.rowwise().sum();
+  const Array others = PJ.square().colwise() * of_d + dS2.colwise() * of_l;
+  const Replayed stored = stored_gradients(h, g, own + others + fp32);
+  const Array PK2 = (PJ.matrix() * K).array().square(), dSK2 = (g.dS.matrix() * K).array().square();
   const Matrix dq = stored.value.matrix() * K;
 
-  Array variance = s2 * ((Array(own + of_softmax).matrix() * K2).array() + PK2.colwise() * of_d + dSK2.colwise() * of_sum);
+  Array variance = s2 * ((Array(own + fp32).matrix() * K2).array() + PK2.colwise() * of_d + dSK2.colwise() * of_l);
   variance += (stored.variance.matrix() * K2).array() + rounding_variances(h.rounding.dtype, dq).array();
   for (int64_t i = 0; i < b.rows; ++i)
     if (b.read[i].size() == 0) variance.row(i).setZero();
   rows(out.dq).middleRows(b.first, b.rows) = dq;
   rows(out.dq_variance).middleRows(b.first, b.rows) = variance.matrix();
 
-  const Array w = s2 * (own + others + of_softmax) + stored.variance;
+  const Array w = s2 * (own + others + fp32) + stored.variance;
   Map dk = rows(out.dk), dk_variance = rows(out.dk_variance);
   dk.middleRows(b.keys.begin, b.keys.size()).noalias() += stored.value.matrix().transpose() * b.rows_of(x.Q);
   dk_variance.middleRows(b.keys.begin, b.keys.size()).noalias() += w.matrix().transpose() * b.rows_of(x.Q2);
@@ -213,13 +240,17 @@ void add_dv(const HeadProblem& h, const Operands& x, const Block& b, HeadAnswer&
   const Array P2 = b.P.square();
   Array w = P2 * b.eS2;
   if (r.scores)
-    w += b.moved + P2.colwise() * b.moved.rowwise().sum() + b.stored.variance;
+    w += b.moved + P2.colwise() * b.moved.rowwise().sum();
   else
     w += P2.colwise() * (b.eL2 + r.accumulation * static_cast<double>(h.queries * h.problem->group()));
-  if (r.ds && !r.scores) w += largest_error2(r, b, b.P) / 3;
   w += visible(b, kFlushedP2);
+  if (b.drops()) w *= b.M.square();
+  if (r.scores)
+    w += b.stored.variance;
+  else if (r.ds)
+    w += weight_error2(r, b) / 3;
   Map dv = rows(out.dv), variance = rows(out.dv_variance);
-  dv.middleRows(b.keys.begin, b.keys.size()).noalias() += (r.scores ? b.stored.value : b.P).matrix().transpose() * b.rows_of(x.G);
+  dv.middleRows(b.keys.begin, b.keys.size()).noalias() += b.weights().matrix().transpose() * b.rows_of(x.G);
   variance.middleRows(b.keys.begin, b.keys.size()).noalias() += w.matrix().transpose() * b.rows_of(x.G2);
 }
 
@@ -227,7 +258,7 @@ void add_sources(const HeadProblem& h, const Block& b, const Gradients& g, HeadA
   const auto add = [&](const at::Tensor& sums, const Array& x) {
     entries(sums).segment(b.keys.begin, b.keys.size()) += x.colwise().sum().transpose();
   };
-  const Array P2 = b.P.square(), dS2 = g.dS.square();
+  const Array P2 = b.weights().square(), dS2 = g.dS.square();
   add(out.p2, P2);
   add(out.p4, P2.square());
   add(out.ds2, dS2);
@@ -241,17 +272,20 @@ void add_sources(const HeadProblem& h, const Block& b, const Gradients& g, HeadA
   }
 }
 
-/// Uniform rows hold equal P, so that they round alike and their errors add up: (sum over them of dO)^2 on dv.
+/// Uniform rows hold equal P, so that they round alike and their errors add up: (sum over those that keep a key of dO)^2 on dv.
 struct UniformRows {
-  Eigen::ArrayXd dout_sum;
+  Matrix dout_sum;  ///< [stored keys, dv]; empty: there is none
   double hB2 = 0;
 };
 
-void add_uniform_rows(const Operands& x, const Block& b, const Rounding& r, UniformRows& sum) {
+void add_uniform_rows(const HeadProblem& h, const Operands& x, const Block& b, UniformRows& sum) {
+  const Rounding& r = h.rounding;
   for (int64_t i = 0; i < b.rows; ++i) {
     if (!b.uniform[i] || !r.ds || r.scores) continue;
-    sum.dout_sum += x.G.row(b.first + i).transpose().array();
-    sum.hB2 = std::pow(std::max(r.u * b.P(i, 0), r.f), 2);
+    if (sum.dout_sum.size() == 0) sum.dout_sum.setZero(h.stored_keys, h.dv);
+    sum.hB2 = std::pow(std::max(r.u * b.P(i, 0) / (1 - h.problem->dropout.p), r.f), 2);
+    for (int64_t j = 0; j < b.keys.size(); ++j)
+      if (!b.drops() || b.M(i, j) != 0) sum.dout_sum.row(b.keys.begin + j) += x.G.row(b.first + i);
   }
 }
 
@@ -274,7 +308,7 @@ HeadAnswer eigen_head(const HeadProblem& h) {
   HeadAnswer out = empty_answer(h);
   const Operands x(h);
   const Rounding& r = h.rounding;
-  UniformRows uniform{Eigen::ArrayXd::Zero(h.dv)};
+  UniformRows uniform;
   std::vector<double> samples;
   for (int64_t first = 0, next = 0; first < h.queries; first = next) {
     const Block b = make_block(h, x, first);
@@ -284,7 +318,7 @@ HeadAnswer eigen_head(const HeadProblem& h) {
     sample_scores(b, samples);
     Gradients g = gradients(h, x, b, O);
     if (r.d_from_output)
-      g.sD2 += (vP * g.dP.square()).rowwise().sum() +
+      g.sD2 += (vP * ((1 - h.problem->dropout.p) * g.dP).square()).rowwise().sum() +  // of dO.v: dP / M
                (b.rows_of(x.G2).array() * rounding_variances(r.dtype, O).array()).rowwise().sum();
     finish_gradients(h, b, g);
     if (r.scores)
@@ -294,10 +328,9 @@ HeadAnswer eigen_head(const HeadProblem& h) {
     add_allowances(h, x, b, g, out);
     add_dv(h, x, b, out);
     add_sources(h, b, g, out);
-    add_uniform_rows(x, b, r, uniform);
+    add_uniform_rows(h, x, b, uniform);
   }
-  Map variance = rows(out.dv_variance);
-  variance.array().rowwise() += (uniform.hB2 / 3 * uniform.dout_sum.square()).transpose();
+  if (uniform.dout_sum.size() > 0) rows(out.dv_variance) += uniform.hB2 / 3 * uniform.dout_sum.cwiseAbs2();
   out.score_samples = at::from_blob(samples.data(), {static_cast<int64_t>(samples.size())}, at::kDouble).clone();
   out.sampled_heads.assign(samples.size(), 0);
   return out;
@@ -313,7 +346,7 @@ HeadGradients eigen_head_given_output(const HeadProblem& h, const at::Tensor& o)
     const Block b = make_block(h, x, first);
     next = first + b.rows;
     Gradients g;
-    g.dP = b.rows_of(x.G) * b.keys_of(x.V).transpose();
+    g.dP = products_with_values(x, b);
     g.D = (b.rows_of(x.G).array() * b.rows_of(O).array()).rowwise().sum();
     finish_gradients(h, b, g);
     add_dq_dk(h, x, b, g, out);

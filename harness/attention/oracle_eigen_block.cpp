@@ -37,7 +37,7 @@ void softmax_row(const HeadProblem& h, Block& b, int64_t i) {
     S.setConstant(h.empty_row == Conventions::EmptyRow::nan ? std::nan("") : 0);
     b.eS2.row(i).setConstant(16 * h.rounding.e * h.rounding.e);
   }
-  const double sink = h.sinks.empty() ? -kInfinity : h.sinks.front();
+  const double sink = h.sinks.empty() || b.uniform[i] ? -kInfinity : h.sinks.front();
   const double m = b.uniform[i] ? 0 : std::max(S.maxCoeff(), sink);
   P = (S - m).exp();
   b.l[i] = P.sum() + std::exp(sink - m);
@@ -52,6 +52,7 @@ void cap(const HeadProblem& h, Block& b, Array& A) {
   const Array t = (b.S / c).tanh();
   b.S = c * t;
   b.J = 1 - t.square();
+  b.kT = -2 / c * t * b.J;
   b.eJ2 = (r.e * (4 + 2 * r.k_scores / c * A * b.J * t.abs())).square();
   A = A * b.J + 4 / r.k_scores * b.S.abs();
 }
@@ -67,39 +68,39 @@ void add_bias(const HeadProblem& h, Block& b, Array& A) {
     }
 }
 
-/// S as it is stored: Q K^T is rounded, and s times that once more.
-void replay_scores(const HeadProblem& h, const Operands& x, Block& b) {
+/// T as it is stored: Q K^T is rounded, and s times that once more.
+void replay_products(const HeadProblem& h, const Operands& x, Block& b) {
   const Rounding& r = h.rounding;
   const Array sums = b.rows_of(x.Q) * b.keys_of(x.K).transpose();
   const Array terms = b.rows_of(x.Qa) * b.keys_of(x.Ka).transpose();
   const Replayed products = replay(r.dtype, sums, kSure * r.e * r.k_scores * terms);
-  b.S = h.scale * products.value;
-  b.vS = h.scale * h.scale * products.variance;
-  const Replayed scaled = replay(r.dtype, b.S, kSure * r.e * b.S.abs());
-  b.S = scaled.value;
-  b.vS += scaled.variance;
+  Replayed scaled = replay(r.dtype, h.scale * products.value, kSure * r.e * (h.scale * products.value).abs());
+  b.S = std::move(scaled.value);
+  b.vT = scaled.variance + h.scale * h.scale * products.variance;
 }
 
-/// P as it is stored, and what the softmax in fp32 of stored scores leaves uncertain about P.
-void replay_probabilities(const Rounding& r, Block& b) {
-  for (int64_t i = 0; i < b.rows; ++i)
-    if (b.uniform[i]) b.vS.row(i).setZero();
+/// P M as it is stored, and what the softmax in fp32 of stored products leaves uncertain about P. A: of the options.
+void replay_probabilities(const Rounding& r, const Array& A, Block& b) {
   const Array P2 = b.P.square();
-  const Array from_m = b.P.log().abs().min(kMostLog).colwise() + b.n.sqrt();
-  b.eS2 = (b.P != 0).select((r.e * (4 + from_m)).square(), 0 * P2);
+  const Array depth = b.P.log().abs().min(kMostLog).colwise() + b.n.sqrt();
+  b.eS2 = (b.P != 0).select((r.e * (4 + depth + r.k_scores * A)).square(), 0 * P2);
+  b.vS = score_by_product(b).square() * b.vT;
   b.moved = kMovedTogether * P2 * b.vS;
   const Array error2 = P2 * b.eS2 + b.moved + P2.colwise() * Column(b.moved.rowwise().sum());
-  b.stored = replay(r.dtype, b.P, kSure * error2.sqrt());
+  b.stored = b.drops() ? replay(r.dtype, b.PM, kSure * b.M * error2.sqrt()) : replay(r.dtype, b.P, kSure * error2.sqrt());
 }
 
 /// eS holds A until the P-weighted sum of it is known.
 void scores(const HeadProblem& h, const Operands& x, Block& b) {
   const Rounding& r = h.rounding;
-  if (r.scores)
-    replay_scores(h, x, b);
-  else
+  Array A;
+  if (r.scores) {
+    replay_products(h, x, b);
+    A.setZero(b.rows, b.keys.size());
+  } else {
     b.S = h.scale * (b.rows_of(x.Q) * b.keys_of(x.K).transpose());
-  Array A = std::abs(h.scale) * (b.rows_of(x.Qa) * b.keys_of(x.Ka).transpose());
+    A = std::abs(h.scale) * (b.rows_of(x.Qa) * b.keys_of(x.Ka).transpose());
+  }
   if (h.problem->softcap != 0) cap(h, b, A);
   if (!h.slopes.empty()) add_bias(h, b, A);
   b.eS2 = (r.e * (4 + r.k_scores * A)).square();
@@ -109,7 +110,12 @@ void scores(const HeadProblem& h, const Operands& x, Block& b) {
     if (b.uniform[i]) A.row(i).setZero();
   }
   if (b.capped()) b.PJ = b.P * b.J;
-  if (r.scores) replay_probabilities(r, b);
+  if (h.factors.defined()) {
+    const ConstMap M(h.factors.const_data_ptr<double>(), h.queries, h.stored_keys);
+    b.M = M.block(b.first, b.keys.begin, b.rows, b.keys.size());
+    b.PM = b.P * b.M;
+  }
+  if (r.scores) replay_probabilities(r, A, b);
   b.sL = r.e * (4 + b.L.abs() + r.k_scores * (b.P * A).rowwise().sum() + b.n.sqrt());
   b.eL2 = r.accumulation > 0 ? Column(b.sL.square()) : Column((r.e * (2 + 2 * b.L.abs())).square());
 }
@@ -156,10 +162,21 @@ Replayed replay(Dtype dtype, const Array& x, const Array& tolerance) {
 Array stored_p_variance(const Rounding& r, const Block& b) {
   if (!r.p) return Array::Zero(b.rows, b.keys.size());
   if (r.scores) return b.stored.variance;
-  if (r.p_normalised || r.f == 0) return largest_error2(r, b, b.P) / 3;
+  if (r.p_normalised || r.f == 0) return weight_error2(r, b) / 3;
   const Column unnormalised = (r.f / b.l).square();
-  return (b.P != 0).select((r.u * b.P).square().max(unnormalised.replicate(1, b.keys.size())) / 3,
-                           Array::Zero(b.rows, b.keys.size()));
+  return (b.weights() != 0)
+      .select((r.u * b.weights()).square().max(unnormalised.replicate(1, b.keys.size())) / 3, Array::Zero(b.rows, b.keys.size()));
+}
+
+Array weight_error2(const Rounding& r, const Block& b) {
+  return (b.weights() != 0).select(largest_error2(r, b, b.weights()), Array::Zero(b.rows, b.keys.size()));
+}
+
+Array score_by_product(const Block& b) {
+  Array slope = b.capped() ? b.J : Array::Ones(b.rows, b.keys.size());
+  for (int64_t i = 0; i < b.rows; ++i)
+    if (b.uniform[i]) slope.row(i).setZero();
+  return slope;
 }
 
 }  // namespace attnbench::eigen_oracle

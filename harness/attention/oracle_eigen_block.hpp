@@ -60,10 +60,12 @@ struct Block {
   int64_t first = 0, rows = 0;
   Range keys;
   Array P, S, eS2;
-  Array vS;          ///< eager: variance of the replayed S; else empty
-  Replayed stored;   ///< eager: P as P V and P^T dO read it; else empty
+  Array vT, vS;      ///< eager: variances of the replayed T and of the S that comes of it; else empty
+  Replayed stored;   ///< eager: P M as P V and P^T dO read it; else empty
   Array moved;       ///< eager: 3 P^2 vS, square of what that moves P by; else empty
   Array J, eJ2, PJ;  ///< softcap: derivative of S by what is capped, square of its error, P J; else empty
+  Array kT;          ///< softcap: dJ/dT of T = s q.k; else empty
+  Array M, PM;       ///< dropout: what P is multiplied by, P M; else empty
   Column L, l, n;    ///< LSE, sum of exp relative to the row's largest score, keys read
   Column eL2;
   Column sL;
@@ -73,6 +75,9 @@ struct Block {
   bool capped() const { return J.size() > 0; }
   /// What D's share in dS is multiplied by.
   const Array& weights_of_d() const { return capped() ? PJ : P; }
+  bool drops() const { return M.size() > 0; }
+  /// What V is multiplied by.
+  const Array& weights() const { return stored.value.size() > 0 ? stored.value : drops() ? PM : P; }
 
   auto rows_of(const auto& m) const { return m.middleRows(first, rows); }
   auto keys_of(const auto& m) const { return m.middleRows(keys.begin, keys.size()); }
@@ -89,5 +94,11 @@ Array largest_error2(const Rounding& r, const Block& b, const X& x) {
 
 /// hP^2/3; eager: of the replayed P.
 Array stored_p_variance(const Rounding& r, const Block& b);
+
+/// hB^2: of P M as it is stored.
+Array weight_error2(const Rounding& r, const Block& b);
+
+/// dS/dT: that of the softcap; 0 in a uniform row, whose scores are constants.
+Array score_by_product(const Block& b);
 
 }  // namespace attnbench::eigen_oracle

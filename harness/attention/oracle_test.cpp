@@ -23,8 +23,7 @@ TEST_P(TwoOracles, AgreeOnValuesAndSigmas) {
       const std::string line = GetParam() + " dtype=" + dtype + " seed=5";
       const Conventions conventions = conventions_of(profile);
       const Case c = parse_case(line);
-      if (c.problem.has_score_options() && profile.rounds_scores) continue;  // refused
-      const Inputs inputs = make_inputs(c, conventions.poison);
+      const Inputs inputs = make_inputs_and_mask(c, conventions.poison);
       const Reference a = make_reference(OracleKind::eigen, c, inputs, profile, conventions.empty_row);
       const Reference b = make_reference(OracleKind::torch, c, inputs, profile, conventions.empty_row);
       const std::string what = line + " " + profile.name + " ";
@@ -40,6 +39,7 @@ TEST_P(TwoOracles, AgreeOnValuesAndSigmas) {
 
 INSTANTIATE_TEST_SUITE_P(Shapes, TwoOracles, testing::ValuesIn(shapes()));
 INSTANTIATE_TEST_SUITE_P(Options, TwoOracles, testing::ValuesIn(option_shapes()));
+INSTANTIATE_TEST_SUITE_P(Dropout, TwoOracles, testing::ValuesIn(dropout_shapes()));
 
 TEST(TwoOraclesOnTies, CountTheSameDistinctScores) {
   const Case c = parse_case("attention hq=1 lq=256 d=64 fill=sparse_int");

@@ -14,9 +14,11 @@
 #include <ATen/ops/cat.h>
 #include <ATen/ops/full.h>
 #include <ATen/ops/maximum.h>
+#include <ATen/ops/ones.h>
 #include <ATen/ops/tensor.h>
 #include <ATen/ops/where.h>
 #include <ATen/ops/zeros.h>
+#include <ATen/ops/zeros_like.h>
 
 #include "harness/attention/oracle.hpp"
 #include "harness/attention/tokens.hpp"
@@ -98,25 +100,31 @@ class TorchHeads {
   /// Rows [first, first + rows) against keys [key, key + keys), the fewest that hold all that these rows read.
   struct Block {
     int64_t first = 0, rows = 0, key = 0, keys = 0;
-    bool fills = false;          ///< some empty row reads all stored keys
-    bool has_single = false;     ///< some row sees one key
-    Tensor unread, filled;       ///< bool [1 or heads, rows, keys]: does not read the key; [..., 1]: empty and reads all
-    Tensor reads_any, n;         ///< [1 or heads, rows, 1]: reads a key; how many, in float64
-    Tensor Q, G;                 ///< [heads, rows, channels]
-    Tensor K, V;                 ///< [heads, keys, channels]
-    Tensor S, P, P2, eS2;        ///< [heads, rows, keys]; S is -inf where no key is read
-    Tensor vS, shifted, Ps, vP;  ///< eager: variance of the replayed S, 3 P^2 of that, P as it is stored, its variance
-    Tensor J, eJ2, PJ;           ///< softcap: derivative of S by what is capped, its error squared, P J; else undefined
-    Tensor m, l, L, sL, eL2;     ///< [heads, rows, 1]
+    bool fills = false;       ///< some empty row reads all stored keys
+    bool has_single = false;  ///< some row sees one key
+    Tensor unread, filled;    ///< bool [1 or heads, rows, keys]: does not read the key; [..., 1]: empty and reads all
+    Tensor reads_any, n;      ///< [1 or heads, rows, 1]: reads a key; how many, in float64
+    Tensor Q, G;              ///< [heads, rows, channels]
+    Tensor K, V;              ///< [heads, keys, channels]
+    Tensor S, P, P2, eS2;     ///< [heads, rows, keys]; S is -inf where no key is read
+    Tensor J, eJ2, PJ;        ///< softcap: derivative of S by what is capped, its error squared, P J; else undefined
+    Tensor kT;                ///< softcap: dJ/dT; else undefined
+    Tensor M, PM, PM2;        ///< dropout: what P is multiplied by, P M and its square; else undefined
+    Tensor vT, vS, shifted;   ///< eager: variances of the replayed T = s q.k and of S, 3 P^2 of the latter; else undefined
+    Tensor vP;                ///< eager: variance of the replayed P M, which then is PM; else undefined
+    Tensor m, l, L, sL, eL2;  ///< [heads, rows, 1]
 
     /// What D's share in dS is multiplied by.
     const Tensor& weights_of_d() const { return J.defined() ? PJ : P; }
+    /// What V is multiplied by, and its square.
+    const Tensor& weights() const { return PM.defined() ? PM : P; }
+    const Tensor& weights2() const { return PM2.defined() ? PM2 : P2; }
   };
   struct Gradient {
     Tensor dP, D, centred, dS, dS2;  ///< centred: dP - D; dP undefined where D is given
     Tensor vdP;                      ///< eager: variance of the replayed dP; else undefined
     Tensor eT;                       ///< fp32 accumulation of dP and of D, in dS; undefined where D is given
-    Tensor raw2;                     ///< (P centred)^2, which softcap's derivative is not in yet
+    Tensor raw, raw2;                ///< P centred, which softcap's derivative is not in yet, and its square
     Tensor sD2;                      ///< undefined: D is given and has no error
   };
   /// A value that an implementation stores, and the variance of what is uncertain about its rounding.
@@ -137,12 +145,15 @@ class TorchHeads {
   void cap(Block& b, Tensor& A) const;
   void add_bias(Block& b, Tensor& A) const;
   Stored round_near(const Tensor& x, const Tensor& doubt) const;
-  void store_scores(Block& b) const;
+  void store_products(Block& b) const;
+  Tensor score_by_product(const Block& b) const;
   void store_probabilities(Block& b) const;
   Stored stored_ds(const Gradient& g, const Tensor& error2) const;
   void softmax(Block& b) const;
   void set_ds(const Block& b, Gradient& g) const;
+  Tensor dp(const Block& b) const;
   Tensor largest_error2(const Block& b, const Tensor& x2, const Tensor& smallest2) const;
+  Tensor weight_error2(const Block& b, const Tensor& smallest2) const;
   Tensor spacing(const Tensor& x) const;
   Tensor ulp_variance(const Tensor& x) const { return spacing(x).square_().div_(12); }
   Tensor output(const Block& b, const Tensor& vP);
@@ -201,7 +212,7 @@ TorchHeads::TorchHeads(const HeadProblem& h)
   dk_ = rows(h.stored_keys, h.d), dk_var_ = dk_.clone(), dk_b_ = dk_.clone();
   dv_ = rows(h.stored_keys, h.dv), dv_var_ = dv_.clone();
   p2_ = rows(h.stored_keys, 1), p4_ = p2_.clone(), ds2_ = p2_.clone(), ds4_ = p2_.clone();
-  uniform_dout_ = rows(1, h.dv);
+  uniform_dout_ = rows(h.factors.defined() ? h.stored_keys : 1, h.dv);
 }
 
 /// int64 [1 or heads, rows, 1], from `rows` numbers of each sequence.
@@ -268,6 +279,7 @@ void TorchHeads::cap(Block& b, Tensor& A) const {
   const double c = h_.problem->softcap;
   const Tensor t = (b.S / c).tanh();
   b.J = t.square().neg().add_(1);
+  if (r_.scores) b.kT = t * b.J * (-2 / c);
   b.eJ2 = (A * b.J * t.abs()).mul_(2 * r_.k_scores / c).add_(4).mul_(r_.e).square_();
   b.S = t * c;
   A = A * b.J + b.S.abs() * (4 / r_.k_scores);
@@ -293,23 +305,30 @@ TorchHeads::Stored TorchHeads::round_near(const Tensor& x, const Tensor& doubt) 
 }
 
 /// Q K^T is stored, then s times that.
-void TorchHeads::store_scores(Block& b) const {
+void TorchHeads::store_products(Block& b) const {
   const Tensor terms = b.Q.abs().matmul(b.K.abs().mT());
-  Stored S = round_near(b.Q.matmul(b.K.mT()), terms.mul_(kCertain * r_.e * r_.k_scores));
-  S.value.mul_(h_.scale), S.variance.mul_(s2_);
-  const Stored scaled = round_near(S.value, S.value.abs().mul_(kCertain * r_.e));
-  b.S = scaled.value, b.vS = S.variance.add_(scaled.variance);
+  Stored T = round_near(b.Q.matmul(b.K.mT()), terms.mul_(kCertain * r_.e * r_.k_scores));
+  T.value.mul_(h_.scale), T.variance.mul_(s2_);
+  const Stored scaled = round_near(T.value, T.value.abs().mul_(kCertain * r_.e));
+  b.S = scaled.value, b.vT = T.variance.add_(scaled.variance);
 }
 
-/// P is stored; P itself is as uncertain as the stored scores and an fp32 softmax of them.
+/// dS/dT: equal scores of an empty row are constants.
+Tensor TorchHeads::score_by_product(const Block& b) const {
+  const Tensor slope = b.J.defined() ? b.J : at::ones({1, 1, 1}, options_);
+  return b.fills ? slope.masked_fill(b.filled, 0) : slope;
+}
+
+/// P M is stored; P itself is as uncertain as the stored products and an fp32 softmax of them.
 void TorchHeads::store_probabilities(Block& b) const {
-  b.vS = b.vS.masked_fill(b.unread | b.filled, 0);
-  const Tensor depth = b.P.log().abs_().clamp_max_(kDeepest).add_(b.n.sqrt()).add_(4);
-  b.eS2 = depth.mul_(r_.e).square_().masked_fill_(b.P == 0, 0);
+  b.vT = b.vT.masked_fill(b.unread, 0);
+  b.vS = b.vT * score_by_product(b).square();
+  const Tensor depth = b.P.log().abs_().clamp_max_(kDeepest).add_(b.n.sqrt());
+  b.eS2 = b.eS2.sqrt().add_(depth, r_.e).square_().masked_fill_(b.P == 0, 0);
   b.shifted = (b.P2 * b.vS).mul_(kAlone);
-  const Tensor error2 = b.P2 * b.eS2 + b.shifted + b.P2 * b.shifted.sum(-1, true);
-  const Stored P = round_near(b.P, error2.sqrt().mul_(kCertain));
-  b.Ps = P.value, b.vP = P.variance;
+  const Tensor doubt = (b.P2 * b.eS2 + b.shifted + b.P2 * b.shifted.sum(-1, true)).sqrt_().mul_(kCertain);
+  const Stored weights = b.M.defined() ? round_near(b.PM, doubt * b.M) : round_near(b.P, doubt);
+  b.PM = weights.value, b.PM2 = b.PM.square(), b.vP = weights.variance;
 }
 
 /// What the block reads, its scores and their softmax.
@@ -323,11 +342,14 @@ void TorchHeads::softmax(Block& b) const {
   b.Q = of_rows(Q_, b), b.G = of_rows(G_, b);
   b.K = of_keys(K_, b), b.V = of_keys(V_, b);
 
-  if (r_.scores)
-    store_scores(b);
-  else
+  Tensor A;
+  if (r_.scores) {
+    store_products(b);
+    A = at::zeros_like(b.S);
+  } else {
     b.S = b.Q.matmul(b.K.mT()).mul_(h_.scale);
-  Tensor A = b.Q.abs().matmul(b.K.abs().mT()).mul_(std::abs(h_.scale));
+    A = b.Q.abs().matmul(b.K.abs().mT()).mul_(std::abs(h_.scale));
+  }
   if (h_.problem->softcap != 0) cap(b, A);
   if (!h_.slopes.empty()) add_bias(b, A);
   if (b.fills) {
@@ -335,16 +357,22 @@ void TorchHeads::softmax(Block& b) const {
     A.masked_fill_(b.filled, 0);
   }
   b.S.masked_fill_(b.unread, -kInfinity);
-  Tensor largest = b.S.amax(-1, true);
-  if (!h_.sinks.empty()) largest = at::maximum(largest, by_head(h_.sinks));
+  Tensor largest = b.S.amax(-1, true), sinks;
+  if (!h_.sinks.empty()) sinks = at::where(b.filled, -kInfinity, by_head(h_.sinks));
+  if (sinks.defined()) largest = at::maximum(largest, sinks);
   b.m = at::where(b.reads_any, largest, 0.0);
   b.P = (b.S - b.m).exp_();
   Tensor sum = b.P.sum(-1, true);
-  if (!h_.sinks.empty()) sum += (by_head(h_.sinks) - b.m).exp_();
+  if (sinks.defined()) sum += (sinks - b.m).exp_();
   b.l = at::where(b.reads_any, sum, 1.0);
   b.P.div_(b.l);
   b.P2 = b.P.square();
   if (b.J.defined()) b.PJ = b.P * b.J;
+  if (h_.factors.defined()) {
+    b.M = of_rows(h_.factors, b).narrow(2, b.key, b.keys);
+    b.PM = b.P * b.M;
+    b.PM2 = b.PM.square();
+  }
   b.L = b.m + b.l.log();
   b.sL = (b.L.abs() + 4 + (b.P * A).sum(-1, true) * r_.k_scores + b.n.sqrt()) * r_.e;
   b.eS2 = A.mul_(r_.k_scores * r_.e).add_(4 * r_.e).square_();
@@ -356,6 +384,12 @@ void TorchHeads::softmax(Block& b) const {
 Tensor TorchHeads::largest_error2(const Block& b, const Tensor& x2, const Tensor& smallest2) const {
   if (r_.f == 0) return x2 * (r_.u * r_.u);
   return at::maximum(x2 * (r_.u * r_.u), smallest2).masked_fill_(b.unread, 0);
+}
+
+/// hP^2, or hB^2: of P M as it is stored.
+Tensor TorchHeads::weight_error2(const Block& b, const Tensor& smallest2) const {
+  const Tensor h2 = largest_error2(b, b.weights2(), smallest2);
+  return b.M.defined() ? h2.masked_fill(b.M == 0, 0) : h2;
 }
 
 /// Distance of neighbours at x: the bits of the exponent alone are the power of two at or below |x|.
@@ -374,14 +408,18 @@ Tensor TorchHeads::sources(const Tensor& sum2, const Tensor& sum4, int64_t chann
 /// O with its variance and the LSE of a block. vP, of the P that is multiplied by V, undefined: P is not rounded.
 Tensor TorchHeads::output(const Block& b, const Tensor& vP) {
   Tensor w = b.P2 * b.eS2;
-  const Tensor O = (r_.scores ? b.Ps : b.P).matmul(b.V), wV = w.matmul(b.V), total = w.sum(-1, true),
-               accumulated = b.n * r_.accumulation;
+  const Tensor O = b.weights().matmul(b.V), total = w.sum(-1, true), accumulated = b.n * r_.accumulation;
+  const Tensor wV = b.M.defined() ? (w * b.M).matmul(b.V) : w.matmul(b.V);
+  if (r_.scores) w += b.shifted;
+  if (b.M.defined()) w *= b.M.square();
   if (vP.defined()) w += vP;
-  if (r_.accumulation > 0) w += b.P2 * accumulated;
+  if (r_.accumulation > 0) w += b.weights2() * accumulated;
   Tensor variance = w.matmul(b.V.square()) - O * wV * 2 + O.square() * (total + accumulated) + ulp_variance(O);
-  if (r_.scores) variance += b.shifted.matmul(b.V.square()) + O.square() * b.shifted.sum(-1, true);
-  if (vP.defined() && b.fills)  // equal P round alike
-    variance += at::where(b.filled, vP.narrow(-1, 0, 1) * b.V.sum(1, true).square(), 0.0);
+  if (r_.scores) variance += O.square() * b.shifted.sum(-1, true);
+  if (vP.defined() && b.fills) {  // equal P round alike
+    const Tensor sum = b.M.defined() ? (b.M != 0).to(at::kDouble).matmul(b.V) : b.V.sum(1, true);
+    variance += at::where(b.filled, vP.amax(-1, true) * sum.square(), 0.0);
+  }
   of_rows(o_, b).copy_(O);
   of_rows(o_var_, b).copy_(at::where(b.reads_any, variance, 0.0));
   of_rows(lse_, b).copy_(at::where(b.filled | b.reads_any.logical_not(), -kInfinity, b.L));
@@ -410,10 +448,15 @@ void TorchHeads::sample_scores(const Block& b) {
 
 /// From centred.
 void TorchHeads::set_ds(const Block& b, Gradient& g) const {
-  g.dS = b.P * g.centred;
-  g.raw2 = g.dS.square();
-  if (b.J.defined()) g.dS = g.dS * b.J;
+  g.raw = b.P * g.centred;
+  g.raw2 = g.raw.square();
+  g.dS = b.J.defined() ? g.raw * b.J : g.raw;
   g.dS2 = b.J.defined() ? g.dS.square() : g.raw2;
+}
+
+Tensor TorchHeads::dp(const Block& b) const {
+  const Tensor dP = b.G.matmul(b.V.mT());
+  return b.M.defined() ? dP * b.M : dP;
 }
 
 TorchHeads::Gradient TorchHeads::gradient(const Block& b, const Tensor& O, const Tensor& vP) const {
@@ -423,11 +466,16 @@ TorchHeads::Gradient TorchHeads::gradient(const Block& b, const Tensor& O, const
   if (r_.scores) {
     const Stored dP = round_near(g.dP, summed * kCertain);
     g.dP = dP.value, g.vdP = dP.variance;
-    summed = at::zeros({1}, options_);
+    summed = summed.zero_();
+  }
+  if (b.M.defined()) {
+    g.dP *= b.M, summed *= b.M;
+    if (r_.scores) g.vdP *= b.M.square();
   }
   g.D = r_.scores ? (b.P * g.dP).sum(-1, true) : (b.G * O).sum(-1, true);
-  const Tensor eD =
+  Tensor eD =
       r_.d_from_output ? (b.G * O).abs().sum(-1, true) * (2 * r_.e) : (b.P * g.dP.abs()).sum(-1, true) * (b.n.sqrt() + 2) * r_.e;
+  if (b.M.defined() && !r_.d_from_output) eD = eD + (b.P * summed).sum(-1, true);
   g.eT = (summed + eD) * b.weights_of_d();
   g.centred = g.dP - g.D;
   // The one key of a row has P = 1 and dP = D: what the arithmetic leaves of dS = 0 would be counted as a source.
@@ -436,7 +484,8 @@ TorchHeads::Gradient TorchHeads::gradient(const Block& b, const Tensor& O, const
   g.sD2 = (g.raw2 * b.eS2).sum(-1, true);
   if (!r_.d_from_output) return g;
   g.sD2 += (b.G.square() * ulp_variance(O)).sum(-1, true);
-  if (vP.defined()) g.sD2 += (vP * g.dP.square()).sum(-1, true);
+  const double kept = 1 - h_.problem->dropout.p;  // dP / M
+  if (vP.defined()) g.sD2 += (vP * g.dP.square()).sum(-1, true) * (kept * kept);
   return g;
 }
 
@@ -475,15 +524,19 @@ TorchHeads::Stored TorchHeads::stored_ds(const Gradient& g, const Tensor& error2
   return {scaled.value, dS.variance.add_(scaled.variance)};
 }
 
-/// Eager: what is uncertain about the stored S and dP, at its own key and through l and D at the others; then about dS itself.
+/// Eager: what is uncertain about the stored T and dP, at its own key and through l and D at the others; then about dS itself.
 void TorchHeads::add_eager_dq_dk(const Block& b, const Gradient& g) {
-  const Tensor K2 = b.K.square(), of_softmax = g.dS2 * b.eS2;
-  const Tensor own = (g.dS2 * b.vS + b.P2 * g.vdP).mul_(kAlone), of_d = own.sum(-1, true), of_l = b.shifted.sum(-1, true);
-  const Tensor error2 = own + of_softmax + b.P2 * of_d + g.dS2 * of_l;
+  const Tensor PJ2 = b.weights_of_d().square(), K2 = b.K.square(), slope = score_by_product(b);
+  const Tensor mu = g.raw * (b.J.defined() ? b.J * slope + b.kT : slope);
+  Tensor fp32 = g.dS2 * b.eS2;
+  if (b.J.defined()) fp32 += g.raw2 * b.eJ2;
+  const Tensor own = (mu.square() * b.vT + PJ2 * g.vdP).mul_(kAlone);
+  const Tensor of_d = (g.raw2 * b.vS + b.P2 * g.vdP).sum(-1, true).mul_(kAlone), of_l = b.shifted.sum(-1, true);
+  const Tensor error2 = own + fp32 + PJ2 * of_d + g.dS2 * of_l;
   const Stored dS = stored_ds(g, error2);
   const Tensor dq = dS.value.matmul(b.K);
-  const Tensor shared = b.P.matmul(b.K).square_() * of_d + g.dS.matmul(b.K).square_() * of_l;
-  const Tensor variance = ((own + of_softmax).matmul(K2) + shared) * s2_ + dS.variance.matmul(K2) + ulp_variance(dq);
+  const Tensor shared = b.weights_of_d().matmul(b.K).square_() * of_d + g.dS.matmul(b.K).square_() * of_l;
+  const Tensor variance = ((own + fp32).matmul(K2) + shared) * s2_ + dS.variance.matmul(K2) + ulp_variance(dq);
   of_rows(dq_, b).copy_(dq);
   of_rows(dq_var_, b).copy_(at::where(b.reads_any, variance, 0.0));
   of_keys(dk_, b).add_(dS.value.mT().matmul(b.Q));
@@ -498,21 +551,28 @@ void TorchHeads::add_allowances(const Block& b, const Gradient& g) {
 void TorchHeads::add_dv(const Block& b) {
   Tensor w = b.P2 * b.eS2;
   if (r_.scores) {
-    w += b.shifted + b.P2 * b.shifted.sum(-1, true) + b.vP;
+    w += b.shifted + b.P2 * b.shifted.sum(-1, true);
   } else {
     w += b.P2 * (b.eL2 + queries_of_group_ * r_.accumulation);
   }
-  const bool rounds_p = r_.ds && !r_.scores;
-  if (rounds_p) w += largest_error2(b, b.P2, f2_).div_(3);
   w.add_(b.P != 0, kFlushedP2);
-  of_keys(dv_, b).add_((r_.scores ? b.Ps : b.P).mT().matmul(b.G));
+  if (b.M.defined()) w *= b.M.square();
+  if (r_.scores) w += b.vP;
+  const bool rounds_p = r_.ds && !r_.scores;
+  if (rounds_p) w += weight_error2(b, f2_).div_(3);
+  of_keys(dv_, b).add_(b.weights().mT().matmul(b.G));
   of_keys(dv_var_, b).add_(w.mT().matmul(b.G.square()));
-  if (rounds_p && b.fills) uniform_dout_ += at::where(b.filled, b.G, 0.0).sum(1, true);
+  if (!rounds_p || !b.fills) return;
+  const Tensor filled = at::where(b.filled, b.G, 0.0);
+  if (b.M.defined())
+    of_keys(uniform_dout_, b).add_((b.M != 0).to(at::kDouble).mT().matmul(filled));
+  else
+    uniform_dout_ += filled.sum(1, true);
 }
 
 void TorchHeads::add_sources(const Block& b, const Gradient& g) {
-  const Tensor P4 = b.P2.square(), dS4 = g.dS2.square();
-  of_keys(p2_, b).add_(b.P2.sum(1).unsqueeze(-1));
+  const Tensor P2 = b.weights2(), P4 = P2.square(), dS4 = g.dS2.square();
+  of_keys(p2_, b).add_(P2.sum(1).unsqueeze(-1));
   of_keys(p4_, b).add_(P4.sum(1).unsqueeze(-1));
   of_keys(ds2_, b).add_(g.dS2.sum(1).unsqueeze(-1));
   of_keys(ds4_, b).add_(dS4.sum(1).unsqueeze(-1));
@@ -521,7 +581,7 @@ void TorchHeads::add_sources(const Block& b, const Gradient& g) {
     of_rows(dq_nu_, b).fill_(h_.d);
     return;
   }
-  const Tensor o_nu = sources(b.P2.sum(-1, true), P4.sum(-1, true), h_.dv);
+  const Tensor o_nu = sources(P2.sum(-1, true), P4.sum(-1, true), h_.dv);
   const Tensor dq_nu = sources(g.dS2.sum(-1, true), dS4.sum(-1, true), h_.d);
   of_rows(o_nu_, b).copy_(at::where(b.filled, 0.0, o_nu));
   of_rows(dq_nu_, b).copy_(at::where(b.filled, 0.0, dq_nu));
@@ -532,7 +592,7 @@ HeadAnswer TorchHeads::answer() {
     const Block b = block(first);
     if (b.keys == 0) continue;
     Tensor vP = b.vP;
-    if (r_.p && !r_.scores) vP = largest_error2(b, b.P2, r_.p_normalised ? f2_ : f2_ / b.l.square()) / 3;
+    if (r_.p && !r_.scores) vP = weight_error2(b, r_.p_normalised ? f2_ : f2_ / b.l.square()) / 3;
     const Tensor O = output(b, vP);
     sample_scores(b);
     const Gradient g = gradient(b, O, vP);
@@ -547,7 +607,8 @@ HeadAnswer TorchHeads::answer() {
   // Uniform rows hold equal P, so that they round alike and their errors add up.
   std::vector<int64_t> stored;
   for (const SequenceOfHeads& sequence : h_.sequences) stored.push_back(std::max<int64_t>(sequence.stored_keys, 1));
-  const Tensor hB = (of_heads(stored, 1).to(at::kDouble).reciprocal() * r_.u).clamp_min_(r_.f);
+  const double most = r_.u / (1 - h_.problem->dropout.p);
+  const Tensor hB = (of_heads(stored, 1).to(at::kDouble).reciprocal() * most).clamp_min_(r_.f);
   dv_var_ += uniform_dout_.square() * (hB.square() / 3);
   HeadAnswer out;
   out.o = o_, out.o_variance = o_var_, out.o_freedom = o_nu_.squeeze(-1);
@@ -568,7 +629,7 @@ HeadGradients TorchHeads::given_output(const Tensor& o) {
     if (b.keys == 0) continue;
     Gradient g;
     g.D = (b.G * of_rows(o, b)).sum(-1, true);
-    g.centred = b.G.matmul(b.V.mT()).sub_(g.D);
+    g.centred = dp(b) - g.D;
     set_ds(b, g);
     add_dq_dk(b, g);
   }

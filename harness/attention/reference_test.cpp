@@ -27,7 +27,7 @@ double inner_product(const at::Tensor& a, const at::Tensor& b) {
 
 /// The inputs in float64, finite everywhere.
 Inputs in_float64(const Case& c) {
-  Inputs x = make_inputs(c, Conventions::Poison::finite);
+  Inputs x = make_inputs_and_mask(c, Conventions::Poison::finite);
   for (at::Tensor* t : {&x.q, &x.k, &x.v, &x.dout}) *t = t->to(at::kDouble).contiguous();
   return x;
 }
@@ -49,10 +49,9 @@ double loss(OracleKind kind, const Case& c, Inputs x, const Inputs& direction, d
 
 class Oracles : public testing::TestWithParam<std::string> {};
 
-void expect_gradients_to_be_derivatives(const std::string& line,
-                                        const std::vector<Conventions::EmptyRow>& conventions_of_empty_rows) {
+void expect_gradients_to_be_derivatives(const std::string& line) {
   for (const OracleKind kind : kOracles) {
-    for (const auto empty_row : conventions_of_empty_rows) {
+    for (const auto empty_row : {Conventions::EmptyRow::zero, Conventions::EmptyRow::uniform}) {
       const Case c = parse_case(line + " dtype=fp32 seed=3");
       Conventions conventions;
       conventions.empty_row = empty_row;
@@ -81,15 +80,16 @@ void expect_gradients_to_be_derivatives(const std::string& line,
 }
 
 TEST_P(Oracles, GradientsAreTheDerivativesOfO) {
-  expect_gradients_to_be_derivatives(GetParam(), {Conventions::EmptyRow::zero, Conventions::EmptyRow::uniform});
+  expect_gradients_to_be_derivatives(GetParam());
 }
 
 class ScoreOptions : public testing::TestWithParam<std::string> {};
 
 TEST_P(ScoreOptions, GradientsAreTheDerivativesOfO) {
-  expect_gradients_to_be_derivatives(GetParam(), {Conventions::EmptyRow::zero});
+  expect_gradients_to_be_derivatives(GetParam());
 }
 INSTANTIATE_TEST_SUITE_P(Shapes, ScoreOptions, testing::ValuesIn(option_shapes()));
+INSTANTIATE_TEST_SUITE_P(Dropout, ScoreOptions, testing::ValuesIn(dropout_shapes()));
 
 TEST_P(Oracles, KeyGradientsSumToZeroAsRowsOfDsDo) {
   for (const OracleKind kind : kOracles) {
@@ -234,20 +234,50 @@ TEST(ScoreOptionsByHand, SoftcapBoundsTheScore) {
   }
 }
 
+/// q = 0: P is 1/3, of which half the keys stay at twice their weight.
+TEST(DropoutByHand, KeptKeysAreWeightedAndLseIsThatWithout) {
+  const Case c = parse_case("attention hq=2 hkv=1 lq=2 lk=3 d=8 dtype=fp32 dropout=0.5:1");
+  Inputs x = in_float64(c);
+  x.q = at::zeros_like(x.q);
+  const std::vector<double> v = numbers(x.v), kept = numbers(x.kept.to(at::kDouble));
+  ASSERT_NE(x.kept.sum().item<int64_t>(), 12);
+  for (const OracleKind kind : kOracles) {
+    const Reference r = make_reference(kind, c, x, inside(), Conventions::EmptyRow::zero);
+    const std::vector<double> o = numbers(r.o.value), lse = numbers(r.lse.value);
+    for (int row = 0; row < 4; ++row) {
+      double sum = 0;
+      for (int j = 0; j < 3; ++j) sum += kept[row * 3 + j] * v[j * 8] * 2 / 3;
+      EXPECT_NEAR(o[row * 8], sum, 1e-13) << r.oracle;
+      EXPECT_NEAR(lse[row], std::log(3), 1e-13) << r.oracle;
+    }
+  }
+}
+
+TEST(KeptOfSequence, HoldsRealKeysInOrderThenPadding) {
+  const Case c = parse_case("attention hq=2 hkv=1 lens=3+2 klens=2+4 d=8 layout=padded pad=left dropout=0.5:1");
+  Inputs x = make_inputs(c, Conventions::Poison::nan);
+  ASSERT_EQ(sizes_of_kept(x), (std::vector<int64_t>{2, 3, 2, 4}));
+  x.kept = at::zeros({2, 3, 2, 4}, at::kBool);
+  x.kept[0][1][1][2] = true;  // the first real key: padding on the left
+  x.kept[0][2][0][0] = true;  // padding
+  const at::Tensor kept = kept_of_sequence(x, 0);
+  EXPECT_EQ(kept.sizes(), (at::IntArrayRef{2, 3, 4}));
+  EXPECT_EQ(kept.sum().item<int64_t>(), 2);
+  EXPECT_TRUE(kept[1][1][0].item<bool>());
+  EXPECT_TRUE(kept[0][2][2].item<bool>());
+}
+
 TEST(UnknownMaths, AreRefusedWithTheCaseLine) {
   const Case c = parse_case("attention hq=1 lq=4 d=32 dropout=0.5:3");
-  Case plain = c;
-  plain.problem.dropout = {};
-  const Inputs x = make_inputs(plain, Conventions::Poison::nan);
+  const Inputs x = make_inputs(c, Conventions::Poison::nan);
   try {
     make_reference(OracleKind::eigen, c, x, flash(), Conventions::EmptyRow::zero);
-    FAIL() << "dropout was ignored";
+    FAIL() << "a dropout without a mask was ignored";
   } catch (const std::invalid_argument& error) {
     EXPECT_NE(std::string(error.what()).find("dropout=0.5:3"), std::string::npos) << error.what();
   }
   const Case capped = parse_case("attention hq=1 lq=4 d=32 softcap=20");
-  EXPECT_THROW(make_reference(OracleKind::eigen, capped, x, eager(), Conventions::EmptyRow::zero), std::invalid_argument);
-  EXPECT_THROW(make_reference(OracleKind::eigen, capped, x, flash(), Conventions::EmptyRow::uniform), std::invalid_argument);
+  EXPECT_THROW(make_reference(OracleKind::eigen, capped, x, flash(), Conventions::EmptyRow::nan), std::invalid_argument);
 }
 
 }  // namespace

@@ -3,12 +3,15 @@
 
 #include <algorithm>
 #include <cmath>
+#include <random>
 #include <string>
 #include <vector>
 
 #include <ATen/core/Tensor.h>
+#include <ATen/ops/empty.h>
 #include <gtest/gtest.h>
 
+#include "harness/attention/kept.hpp"
 #include "harness/attention/reference.hpp"
 
 namespace attnbench::judge_test {
@@ -81,6 +84,36 @@ inline std::vector<std::string> option_shapes() {
       "attention hq=4 hkv=2 lq=33 lk=70 d=32 sink=on",
       "attention hq=6 hkv=3 lens=17+30 klens=40+20 d=32 softcap=3 alibi=on align=top_left sink=on mask=causal layout=padded",
   };
+}
+
+/// Dropout, alone and with what else changes P; with rows that see no key, keys that are stored beside the real ones, and heads
+/// that share a key head. No mean over the keys that an empty row keeps is a power of two: the two oracles would round it to
+/// either side, where ulp differs.
+inline std::vector<std::string> dropout_shapes() {
+  return {
+      "attention hq=4 hkv=2 lq=33 lk=40 d=32 dropout=0.5:1",
+      "attention hq=2 hkv=2 lq=129 lk=129 d=64 mask=causal dropout=0.1:7",
+      "attention hq=2 hkv=1 lq=100 lk=57 d=64 mask=causal dropout=0.9:3",
+      "attention hq=6 hkv=2 lens=17+30+0 klens=40+20+9 d=32 mask=causal layout=padded pad=holes dropout=0.3:9",
+      "attention hq=2 hkv=1 lens=40+17 klens=33+80 d=32 dv=16 window=9:4 layout=padded pad=left dropout=0.5:2",
+      "attention hq=4 hkv=2 lens=40+17 klens=33+80 d=32 softcap=3 alibi=on sink=on mask=causal dropout=0.2:5",
+  };
+}
+
+/// Some mask for a case with dropout: what a correct kernel may have kept.
+inline at::Tensor draw_kept(const Problem& problem, const Inputs& inputs, uint64_t seed) {
+  const at::Tensor kept = at::empty(sizes_of_kept(inputs), at::kBool);
+  std::mt19937_64 bits(seed);
+  std::bernoulli_distribution is_kept(1 - problem.dropout.p);
+  std::generate_n(kept.mutable_data_ptr<bool>(), kept.numel(), [&] { return is_kept(bits); });
+  return kept;
+}
+
+/// Inputs with the mask that is to be replayed.
+inline Inputs make_inputs_and_mask(const Case& c, Conventions::Poison poison) {
+  Inputs inputs = make_inputs(c, poison);
+  if (c.problem.dropout.p > 0) inputs.kept = draw_kept(c.problem, inputs, c.problem.dropout.seed);
+  return inputs;
 }
 
 /// Largest difference relative to the value, or to a billionth of the tensor's largest value where that is more.

@@ -100,10 +100,12 @@ Calibration calibration_from(const JsonReader& in) {
 
 }  // namespace
 
-std::string calibrated_as(const Profile& profile, Dtype dtype) {
+std::string calibrated_as(const Profile& profile, const Problem& problem) {
   const bool rounds_inside = profile.p != Profile::Probabilities::not_rounded || profile.rounds_ds || profile.rounds_scores ||
                              profile.rounds_gqa_partials;
-  return dtype == Dtype::fp32 || !rounds_inside ? "fp32_inside" : profile.name;
+  const std::string name = problem.dtype == Dtype::fp32 || !rounds_inside ? "fp32_inside" : profile.name;
+  const bool has_options = problem.has_score_options() || problem.dropout.p > 0;
+  return has_options ? name + "_with_options" : name;
 }
 
 bool has_large_scores(const Case& c) {

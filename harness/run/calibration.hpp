@@ -38,8 +38,9 @@ struct GateConstants {
 };
 
 /// Whose results share a cell: "fp32_inside" where nothing is rounded but the outputs (dtype fp32 among them), else the name of
-/// the profile.
-std::string calibrated_as(const Profile& profile, Dtype dtype);
+/// the profile; with "_with_options" behind it where the problem has softcap, ALiBi, sinks or dropout,
+/// whose errors are others: what was calibrated without them says nothing about these.
+std::string calibrated_as(const Profile& profile, const Problem& problem);
 
 /// fill=shifted_negative or deep_negative, or a scale of more than twice 1/sqrt(d): the scores' own errors in float32, relative
 /// to what bounds them, are several times those of other cases, and must not decide the limits there.

@@ -137,9 +137,12 @@ TEST(Calibration, CasesWithLargeScoresHaveCellsOfTheirOwn) {
 TEST(Calibration, ImplementationsThatRoundNothingInsideShareCells) {
   const Profile flash{"flash"};
   const Profile inside{.name = "flash_fp32_inside", .p = Profile::Probabilities::not_rounded, .rounds_ds = false};
-  EXPECT_EQ(calibrated_as(flash, Dtype::bf16), "flash");
-  EXPECT_EQ(calibrated_as(flash, Dtype::fp32), "fp32_inside");
-  EXPECT_EQ(calibrated_as(inside, Dtype::fp16), "fp32_inside");
+  const auto problem = [](const std::string& keys) { return parse_case("attention d=64 lq=65 " + keys).problem; };
+  EXPECT_EQ(calibrated_as(flash, problem("dtype=bf16")), "flash");
+  EXPECT_EQ(calibrated_as(flash, problem("dtype=fp32")), "fp32_inside");
+  EXPECT_EQ(calibrated_as(inside, problem("dtype=fp16")), "fp32_inside");
+  EXPECT_EQ(calibrated_as(flash, problem("dtype=bf16 dropout=0.5:1")), "flash_with_options");
+  EXPECT_EQ(calibrated_as(inside, problem("dtype=fp16 softcap=30")), "fp32_inside_with_options");
   EXPECT_EQ(calibrated_tensor("dq_given_o"), "dq");
 }
 

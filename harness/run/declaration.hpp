@@ -58,7 +58,8 @@ struct Capabilities {
   std::vector<Layout> layouts;
   std::vector<Mask> masks;
   std::vector<Align> aligns;  ///< where queries and keys differ in number; where they do not, both alignments are one
-  bool window = false, softcap = false, alibi = false, sink = false, dropout = false;
+  bool window = false, softcap = false, alibi = false, sink = false;
+  bool dropout = false;         ///< and its forward hands out the mask, Outputs::kept
   bool gqa = true;              ///< hkv < hq
   bool unequal_lengths = true;  ///< lq != lk
   bool empty_sequences = true;  ///< a length of 0

@@ -48,7 +48,7 @@ void for_each_tensor(const RunData& run, const Calibration& calibration, const T
     if (!is_judged(record)) continue;
     const Case c = parse_case(record.case_line, "record");
     const Dtype dtype = c.problem.dtype;
-    CellKey cell{calibrated_as(profile_of(record, run), dtype), has_large_scores(c), dtype, "", "", 0};
+    CellKey cell{calibrated_as(profile_of(record, run), c.problem), has_large_scores(c), dtype, "", "", 0};
     for (const auto& [tensor, errors] : record.errors) {
       if (calibration.is_left_out(record.backend, tensor)) continue;
       cell.tensor = calibrated_tensor(tensor);

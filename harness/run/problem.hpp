@@ -11,6 +11,10 @@
 //   softcap=c:  S becomes c tanh(S / c)
 //   alibi:      S_ij -= 2^(-8 (h + 1) / hq) |i + offset - j| for query head h
 //   sink:       a score of the query head's own joins the softmax, with no key behind it: P sums to less than 1, LSE has it
+// dropout=p:seed multiplies each P_ij by kept_ij / (1 - p), after the softmax: LSE is that without. kept_ij is 1 with probability
+// 1 - p, else 0, drawn by the kernel with a generator of its own, which every call seeds anew; queries that see no key have it
+// too. The kernel hands out which it kept (Outputs in attention/inputs.hpp), and is judged by that mask:
+//   O = (P o M) V,  dV = (P o M)^T dO,  dP = M o (dO V^T),  dS = P o (dP - D),  D = rowsum(dO o O),  M = kept / (1 - p)
 #pragma once
 
 #include <cstdint>
@@ -36,7 +40,7 @@ struct SlidingWindow {
 };
 
 struct Dropout {
-  double p = 0;
+  double p = 0;  ///< what share is dropped, 0 <= p < 1; 0: off
   uint64_t seed = 0;
   bool operator==(const Dropout&) const = default;
 };

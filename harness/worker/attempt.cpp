@@ -14,11 +14,13 @@
 #include "harness/attention/flops.hpp"
 #include "harness/worker/bits.hpp"
 #include "harness/worker/cuda_device.hpp"
+#include "harness/worker/dropout_gates.hpp"
 #include "harness/worker/dump.hpp"
 #include "harness/worker/memory.hpp"
 #include "harness/worker/process_state.hpp"
 #include "harness/worker/sentence.hpp"
 #include "harness/worker/spending.hpp"
+#include "harness/worker/verdict_report.hpp"
 #include "harness/worker/z_gate.hpp"
 
 namespace attnbench {
@@ -33,7 +35,7 @@ bool same_values(const at::Tensor& a, const at::Tensor& b) {
 
 bool same_values(const Outputs& a, const Outputs& b) {
   return same_values(a.o, b.o) && same_values(a.lse, b.lse) && same_values(a.dq, b.dq) && same_values(a.dk, b.dk) &&
-         same_values(a.dv, b.dv);
+         same_values(a.dv, b.dv) && same_values(a.kept, b.kept);
 }
 
 /// The names of the tensors of `a` that have the same values in `b`.
@@ -106,7 +108,8 @@ Outputs in_case_layout(const Outputs& packed, const Inputs& inputs) {
           .lse = padded(packed.lse, inputs.q, inputs.q_rows),
           .dq = padded(packed.dq, inputs.q, inputs.q_rows),
           .dk = padded(packed.dk, inputs.k, inputs.k_rows),
-          .dv = padded(packed.dv, inputs.v, inputs.k_rows)};
+          .dv = padded(packed.dv, inputs.v, inputs.k_rows),
+          .kept = {}};  // no window of a packed operation drops
 }
 
 /// The timing of this regime among `timings`, made where it is missing.
@@ -235,11 +238,26 @@ void Attempt::prepare_and_judge() {
   if (record_.expect == Expect::must_throw) return;
   const OracleKind oracle = oracle_for(backend_.declaration(), data_.test_case(), device_);
   record_.oracle = oracle == OracleKind::eigen ? "eigen" : "torch";
-  settle(record_, judge_for().judge(outputs_, record_.pass));
+  settle(record_, judge_first());
   if (watched.misconduct.empty()) watched.misconduct = borrowed(outputs_, named_tensors(inputs().get()));
   if (!watched.misconduct.empty()) return end(Status::failed, watched.misconduct);
   if (record_.status == Status::passed && record_.expect == Expect::equal) judge_mirrored();
   if (record_.status == Status::passed && record_.expect == Expect::equal && data_.test_case().metadata.repeats > 0) repeat();
+}
+
+/// By the mask that it handed out, if the case drops: without one nothing can be judged.
+Verdict Attempt::judge_first() {
+  const Case& c = data_.test_case();
+  Verdict verdict;
+  const auto malformed = malformed_mask(c, inputs().get(), outputs_.kept);
+  if (malformed) {
+    fail_malformed(verdict, *malformed);
+    return verdict;
+  }
+  verdict = judge_for().judge(outputs_, record_.pass);
+  if (outputs_.kept.defined() && !at::equal(data_.first_mask(record_.backend, outputs_.kept), outputs_.kept))
+    fail(verdict, "kept: the mask of its other pass is another one, with the same seed");
+  return verdict;
 }
 
 /// It was judged, whatever the verdict: all tensors of the pass are there and well-formed.
@@ -324,7 +342,7 @@ void Attempt::audit(int64_t repeats) {
 
 Judge Attempt::judge_for() const {
   const Declaration& declaration = backend_.declaration();
-  return data_.judge(run_->profile, declaration.conventions, oracle_for(declaration, data_.test_case(), device_));
+  return data_.judge(run_->profile, declaration.conventions, oracle_for(declaration, data_.test_case(), device_), outputs_.kept);
 }
 
 bool Attempt::measurable() const {

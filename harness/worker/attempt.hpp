@@ -63,6 +63,7 @@ class Attempt {
   void prepare_and_judge();
   bool fits(int64_t bytes, const char* what);
   Judge judge_for() const;
+  Verdict judge_first();
   std::string wrong(const Outputs& outputs) const;
   void judge_mirrored();
   bool is_computed() const;

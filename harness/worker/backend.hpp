@@ -12,9 +12,9 @@
 
 namespace attnbench {
 
-/// One timed span. forward() returns o and lse; backward() returns dq, dk, dv and needs a forward() before it; both may
-/// be called any number of times, read what the inputs hold then, and write new outputs each time. An error is an exception with
-/// a sentence.
+/// One timed span. forward() returns o and lse, and with dropout the mask; backward() returns dq, dk, dv and needs a forward()
+/// before it; both may be called any number of times, read what the inputs hold then, and write new outputs each time. An error
+/// is an exception with a sentence.
 struct Window {
   std::string name;  ///< "op", "op+layout", "autograd"
   std::function<Outputs()> forward;

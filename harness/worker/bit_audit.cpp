@@ -185,6 +185,11 @@ void BitAudit::regroup_as(Relation relation, const std::vector<std::vector<int64
 }
 
 void BitAudit::regroup() {
+  if (judged_.c.problem.dropout.p > 0) {
+    for (const Relation relation : {Relation::alone, Relation::order, Relation::packing})
+      leave_out(relation, "a mask of dropout is drawn for the whole case");
+    return;
+  }
   const Layout layout = judged_.c.problem.layout;
   std::vector<int64_t> all(judged_.inputs.get().lengths.q.size());
   std::iota(all.begin(), all.end(), 0);

@@ -35,7 +35,7 @@ bool same_bits(const at::Tensor& a, const at::Tensor& b) {
 
 bool same_bits(const Outputs& a, const Outputs& b) {
   return same_bits(a.o, b.o) && same_bits(a.lse, b.lse) && same_bits(a.dq, b.dq) && same_bits(a.dk, b.dk) &&
-         same_bits(a.dv, b.dv);
+         same_bits(a.dv, b.dv) && same_bits(a.kept, b.kept);
 }
 
 std::optional<BitDifference> bit_difference(const at::Tensor& a, const at::Tensor& b) {

@@ -35,13 +35,14 @@ SealedInputs& CaseData::inputs(Conventions::Poison poison) {
   return *inputs;
 }
 
-Judge CaseData::judge(const Profile& profile, const Conventions& conventions, OracleKind oracle) {
+Judge CaseData::judge(const Profile& profile, const Conventions& conventions, OracleKind oracle, const at::Tensor& kept) {
   std::optional<Outputs> eager;
   for (const auto& yardstick : yardsticks_) {
-    if (yardstick->holds_for(profile, conventions.empty_row, oracle)) return {yardstick, conventions};
-    if (yardstick->holds_for(conventions.empty_row)) eager = yardstick->eager();
+    if (yardstick->holds_for(profile, conventions.empty_row, oracle, kept)) return {yardstick, conventions};
+    if (yardstick->holds_for(conventions.empty_row, kept)) eager = yardstick->eager();
   }
-  const Inputs& drawn = inputs(conventions.poison).get();
+  Inputs drawn = inputs(conventions.poison).get();
+  if (kept.defined()) drawn.kept = kept.clone();
   if (!eager) {
     const SpendingScope emulator(Expense::emulator);
     eager = emulate(case_, drawn, eager_profile(), conventions.empty_row);
@@ -84,9 +85,12 @@ int64_t CaseData::predicted_bytes() const {
   const int64_t elements = (q_rows * p.hq + k_rows * p.hkv) * (p.d + p.dv);
   // Inputs that lie far apart: as they are, and as numbers that are weighted for their fingerprints.
   const double far = case_.strides == Strides::far ? 4 * 0x1p31 * static_cast<double>(bytes_of(p.dtype)) + 2 * 0x1p31 * 2 : 0;
+  // The mask of a dropout: as handed out twice, the judge's copy, and by sequence.
+  const int64_t columns = padded ? lengths.k_pitch : lengths.max_k();
+  const double masks = p.dropout.p > 0 ? 4 * static_cast<double>(q_rows * p.hq) * static_cast<double>(columns) : 0;
   // Inputs in up to two kinds of poison; for each gradient and output a value, a variance, an allowance, the judged
   // tensor in float64, and the emulator's float32 copies.
-  return bytes_or_most(far + static_cast<double>(elements) * static_cast<double>(2 * bytes_of(p.dtype) + 4 * 8 + 3 * 4));
+  return bytes_or_most(far + masks + static_cast<double>(elements) * static_cast<double>(2 * bytes_of(p.dtype) + 4 * 8 + 3 * 4));
 }
 
 }  // namespace attnbench

@@ -3,6 +3,7 @@
 
 #include <map>
 #include <memory>
+#include <string>
 #include <vector>
 
 #include "harness/worker/sealed_inputs.hpp"
@@ -25,8 +26,14 @@ class CaseData {
   /// Inputs with what the conventions want in tokens that nobody may read. A case without such tokens: one set for all.
   SealedInputs& inputs(Conventions::Poison poison);
 
-  /// Judges that round alike, and whose empty rows (if the case has any) are alike, share a yardstick.
-  Judge judge(const Profile& profile, const Conventions& conventions, OracleKind oracle);
+  /// Judges that round alike, and whose empty rows (if the case has any) are alike, share a yardstick. kept: the well-formed mask
+  /// of who is judged, if the case has a dropout: a yardstick belongs to one mask.
+  Judge judge(const Profile& profile, const Conventions& conventions, OracleKind oracle, const at::Tensor& kept = {});
+
+  /// The mask that this backend handed out first, in whichever pass; `kept` if it has handed out none.
+  const at::Tensor& first_mask(const std::string& backend, const at::Tensor& kept) {
+    return masks_.try_emplace(backend, kept.clone()).first->second;
+  }
 
   /// Makes all inputs what they were; the names of those that were not, empty: none.
   std::string restore_inputs();
@@ -40,6 +47,7 @@ class CaseData {
   const Calibration& calibration_;
   std::map<Conventions::Poison, std::unique_ptr<SealedInputs>> inputs_;
   std::vector<std::shared_ptr<const Yardstick>> yardsticks_;
+  std::map<std::string, at::Tensor> masks_;  ///< by backend
 };
 
 }  // namespace attnbench

@@ -45,6 +45,7 @@ void dump_outputs(const Outputs& outputs, Pass pass, const Yardstick& yardstick,
   fs::create_directories(folder);
   const auto tokens = [&](const JudgedTensor& t) { return yardstick.tokens(t, outputs); };
   dump_tensor(folder, "o", tokens(kOutput), yardstick.reference().o);
+  if (outputs.kept.defined()) write_npy(folder / "kept.npy", outputs.kept);
   if (pass == Pass::forward) {
     if (!outputs.lse.defined()) return;
     const at::Tensor lse = tokens_of(outputs.lse, yardstick.rows(kOutput), yardstick.shape(kOutput).heads, 1);

@@ -102,6 +102,16 @@ TEST_F(Dump, OutputsComeWithWhatTheyAreJudgedBy) {
   }
 }
 
+TEST_F(Dump, AMaskOfDropoutComesWithThem) {
+  const Case c = parse_case("attention hq=4 hkv=2 lq=5 lk=9 d=32 dropout=0.5:1");
+  const Inputs inputs = make_inputs_and_mask(c, Conventions::Poison::nan);
+  const Judge judge = make_judge(c, inputs, flash(), {}, OracleKind::eigen);
+  dump_outputs(emulate(c, inputs, flash(), Conventions::EmptyRow::zero), Pass::forward, judge.yardstick(), folder_ / "forward");
+  const Npy kept = read("forward/kept.npy");
+  EXPECT_THAT(kept.header, HasSubstr("'descr': '|b1', 'fortran_order': False, 'shape': (5,4,9,)"));
+  EXPECT_EQ(std::memcmp(kept.data.data(), inputs.kept.const_data_ptr(), 5 * 4 * 9), 0);
+}
+
 TEST_F(Dump, FoldersHaveNamesThatEveryFileSystemTakes) {
   EXPECT_EQ(folder_of_case("attention hq=2 window=16:0 lens=1+2"), "attention_hq=2_window=16_0_lens=1+2");
   const std::string a = folder_of_case("attention lens=" + std::string(300, '1')),

@@ -90,7 +90,12 @@ NamedTensors named_tensors(const Inputs& inputs) {
 }
 
 NamedTensors named_tensors(const Outputs& outputs) {
-  return defined_ones({{"o", outputs.o}, {"lse", outputs.lse}, {"dq", outputs.dq}, {"dk", outputs.dk}, {"dv", outputs.dv}});
+  return defined_ones({{"o", outputs.o},
+                       {"lse", outputs.lse},
+                       {"dq", outputs.dq},
+                       {"dk", outputs.dk},
+                       {"dv", outputs.dv},
+                       {"kept", outputs.kept}});
 }
 
 SealedInputs::SealedInputs(const Case& c, Conventions::Poison poison, const Device& device)

@@ -4,10 +4,12 @@
 
 #include <ATen/TensorOperators.h>
 #include <ATen/core/Tensor.h>
+#include <ATen/ops/equal.h>
 #include <ATen/ops/where.h>
 
 #include "harness/attention/tokens.hpp"
 #include "harness/worker/describe_failure.hpp"
+#include "harness/worker/dropout_gates.hpp"
 #include "harness/worker/field_rules.hpp"
 #include "harness/worker/spending.hpp"
 #include "harness/worker/verdict_gates.hpp"
@@ -116,6 +118,20 @@ void Judge::judge_lse(const Outputs& outputs, Verdict& verdict) const {
   verdict.errors["lse"] = std::move(errors);
 }
 
+void Judge::judge_mask(const Outputs& outputs, Verdict& verdict) const {
+  const Yardstick& y = *yardstick_;
+  if (const auto sentence = malformed_mask(y.test_case(), y.inputs(), outputs.kept)) return fail_malformed(verdict, *sentence);
+  if (!outputs.kept.defined()) return;
+  if (!at::equal(outputs.kept, y.inputs().kept))
+    return fail(verdict, "kept: another mask than that of an earlier call with the same seed");
+  const double false_alarms = y.limits("o").constants().false_alarms;
+  DropoutGates mask = dropout_gates(y.test_case(), y.inputs(), y.empty_row(), false_alarms);
+  TensorErrors& errors = verdict.errors["kept"];
+  errors.elements = mask.gates.at("share").n;
+  errors.gates = std::move(mask.gates);
+  if (!mask.reason.empty()) fail(verdict, mask.reason);
+}
+
 Verdict Judge::judge(const Outputs& outputs, Pass pass) const {
   const SpendingScope gates(Expense::gates);
   Verdict verdict;
@@ -124,6 +140,7 @@ Verdict Judge::judge(const Outputs& outputs, Pass pass) const {
     verdict.reason = "the oracle's own answer is not finite: nothing can be judged by it";
     return verdict;
   }
+  judge_mask(outputs, verdict);
   // Gradients are judged given the kernel's own O only after that O was: a wrong O must not excuse them.
   judge_tensor(kOutput, outputs, verdict);
   if (pass == Pass::forward) {

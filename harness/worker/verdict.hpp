@@ -23,7 +23,8 @@ class Judge {
  public:
   Judge(std::shared_ptr<const Yardstick> yardstick, const Conventions& conventions);
 
-  /// forward: o and lse of `outputs`. backward: dq, dk, dv, and o of the same run, on which they are conditional.
+  /// forward: o and lse of `outputs`. backward: dq, dk, dv, and o of the same run, on which they are conditional. Either, with
+  /// dropout: its mask, which has to be that of the yardstick.
   Verdict judge(const Outputs& outputs, Pass pass) const;
 
   const Yardstick& yardstick() const { return *yardstick_; }
@@ -33,6 +34,7 @@ class Judge {
   void judge_tensor(const JudgedTensor& t, const Outputs& outputs, Verdict& verdict) const;
   void judge_given_output(const Outputs& outputs, Verdict& verdict) const;
   void judge_lse(const Outputs& outputs, Verdict& verdict) const;
+  void judge_mask(const Outputs& outputs, Verdict& verdict) const;
 
   std::shared_ptr<const Yardstick> yardstick_;
   Conventions conventions_;

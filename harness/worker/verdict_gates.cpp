@@ -16,6 +16,11 @@ Gate judged(const char* name, double value, double formula, int64_t n, bool powe
   return gate;
 }
 
+/// Relative to the value, and the same in all of a tensor.
+double drift_of(const GateScale& scale) {
+  return scale.limits.constants().truncation * scale.terms + scale.same_gain;
+}
+
 Gate rms_gate(const ErrorStatistics& s, const GateScale& scale) {
   const GateConstants& c = scale.limits.constants();
   const double n = std::min(scale.samples, scale.distinct);
@@ -23,14 +28,14 @@ Gate rms_gate(const ErrorStatistics& s, const GateScale& scale) {
   const bool power = n > 0 && ratio <= 1.5;
   const double floor = scale.lazy_rescale ? c.lazy_rms_floor : c.rms_floor;
   const double ordinary = ratio * std::max(scale.emulator_rms, floor) + 3 * scale.allowance;
-  const double drift = c.truncation * scale.terms * s.signal;
+  const double drift = drift_of(scale) * s.signal;
   const double formula = std::isfinite(ratio) ? std::hypot(ordinary, drift) : 0;
   return judged("rms", s.rms_z, formula, static_cast<int64_t>(n), power, scale.limits);
 }
 
 Gate bias_gate(const ErrorStatistics& s, const GateScale& scale) {
   const GateConstants& c = scale.limits.constants();
-  const double drift = c.truncation * scale.terms, least = c.gain_floor * scale.u;
+  const double drift = drift_of(scale), least = c.gain_floor * scale.u;
   if (scale.only_outputs_rounded) {
     const double alike = std::max(1.0, static_cast<double>(s.elements) / scale.distinct);
     const auto bound = [&](double together) {

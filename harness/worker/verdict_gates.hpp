@@ -25,7 +25,9 @@
 //      elements are the same but for sign and a power of two; for o at most the distinct scores, where scores repeat
 //   t  RMS(b / sigma) of gradients given O, else 0: b is the part of sigma that keeps its sign, so it adds up linearly
 //   M  length of the tensor's sum: keys (o, dq), queries x group (dk, dv);  X  RMS(x64 / sigma)
-//   c M  drift, relative to the value, of an accumulator that truncates each of M sums: 2^-26 on a GPU's tensor cores, 0 on a CPU
+//   c M  drift, relative to the value, of an accumulator that truncates each of M sums: 2^-26 on a GPU's tensor cores, 0 on a
+//   CPU;
+//      e more where a dropout multiplies all by 1 / (1 - p), a number of float32
 //   e  standard deviation of g if the errors of a row are fully coherent:
 //      sqrt(sum_r (sum |x64| / sigma)^2) / sum(x64^2 / sigma^2)
 //   g' g with round(x64), the expected value in the output's dtype, in place of x64: the error of rounding the output, which is
@@ -73,6 +75,7 @@ struct GateScale {
   double emulator_rms = 0;  ///< RMS(z) of the emulator
   double samples = 0;       ///< n, effective sample size
   double distinct = 0;      ///< T, different values; infinity: all are
+  double same_gain = 0;     ///< e of dropout's 1 / (1 - p), else 0
   double allowance = 0;     ///< t = RMS(b/sigma), gradients given O; else 0
   bool lazy_rescale = false;
   bool only_outputs_rounded = false;  ///< in a dtype of low precision: the gain is that beside round(x64)

@@ -75,8 +75,14 @@ Yardstick::Yardstick(const Case& c, const Inputs& inputs, const Profile& profile
     eager_error_[t->name] = field_errors(tokens(*t, eager_), expected(*t), c.problem.dtype, {}).max_abs;
 }
 
-bool Yardstick::holds_for(const Profile& profile, Conventions::EmptyRow empty_row, OracleKind oracle) const {
-  return holds_for(empty_row) && oracle == oracle_ && profile.lazy_rescale == profile_.lazy_rescale &&
+bool Yardstick::holds_for(Conventions::EmptyRow empty_row, const at::Tensor& kept) const {
+  if (kept.defined() && !at::equal(kept, inputs_.kept)) return false;
+  return empty_row == empty_row_ || !has_empty_rows_;
+}
+
+bool Yardstick::holds_for(const Profile& profile, Conventions::EmptyRow empty_row, OracleKind oracle,
+                          const at::Tensor& kept) const {
+  return holds_for(empty_row, kept) && oracle == oracle_ && profile.lazy_rescale == profile_.lazy_rescale &&
          rounding_of(profile, c_.problem) == rounding_;
 }
 
@@ -107,12 +113,12 @@ GateScale Yardstick::scale(const JudgedTensor& t, const std::string& gated_as) c
   if (&t == &kOutput) s.distinct = std::min(s.distinct, reference_.distinct_scores);
   s.lazy_rescale = profile_.lazy_rescale;
   s.only_outputs_rounded = only_outputs_rounded();
+  if (c_.problem.dropout.p > 0) s.same_gain = rounding_.e;
   return s;
 }
 
 Limits Yardstick::limits(const std::string& tensor) const {
-  return {&calibration_, calibrated_as(profile_, c_.problem.dtype), has_large_scores(c_), c_.problem.dtype,
-          calibrated_tensor(tensor)};
+  return {&calibration_, calibrated_as(profile_, c_.problem), has_large_scores(c_), c_.problem.dtype, calibrated_tensor(tensor)};
 }
 
 bool Yardstick::only_outputs_rounded() const {

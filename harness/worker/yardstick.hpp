@@ -33,8 +33,9 @@ const Profile& eager_profile();
 
 class Yardstick {
  public:
-  /// eager: what emulate() says for eager_profile() with these empty rows. calibration: outlives the yardstick. kept_bytes: that
-  /// the answers of given() may take.
+  /// inputs: with the mask of a dropout, to which all belongs that the yardstick says. eager: what emulate() says for
+  /// eager_profile() with these empty rows. calibration: outlives the yardstick. kept_bytes: that the answers of given() may
+  /// take.
   Yardstick(const Case& c, const Inputs& inputs, const Profile& profile, Conventions::EmptyRow empty_row, OracleKind oracle,
             Outputs eager, const Calibration& calibration, int64_t kept_bytes);
 
@@ -44,10 +45,13 @@ class Yardstick {
   const Reference& reference() const { return reference_; }
   const Outputs& eager() const { return eager_; }
 
-  /// It holds for empty rows of this kind too, since they are its own or the case has none.
-  bool holds_for(Conventions::EmptyRow empty_row) const { return empty_row == empty_row_ || !has_empty_rows_; }
+  Conventions::EmptyRow empty_row() const { return empty_row_; }
+
+  /// It holds for empty rows of this kind too, since they are its own or the case has none, and for this mask of a dropout
+  /// (undefined: the case has none).
+  bool holds_for(Conventions::EmptyRow empty_row, const at::Tensor& kept) const;
   /// … and for an implementation that rounds like this profile, by this oracle.
-  bool holds_for(const Profile& profile, Conventions::EmptyRow empty_row, OracleKind oracle) const;
+  bool holds_for(const Profile& profile, Conventions::EmptyRow empty_row, OracleKind oracle, const at::Tensor& kept) const;
 
   bool has_empty_rows() const { return has_empty_rows_; }  ///< some query sees no key
   bool finite() const { return finite_; }                  ///< the reference is, apart from empty rows declared to be NaN
