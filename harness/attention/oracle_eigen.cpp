@@ -204,7 +204,7 @@ void add_eager_dq_dk(const HeadProblem& h, const Operands& x, const Block& b, co
   const Array& PJ = b.weights_of_d();
   const Array dS2 = g.dS.square(), raw = b.P * (g.dP.colwise() - g.D), slope = score_by_product(b);
   const Array mu = raw * (b.capped() ? Array(b.J * slope + b.kT) : slope);
-  Array fp32 = dS2 * b.eS2;
+  Array fp32 = dS2 * b.eS2 + visible(b, kFlushedDs2);
   if (b.capped()) fp32 += raw.square() * b.eJ2;
   const Array own = kMovedTogether * (mu.square() * b.vT + PJ.square() * g.vdP);
   const Column of_d = kMovedTogether * (raw.square() * b.vS + b.P.square() * g.vdP).rowwise().sum(),

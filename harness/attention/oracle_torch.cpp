@@ -528,7 +528,7 @@ TorchHeads::Stored TorchHeads::stored_ds(const Gradient& g, const Tensor& error2
 void TorchHeads::add_eager_dq_dk(const Block& b, const Gradient& g) {
   const Tensor PJ2 = b.weights_of_d().square(), K2 = b.K.square(), slope = score_by_product(b);
   const Tensor mu = g.raw * (b.J.defined() ? b.J * slope + b.kT : slope);
-  Tensor fp32 = g.dS2 * b.eS2;
+  Tensor fp32 = (g.dS2 * b.eS2).add_(b.P != 0, kFlushedDs2);
   if (b.J.defined()) fp32 += g.raw2 * b.eJ2;
   const Tensor own = (mu.square() * b.vT + PJ2 * g.vdP).mul_(kAlone);
   const Tensor of_d = (g.raw2 * b.vS + b.P2 * g.vdP).sum(-1, true).mul_(kAlone), of_l = b.shifted.sum(-1, true);
