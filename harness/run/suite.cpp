@@ -71,7 +71,7 @@ std::vector<std::string> take_canaries(std::vector<Token>& metadata) {
   std::istringstream names(token->value);
   for (std::string name; std::getline(names, name, '+');) canaries.push_back(name);
   if (canaries.empty() || !std::ranges::all_of(canaries, is_planted))
-    throw CaseError(fmt::format("{}: canary={}: expected planted backends, as in flash_varlen:last_key_dropped+eager:mask_late",
+    throw CaseError(fmt::format("{}: canary={}: expected planted backends, as in flash_varlen:last_key_dropped+eager:causal_one_late",
                                 token->place, printable(token->value)));
   metadata.erase(token);
   return canaries;
