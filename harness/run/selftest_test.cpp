@@ -118,6 +118,15 @@ TEST(Selftest, APairIsCaughtByEitherPass) {
   EXPECT_EQ(fate_of({unsupported("eager:x", "equivalent: no"), failed("eager:x", "z", "dq", Pass::backward)}), Fate::caught);
 }
 
+TEST(Selftest, APairThatOnlyErredIsCountedApart) {
+  const Record erred = record_of("eager:x", Pass::forward, Status::error, "the worker was killed by signal 11 (SIGSEGV)");
+  const Selftest alone = selftest_of({passed("eager:x", Pass::backward), erred});
+  EXPECT_EQ(alone.only_erred(), 1);
+  EXPECT_EQ(alone.pairs.front().reason, erred.reason);
+  EXPECT_THAT(conclude(alone).sentence, HasSubstr("1 caught (1 by an error alone), 0 equivalent"));
+  EXPECT_EQ(selftest_of({erred, failed("eager:x", "z", "dq", Pass::backward)}).only_erred(), 0);
+}
+
 TEST(Selftest, APairIsEquivalentIfNoPassSaysMore) {
   EXPECT_EQ(fate_of({unsupported("eager:x", "equivalent: no mask"), unsupported("eager:x", "equivalent: no", Pass::backward)}),
             Fate::equivalent);
