@@ -76,22 +76,35 @@ void set_canaries_aside(RunData& run) {
   std::erase_if(run.records, is_canary);
 }
 
-/// Headers say how many results their part promises, and of how many parts it is one.
+/// What to do about a run that has not ended. A selftest, a fuzz, … (the first word) cannot go on.
+std::string how_to_end(const fs::path& folder, const RunData& run, bool is_merged) {
+  if (is_merged) return "resume the parts that have not ended, and merge again";
+  const std::vector<std::string>& words = run.headers.front().argv;
+  const std::string command = words.size() > 1 && !words[1].starts_with('-') ? words[1] : "run";
+  return command == "run" ? fmt::format("attnbench --resume {} goes on with it", folder.string())
+                          : fmt::format("attnbench {} has to be run again", command);
+}
+
+/// Headers say how many results their part promises, and of how many parts it is one. One that could not know it says so
+/// (open_ended), and another closes the part.
 void look_for_gaps(const fs::path& folder, RunData& run) {
-  std::map<ShardOfRun, size_t> promised;  // a resume has a header of its own, which promises nothing new
+  std::map<ShardOfRun, size_t> promised;  // by the header that promises most: a resume promises what was left
+  bool is_open = false;
   for (const RunHeader& header : run.headers) {
     const nlohmann::json runs = header.environment.value("runs", nlohmann::json(0));
-    promised.emplace(shard_of(header), runs.is_number_unsigned() ? runs.get<size_t>() : 0);
+    size_t& most = promised[shard_of(header)];
+    most = std::max(most, runs.is_number_unsigned() ? runs.get<size_t>() : 0);
+    is_open = header.environment.value("open_ended", nlohmann::json(false)) == true || (is_open && most == 0);
   }
   size_t all = 0;
   for (const auto& [shard, results] : promised) all += results;
   const bool is_merged = promised.size() > 1;
   const size_t here = run.records.size() + run.canaries.size();
-  if (here < all) {
+  if (here < all || is_open) {
     run.is_complete = false;
-    const std::string advice = is_merged ? "resume the parts that have not ended, and merge again"
-                                         : fmt::format("attnbench --resume {} goes on with it", folder.string());
-    run.warnings.push_back(fmt::format("{} of {} results are here: the run has not ended; {}", here, all, advice));
+    run.warnings.push_back(fmt::format("{} results are here: the run has not ended; {}",
+                                       is_open ? std::to_string(here) : fmt::format("{} of {}", here, all),
+                                       how_to_end(folder, run, is_merged)));
   }
   const int64_t count = is_merged ? promised.begin()->first.count : 1;  // one shard alone is whole
   for (int64_t index = 1; index <= count; ++index) {
