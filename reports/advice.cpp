@@ -1,11 +1,11 @@
 #include "reports/advice.hpp"
 
 #include <algorithm>
-#include <fstream>
 
 #include <fmt/format.h>
 
 #include "harness/run/data_files.hpp"
+#include "harness/run/files.hpp"
 #include "harness/run/json_reader.hpp"
 #include "harness/run/run_data.hpp"
 
@@ -49,7 +49,7 @@ bool tells(const std::string& text, const std::string& part) {
 std::vector<Advice> read_advice() {
   const auto file = cases_folder() / "advice.json";
   try {
-    const auto json = nlohmann::json::parse(std::ifstream(file));
+    const auto json = read_json(file);
     std::vector<Advice> table;
     for (const auto& row : JsonReader(json, "table").array("rows"))
       table.push_back(advice_from(JsonReader(row, fmt::format("rows[{}]", table.size()))));

@@ -6,10 +6,10 @@
 #include <fmt/format.h>
 #include <fmt/ranges.h>
 
+#include "harness/run/files.hpp"
 #include "harness/run/json_reader.hpp"
 #include "harness/run/planted.hpp"
 #include "reports/run_view.hpp"
-#include "reports/write_reports.hpp"
 
 namespace attnbench {
 namespace {

@@ -2,13 +2,13 @@
 
 #include <algorithm>
 #include <chrono>
-#include <fstream>
 #include <map>
 #include <optional>
 
 #include <fmt/format.h>
 
 #include "harness/run/errors.hpp"
+#include "harness/run/files.hpp"
 #include "harness/run/gate.hpp"
 #include "harness/run/progress.hpp"
 #include "harness/run/random_case.hpp"
@@ -131,12 +131,7 @@ class Fuzzer {
     return finding;
   }
 
-  void write_report() const {
-    const auto file = folder_.path() / kFuzzFile;
-    std::ofstream out(file, std::ios::binary);
-    out << report();
-    if (!out.flush()) throw RunError(fmt::format("{}: cannot be written", file.string()));
-  }
+  void write_report() const { write_file(folder_.path() / kFuzzFile, report()); }
 
   RunFolder& folder_;
   const FuzzCommand& command_;

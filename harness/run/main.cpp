@@ -10,6 +10,7 @@
 #include "harness/run/calibrate.hpp"
 #include "harness/run/command_line.hpp"
 #include "harness/run/exit_code.hpp"
+#include "harness/run/files.hpp"
 #include "harness/run/fuzz.hpp"
 #include "harness/run/gate.hpp"
 #include "harness/run/interrupt.hpp"

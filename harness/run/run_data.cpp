@@ -1,13 +1,13 @@
 #include "harness/run/run_data.hpp"
 
 #include <algorithm>
-#include <fstream>
 #include <iterator>
 #include <set>
 
 #include <fmt/format.h>
 #include <fmt/ranges.h>
 
+#include "harness/run/files.hpp"
 #include "harness/run/json_reader.hpp"
 
 namespace attnbench {
@@ -15,13 +15,15 @@ namespace {
 
 namespace fs = std::filesystem;
 
-std::string read_text(const fs::path& file) {
-  std::ifstream in(file, std::ios::binary);
-  if (!in && fs::exists(file.string() + ".gz"))
-    throw RunError(fmt::format("{0}: cannot be read; {0}.gz is there: gunzip -k {0}.gz", file.string()));
-  if (!in || fs::is_directory(file))
-    throw RunError(fmt::format("{}: cannot be read; expected a run: a folder with a {}", file.string(), kResultsFile));
-  return {std::istreambuf_iterator<char>(in), {}};
+std::string text_of_run(const fs::path& file) {
+  try {
+    return read_file(file);
+  } catch (const std::runtime_error& error) {
+    if (fs::exists(file.string() + ".gz"))
+      throw RunError(fmt::format("{0}: cannot be read; {0}.gz is there: gunzip -k {0}.gz", file.string()));
+    throw RunError(
+        fmt::format("{}: cannot be read: {}; expected a run: a folder with a {}", file.string(), error.what(), kResultsFile));
+  }
 }
 
 void read_environment(const nlohmann::json& environment, RunData& run) {
@@ -125,7 +127,7 @@ ShardOfRun shard_of(const RunHeader& header) {
 
 RunData read_run(const fs::path& folder_or_file) {
   const fs::path file = fs::is_directory(folder_or_file) ? folder_or_file / kResultsFile : folder_or_file;
-  const std::string text = read_text(file);
+  const std::string text = text_of_run(file);
   RunData run;
   size_t number = 0;
   for (size_t begin = 0; begin < text.size();) {

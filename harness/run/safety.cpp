@@ -3,11 +3,11 @@
 #include <fmt/format.h>
 
 #include <algorithm>
-#include <fstream>
 #include <utility>
 
 #include "harness/run/data_files.hpp"
 #include "harness/run/errors.hpp"
+#include "harness/run/files.hpp"
 #include "harness/run/json_reader.hpp"
 #include "harness/run/names.hpp"
 #include "harness/run/version.hpp"
@@ -74,7 +74,7 @@ SafetyRow row_from(const JsonReader& reader) {
 SafetyTable read_table() {
   const auto file = cases_folder() / "safety.json";
   try {
-    const auto json = nlohmann::json::parse(std::ifstream(file));
+    const auto json = read_json(file);
     const JsonReader in(json, "table"), rules = in.object("rules");
     SafetyTable table{rule_from(rules.object("seed_rule")), rule_from(rules.object("mission_rule")), {}};
     for (const auto& row : in.array("rows"))

@@ -1,7 +1,6 @@
 #include "harness/run/selftest.hpp"
 
 #include <algorithm>
-#include <fstream>
 #include <limits>
 #include <map>
 
@@ -10,6 +9,7 @@
 
 #include "harness/run/data_files.hpp"
 #include "harness/run/errors.hpp"
+#include "harness/run/files.hpp"
 #include "harness/run/json_reader.hpp"
 #include "harness/run/planted.hpp"
 
@@ -133,9 +133,7 @@ int64_t Selftest::counted_pairs() const {
 std::vector<KnownSurvivor> read_known_survivors(const std::filesystem::path& file) {
   const std::filesystem::path path = file.empty() ? cases_folder() / "known_survivors.json" : file;
   try {
-    std::ifstream in(path);
-    if (!in) throw std::runtime_error("there is no such file");
-    const auto json = nlohmann::json::parse(in);
+    const nlohmann::json json = read_json(path);
     std::vector<KnownSurvivor> known;
     for (const auto& entry : JsonReader(json, "list").array("survivors"))
       known.push_back(known_survivor_from(JsonReader(entry, fmt::format("survivors[{}]", known.size()))));
