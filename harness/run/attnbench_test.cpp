@@ -133,6 +133,7 @@ TEST_F(Attnbench, HelpIsForCommandsThatAreThere) {
   for (const std::vector<std::string>& there : {std::vector<std::string>{"--help"}, {"run", "--help"}, {"merge", "--help"}})
     EXPECT_EQ(run(there, "none").exit_code, kExitOk);
   EXPECT_THAT(run({"merge", "--help"}, "none").out, HasSubstr("folder of the whole"));
+  EXPECT_THAT(run({"selftest", "--help"}, "none").out, HasSubstr("cuda:N [cpu]"));
   for (const std::vector<std::string>& not_there : {std::vector<std::string>{"merg"}, {"merg", "--help"}}) {
     const Answer answer = run(not_there, "none");
     EXPECT_EQ(answer.exit_code, kExitUsage) << answer.out;
