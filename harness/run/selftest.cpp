@@ -82,9 +82,7 @@ KnownSurvivor known_survivor_from(const JsonReader& in) {
   if (!is_planted(defect))
     throw std::runtime_error(
         fmt::format("{}: expected BACKEND:DEFECT, as in flash_varlen:last_key_dropped, got {}", in.field("defect"), defect));
-  const std::string device = in.has("device") ? in.text("device") : "cpu";
-  if (device != "cpu" && device != "cuda")
-    throw std::runtime_error(fmt::format("{}: expected cpu or cuda, got {}", in.field("device"), device));
+  const std::string device = in.has("device") ? in.one_of("device", {"cpu", "cuda"}) : "cpu";
   return {defect, format_case(parse_case(in.text("case"), in.field("case"))), in.has("why") ? in.text("why") : "", device};
 }
 

@@ -261,7 +261,7 @@ TEST_F(KnownSurvivorsFile, ThatCannotBeReadIsASentence) {
   EXPECT_THAT(refusal(R"({"survivors":[{"defect":"eager","case":"attention d=64 lq=65"}]})"),
               HasSubstr("expected BACKEND:DEFECT"));
   EXPECT_THAT(refusal(R"({"survivors":[{"defect":"eager:x","case":"attention d=64 lq=65","device":"tpu"}]})"),
-              HasSubstr("expected cpu or cuda, got tpu"));
+              HasSubstr("expected one of cpu, cuda, got \"tpu\""));
   EXPECT_THAT(refusal(R"({"survivors":[{"defect":"eager:x","case":"attention dd=64"}]})"), HasSubstr("dd"));
   EXPECT_THROW(read_known_survivors("no/such/file"), UsageError);
 }
