@@ -27,9 +27,7 @@ TEST(Registry, ListsEveryBackendOnEveryDeviceWithACompleteDeclaration) {
       names.push_back(declaration.name);
       EXPECT_FALSE(declaration.version.empty() || declaration.implementation.empty() || declaration.profile.name.empty())
           << declaration.name;
-      if (declaration.name == "flash_varlen" || declaration.name == "eigen") {
-        EXPECT_TRUE(declaration.ours);
-      }
+      EXPECT_EQ(declaration.ours, declaration.name == "flash_varlen" || declaration.name == "eigen") << declaration.name;
       EXPECT_EQ(declaration.capabilities.returns_lse, declaration.conventions.lse_empty != Conventions::LseEmpty::none);
     }
     EXPECT_EQ(std::set(names.begin(), names.end()).size(), names.size());

@@ -6,10 +6,10 @@
 #include <fmt/format.h>
 #include <fmt/ranges.h>
 
+#include "harness/run/files.hpp"
 #include "harness/run/json_reader.hpp"
 #include "harness/run/planted.hpp"
 #include "reports/run_view.hpp"
-#include "reports/write_reports.hpp"
 
 namespace attnbench {
 namespace {
@@ -19,7 +19,7 @@ constexpr size_t kShownPairs = 20;
 
 /// The pairs of one defect, over all backends that have it.
 struct DefectRow {
-  int64_t caught = 0, equivalent = 0, survived = 0, unknown = 0;
+  int64_t caught = 0, only_erred = 0, equivalent = 0, survived = 0, unknown = 0;
   std::map<std::string, int64_t> alarms;
 };
 
@@ -29,6 +29,7 @@ std::map<std::string, DefectRow> rows_of(const Selftest& selftest) {
     if (pair.fate == Fate::outside) continue;
     DefectRow& row = rows[defect_of(pair.defect)];
     if (pair.fate == Fate::caught) ++row.caught;
+    if (pair.only_erred) ++row.only_erred;
     if (pair.fate == Fate::equivalent) ++row.equivalent;
     if (pair.fate == Fate::survived) ++row.survived;
     if (pair.fate == Fate::survived && !pair.known) ++row.unknown;
@@ -75,6 +76,12 @@ std::map<std::string, std::map<Fate, int64_t>> fates_of_backends(const Selftest&
   return fates;
 }
 
+/// Of the pairs of one backend, those that were caught by an error alone.
+int64_t only_erred(const Selftest& selftest, const std::string& backend) {
+  return std::ranges::count_if(
+      selftest.pairs, [&](const PlantedPair& pair) { return pair.only_erred && real_backend_of(pair.defect) == backend; });
+}
+
 nlohmann::json gates_json(const std::map<std::string, GateCounts>& counts) {
   nlohmann::json gates = nlohmann::json::object();
   for (const auto& [gate, count] : counts) gates[gate] = {{"caught", count.caught}, {"alone", count.alone}};
@@ -86,6 +93,7 @@ nlohmann::json backends_json(const Selftest& selftest) {
   for (auto& [backend, fates] : fates_of_backends(selftest))
     backends[backend] = {{"pairs", fates[Fate::caught] + fates[Fate::equivalent] + fates[Fate::survived]},
                          {"caught", fates[Fate::caught]},
+                         {"only_erred", only_erred(selftest, backend)},
                          {"equivalent", fates[Fate::equivalent]},
                          {"survived", fates[Fate::survived]},
                          {"gates", gates_json(gate_counts(selftest, backend))}};
@@ -166,20 +174,24 @@ nlohmann::json json_of(const PlantedPair& pair) {
 }  // namespace
 
 TextTable defect_table(const Selftest& selftest, size_t most_alarms) {
-  TextTable table{"Planted defects",
-                  {{"defect", Column::Side::left},
-                   {"pairs"},
-                   {"caught"},
-                   {"equivalent"},
-                   {"survived"},
-                   {"caught by (pairs)", Column::Side::left}},
-                  {},
-                  1,
-                  "A pair is a planted backend and a case. Equivalent: shape and mask prove that the defect cannot show."};
+  TextTable table{
+      "Planted defects",
+      {{"defect", Column::Side::left},
+       {"pairs"},
+       {"caught"},
+       {"by error"},
+       {"equivalent"},
+       {"survived"},
+       {"caught by (pairs)", Column::Side::left}},
+      {},
+      1,
+      "A pair is a planted backend and a case. By error: caught by a crash, a hang or an exception, and by nothing else.\n"
+      "Equivalent: shape and mask prove that the defect cannot show."};
   for (const auto& [defect, row] : rows_of(selftest))
     table.rows.push_back({{defect},
                           {std::to_string(row.caught + row.equivalent + row.survived)},
-                          {std::to_string(row.caught), row.caught > 0 ? Tone::good : Tone::plain},
+                          {std::to_string(row.caught), row.caught > row.only_erred ? Tone::good : Tone::plain},
+                          {std::to_string(row.only_erred), row.only_erred > 0 ? Tone::warning : Tone::plain},
                           {std::to_string(row.equivalent)},
                           {std::to_string(row.survived), row.unknown > 0    ? Tone::bad
                                                          : row.survived > 0 ? Tone::warning
@@ -203,7 +215,7 @@ TextTable gate_table(const Selftest& selftest) {
 
 TextTable backend_table(const Selftest& selftest) {
   TextTable table{"Backends with planted defects",
-                  {{"backend", Column::Side::left}, {"pairs"}, {"caught"}, {"equivalent"}, {"survived"}},
+                  {{"backend", Column::Side::left}, {"pairs"}, {"caught"}, {"by error"}, {"equivalent"}, {"survived"}},
                   {},
                   1,
                   ""};
@@ -211,6 +223,7 @@ TextTable backend_table(const Selftest& selftest) {
     table.rows.push_back({{backend},
                           {std::to_string(fates[Fate::caught] + fates[Fate::equivalent] + fates[Fate::survived])},
                           {std::to_string(fates[Fate::caught])},
+                          {std::to_string(only_erred(selftest, backend))},
                           {std::to_string(fates[Fate::equivalent])},
                           {std::to_string(fates[Fate::survived])}});
   return table;
@@ -243,6 +256,7 @@ std::string selftest_json(const Selftest& selftest) {
                                  {"defects", selftest.defects().size()},
                                  {"pairs", selftest.counted_pairs()},
                                  {"caught", selftest.count(Fate::caught)},
+                                 {"only_erred", selftest.only_erred()},
                                  {"equivalent", selftest.count(Fate::equivalent)},
                                  {"survivors", survivors},
                                  {"stale", stale},

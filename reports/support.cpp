@@ -24,6 +24,7 @@ constexpr Probe kProbes[] = {
     {"dv!=d", "attention lq=64 d=64 dv=32"},
     {"padded", "attention lens=17+64 d=64 layout=padded"},
     {"causal", "attention lq=64 d=64 mask=causal"},
+    {"bottom_right", "attention lq=32 lk=64 d=64 mask=causal"},
     {"top_left", "attention lq=32 lk=64 d=64 mask=causal align=top_left"},
     {"window", "attention lq=64 d=64 window=16:0"},
     {"GQA", "attention hq=4 hkv=2 lq=64 d=64"},
@@ -33,9 +34,12 @@ constexpr Probe kProbes[] = {
     {"alibi", "attention lq=64 d=64 alibi=on"},
     {"sink", "attention lq=64 d=64 sink=on"},
     {"dropout", "attention lq=64 d=64 dropout=0.1:7"},
+    {"tail", "attention lens=17+64 d=64 tail=3"},
     {"transposed", "attention lq=64 d=64 strides=transposed"},
+    {"dO transposed", "attention lq=64 d=64 strides=dout_transposed"},
     {"stride0", "attention lq=64 d=64 strides=stride0"},
     {"unaligned", "attention lq=64 d=64 strides=unaligned"},
+    {"far strides", "attention hq=2 lq=64 d=64 strides=far"},
 };
 
 Cell capability_cell(const Declaration& declaration, const Case& c, const Device& device) {
@@ -99,11 +103,13 @@ std::string safety_text(const Hello& hello, std::optional<int> assume_sm) {
   const std::optional<int> sm = assume_sm ? assume_sm : hello.device.sm;
   if (!sm) return "Safety: no GPU here, nothing is flagged (--assume-sm X.Y asks for another machine)\n";
   std::string text = fmt::format("Safety of backward on SM {}.{}\n", *sm / 10, *sm % 10);
+  size_t width = 0;
+  for (const Declaration& declaration : hello.backends) width = std::max(width, declaration.name.size());
   for (const Declaration& declaration : hello.backends) {
     for (int64_t head_dim : {64, 128, 256}) {
       SafetyQuery query{sm, head_dim, Dtype::fp16, true, false, declaration.implementation, declaration.version};
       const Safety found = safety(query);
-      text += fmt::format("  {:<20} d={:<4} {}{}{}{}\n", declaration.name, head_dim, found.verdict,
+      text += fmt::format("  {:<{}} d={:<4} {}{}{}{}\n", declaration.name, width, head_dim, found.verdict,
                           found.seed_rule ? ", SM < 8" : "", found.mission_rule ? ", head_dim > 64 on SM < 8" : "",
                           found.reason.empty() ? "" : fmt::format(": {} ({})", found.reason, found.source));
     }

@@ -1,13 +1,13 @@
 #include "reports/write_reports.hpp"
 
 #include <algorithm>
-#include <fstream>
 #include <functional>
 #include <stdexcept>
 #include <utility>
 
 #include <fmt/format.h>
 
+#include "harness/run/files.hpp"
 #include "harness/run/signature_book.hpp"
 #include "reports/audit_report.hpp"
 #include "reports/console_table.hpp"
@@ -42,17 +42,6 @@ const std::vector<std::pair<std::string, Writer>>& writers() {
 }
 
 }  // namespace
-
-void write_file(const std::filesystem::path& path, const std::string& text) {
-  const std::filesystem::path temporary = path.string() + ".part";
-  std::ofstream file(temporary, std::ios::binary);
-  file << text;
-  file.close();
-  if (!file) throw RunError(fmt::format("{}: cannot be written", temporary.string()));
-  std::error_code error;
-  std::filesystem::rename(temporary, path, error);
-  if (error) throw RunError(fmt::format("{}: cannot be written: {}", path.string(), error.message()));
-}
 
 const std::vector<std::string>& report_formats() {
   static const std::vector<std::string> names = [] {

@@ -16,9 +16,6 @@ const std::vector<std::string>& report_formats();
 /// The run in one of report_formats(); `style` is for the table. Throws std::invalid_argument with a sentence on another name.
 std::string render_report(const RunData& run, const std::string& format, const TextStyle& style);
 
-/// Through a temporary name: a reader never sees half a file. Throws RunError.
-void write_file(const std::filesystem::path& path, const std::string& text);
-
 /// Reads run_dir/results.jsonl and writes results.csv, summary.md and benchmark.json beside it, each whole or not at all; of a
 /// run that held bits against bits audit.md and audit.json too.
 /// Throws RunError where results.jsonl cannot be read or a file cannot be written.

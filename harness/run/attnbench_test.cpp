@@ -133,12 +133,45 @@ TEST_F(Attnbench, HelpIsForCommandsThatAreThere) {
   for (const std::vector<std::string>& there : {std::vector<std::string>{"--help"}, {"run", "--help"}, {"merge", "--help"}})
     EXPECT_EQ(run(there, "none").exit_code, kExitOk);
   EXPECT_THAT(run({"merge", "--help"}, "none").out, HasSubstr("folder of the whole"));
+  EXPECT_THAT(run({"selftest", "--help"}, "none").out, HasSubstr("cuda:N [cpu]"));
   for (const std::vector<std::string>& not_there : {std::vector<std::string>{"merg"}, {"merg", "--help"}}) {
     const Answer answer = run(not_there, "none");
     EXPECT_EQ(answer.exit_code, kExitUsage) << answer.out;
     EXPECT_THAT(answer.out, HasSubstr("unknown command merg; did you mean 'merge'?"));
   }
   EXPECT_EQ(run({"nosuch", "--help"}, "none").exit_code, kExitUsage);
+}
+
+/// The tables that come with the program, where somebody has changed them.
+TEST_F(Attnbench, ATableThatIsWrongSaysWhereAndWhatWasExpected) {
+  EXPECT_EQ(run(joined(cases(1), {"--gate", "none"}), "--status failed").exit_code, kExitOk);
+  fs::create_directories(folder_ / "home");
+  fs::copy(fs::path(ATTNBENCH_SOURCE_DIR) / "cases", folder_ / "home" / "cases", fs::copy_options::recursive);
+  const auto said = [&](const std::string& table, const std::string& got, const std::string& instead,
+                        const std::vector<std::string>& command, const std::string& worker) {
+    const fs::path file = folder_ / "home" / "cases" / table;
+    const std::string before = read_text(file);
+    std::string text = before;
+    text.replace(text.find(got), got.size(), instead);
+    std::ofstream(file) << text;
+    setenv("ATTNBENCH_HOME", (folder_ / "home").c_str(), 1);
+    const Answer answer = run(command, worker);
+    unsetenv("ATTNBENCH_HOME");
+    EXPECT_EQ(answer.exit_code, kExitUsage) << answer.out;
+    std::ofstream(file) << before;
+    return answer.out;
+  };
+  const std::vector<std::string> support{"support", "--assume-sm", "7.5"}, report{"report", path("out"), "--format", "findings"};
+  EXPECT_THAT(said("safety.json", "\"dtype\": \"bf16\"", "\"dtype\": \"bf17\"", support, ""),
+              HasSubstr("rows[1].dtype: expected one of any, bf16, fp16, fp32, got \"bf17\""));
+  EXPECT_THAT(said("safety.json", "[[0, 79]]", "[[0, 79, 80]]", support, ""),
+              HasSubstr(".sm: expected pairs of the first and the last, got [0,79,80]"));
+  EXPECT_THAT(said("advice.json", "\"pass\": \"backward\"", "\"pass\": \"back\"", report, "none"),
+              HasSubstr(".pass: expected one of any, forward, backward, got \"back\""));
+  fs::remove(folder_ / "home" / "cases" / "advice.json");
+  setenv("ATTNBENCH_HOME", (folder_ / "home").c_str(), 1);
+  EXPECT_THAT(run(report, "none").out, HasSubstr("advice.json: the table of advice cannot be read: No such file or directory"));
+  unsetenv("ATTNBENCH_HOME");
 }
 
 TEST_F(Attnbench, AFolderThatHoldsARunIsNotOverwritten) {

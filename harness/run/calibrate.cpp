@@ -1,10 +1,9 @@
 #include "harness/run/calibrate.hpp"
 
-#include <fstream>
-
 #include <fmt/format.h>
 
 #include "harness/run/errors.hpp"
+#include "harness/run/files.hpp"
 #include "harness/run/json_reader.hpp"
 #include "harness/run/progress.hpp"
 #include "harness/run/random_case.hpp"
@@ -70,13 +69,6 @@ nlohmann::json made_by(const RunData& run, const CalibrationCheck& check) {
           {"results", check.results}};
 }
 
-std::filesystem::path write_text(const std::filesystem::path& file, const std::string& text) {
-  std::ofstream out(file, std::ios::binary);
-  out << text;
-  if (!out.flush()) throw RunError(fmt::format("{}: cannot be written", file.string()));
-  return file;
-}
-
 }  // namespace
 
 RunOutcome run_calibration(const CalibrateCommand& command, const std::vector<std::string>& arguments) {
@@ -115,7 +107,9 @@ Calibration calibration_in_force(const CalibrateCommand& command) {
 std::filesystem::path write_calibration(const std::filesystem::path& folder, const RunData& run, Calibration calibration) {
   calibration.made_by = made_by(run, check_calibration(run, calibration));
   calibration.about = "calibrated: factors below 1 come from the null distributions in the cells; the constants are by hand";
-  return write_text(folder / (calibration.device + ".json"), to_text(calibration));
+  const std::filesystem::path file = folder / (calibration.device + ".json");
+  write_file(file, to_text(calibration));
+  return file;
 }
 
 std::filesystem::path write_check(const std::filesystem::path& folder, const RunData& run, const CalibrationCheck& check) {
@@ -136,7 +130,9 @@ std::filesystem::path write_check(const std::filesystem::path& folder, const Run
                                {"backends", check.backends},
                                {"gates", gates},
                                {"alarms", alarms}};
-  return write_text(folder / "check.json", content.dump(1) + "\n");
+  const std::filesystem::path file = folder / "check.json";
+  write_file(file, content.dump(1) + "\n");
+  return file;
 }
 
 GateResult conclude(const CalibrationCheck& check) {

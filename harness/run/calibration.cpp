@@ -2,13 +2,12 @@
 
 #include <algorithm>
 #include <cmath>
-#include <fstream>
-#include <iterator>
 
 #include <fmt/format.h>
 
 #include "harness/run/data_files.hpp"
 #include "harness/run/errors.hpp"
+#include "harness/run/files.hpp"
 #include "harness/run/json_reader.hpp"
 
 namespace attnbench {
@@ -139,9 +138,7 @@ std::filesystem::path calibration_file(const std::string& device_kind) {
 
 Calibration read_calibration(const std::filesystem::path& file, const std::string& device_kind) {
   try {
-    std::ifstream in(file, std::ios::binary);
-    if (!in) throw std::runtime_error("it cannot be opened");
-    const json content = parse_json(std::string(std::istreambuf_iterator<char>(in), {}));
+    const json content = read_json(file);
     Calibration calibration = calibration_from(JsonReader(content, "calibration"));
     if (calibration.device != device_kind)
       throw std::runtime_error(fmt::format("expected the calibration of {}, got that of {}", device_kind, calibration.device));

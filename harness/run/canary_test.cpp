@@ -73,6 +73,14 @@ TEST_F(Canaries, ShardsKeepThem) {
   EXPECT_THAT(merged.out, HasSubstr("0 of 2 canaries caught"));
 }
 
+TEST_F(Canaries, ThatNobodyHasAreRefused) {
+  const Answer answer = run_with("flash_varlen:caught+flash_varlen:cuaght");
+  EXPECT_EQ(answer.exit_code, kExitUsage) << answer.out;
+  EXPECT_THAT(answer.out, HasSubstr("two.suite:1: canary=flash_varlen:cuaght: no such planted backend"));
+  EXPECT_THAT(answer.out, HasSubstr("did you mean 'flash_varlen:caught'?"));
+  EXPECT_FALSE(fs::exists(folder_ / "out"));
+}
+
 TEST_F(Canaries, ThatAreNoPlantedBackendsAreRefused) {
   const Answer answer = run_with("flash_varlen");
   EXPECT_EQ(answer.exit_code, kExitUsage);

@@ -133,8 +133,8 @@ void check(const WorkerOptions& worker) {
     refuse("--timeout", fmt::format("{}", *worker.timeout_s), "seconds, above 0 and at most a million");
 }
 
-void add_worker_options(CLI::App& app, WorkerOptions& worker) {
-  app.add_option("--device", worker.device, "cpu, cuda or cuda:N [a GPU where there is one]")->type_name("DEVICE");
+void add_worker_options(CLI::App& app, WorkerOptions& worker, const char* usual_device = "a GPU where there is one") {
+  app.add_option("--device", worker.device, fmt::format("cpu, cuda or cuda:N [{}]", usual_device))->type_name("DEVICE");
   app.add_option("--worker", worker.command, "command of another worker that speaks the protocol")->type_name("CMD");
   app.add_option("--timeout", worker.timeout_s,
                  "seconds that a worker may be silent, which tells of every step of a case; then it is killed [300, on a GPU 60]")
@@ -222,7 +222,7 @@ void add_selftest_options(CLI::App& app, SelftestCommand& selftest) {
   add_workers_option(app, run.worker);
   app.add_option("--out", run.out, "folder of the results [runs/<date>-<time>-selftest]")->type_name("DIR");
   app.add_option("--known", selftest.known, "pairs that are known to survive [cases/known_survivors.json]")->type_name("FILE");
-  add_worker_options(app, run.worker);
+  add_worker_options(app, run.worker, "cpu");
   app.footer(kSelftestExamples);
 }
 
@@ -409,12 +409,15 @@ class Grammar {
   }
 
   void add_findings() {
-    findings_app_->add_option("run", findings_.run, "folder of a run")->required()->type_name("DIR");
+    findings_app_->add_option("run", findings_.run, "folder of a run, or its results.jsonl")->required()->type_name("RUN");
     findings_app_->add_flag("--shrink", findings_.shrink, "run the smallest case of each cause again, smaller and smaller");
-    add_worker_options(*findings_app_, findings_.worker);
+    add_worker_options(*findings_app_, findings_.worker, "a GPU where there is one; this and the next two: of --shrink");
   }
 
   FindingsCommand finished_findings() const {
+    for (const char* option : {"--device", "--worker", "--timeout"})
+      if (!findings_.shrink && findings_app_->count(option) > 0)
+        throw UsageError(fmt::format("findings with {}: nothing is run without --shrink; leave it out", option));
     check(findings_.worker);
     return findings_;
   }

@@ -51,7 +51,7 @@ struct FuzzCommand {
 };
 /// What is red in a run, by cause; each cause's smallest case is shrunk on a worker where that is asked for.
 struct FindingsCommand {
-  std::filesystem::path run;
+  std::filesystem::path run;  ///< its folder or its results.jsonl
   bool shrink = false;
   WorkerOptions worker;
 };

@@ -62,7 +62,7 @@ bool is_passed(const std::string& line, const std::string& backend) {
          line.find("\"status\":\"passed\"") != std::string::npos && line.find("\"record\":\"result\"") != std::string::npos;
 }
 
-TEST_F(ExpectedCounts, ThePublishedRunHasThem) {
+TEST_F(ExpectedCounts, WhatWasWrittenIsFoundAgain) {
   EXPECT_EQ(check(kPublished), 0) << said_;
   EXPECT_THAT(said_, HasSubstr("as expected: full"));
 }

@@ -31,11 +31,26 @@ TEST_F(Findings, AreWrittenByEveryRun) {
   EXPECT_THAT(report(), HasSubstr("2 red results"));
   EXPECT_THAT(report(), HasSubstr("--case \"attention hq=2 d=64 lq=200 mask=causal\" --backend flash_varlen --pass backward"));
   EXPECT_THAT(report(), HasSubstr("unexplained"));
-  const Answer answer = run({"findings", path("out"), "--device", "cpu"}, kWrong);
+  const Answer answer = run({"findings", path("out")}, "none");
   EXPECT_EQ(answer.exit_code, kExitOk) << answer.out;
   EXPECT_THAT(answer.out, HasSubstr("flash_varlen"));
   EXPECT_THAT(answer.out, HasSubstr("findings.md"));
   EXPECT_THAT(report(), Not(HasSubstr("Shrunk")));
+}
+
+TEST_F(Findings, AreFoundByTheFileOfTheRecordsToo) {
+  judge("attention d=64 lq=200 mask=causal", kWrong);
+  std::filesystem::remove(folder_ / "out" / "findings.md");
+  const Answer answer = run({"findings", path("out/results.jsonl")}, "none");
+  EXPECT_EQ(answer.exit_code, kExitOk) << answer.out;
+  EXPECT_THAT(report(), HasSubstr("## Failures"));
+}
+
+TEST_F(Findings, TakeAWorkerOnlyToShrink) {
+  judge("attention d=64 lq=200 mask=causal", kWrong);
+  const Answer answer = run({"findings", path("out"), "--device", "cpu"}, "none");
+  EXPECT_EQ(answer.exit_code, kExitUsage);
+  EXPECT_THAT(answer.out, HasSubstr("findings with --device: nothing is run without --shrink"));
 }
 
 TEST_F(Findings, AreShrunkWhereThatIsAskedFor) {

@@ -2,13 +2,13 @@
 
 #include <algorithm>
 #include <chrono>
-#include <fstream>
 #include <map>
 #include <optional>
 
 #include <fmt/format.h>
 
 #include "harness/run/errors.hpp"
+#include "harness/run/files.hpp"
 #include "harness/run/gate.hpp"
 #include "harness/run/progress.hpp"
 #include "harness/run/random_case.hpp"
@@ -52,13 +52,14 @@ class Fuzzer {
     gated_ = gated_backends(command.gate, pool_.hello().backends);
     first_ = plan_batch();
     if (first_.empty()) throw NothingMatched("nothing matched: no backend of this device is left after --backend");
-    folder_.append(to_line(
-        RunHeader{run_id, named_by_program(arguments), utc_now(), environment_of(pool_, command.selection, command.gate)}));
+    header_ = {run_id, named_by_program(arguments), utc_now(), environment_of(pool_, command.selection, command.gate)};
+    begin();
   }
 
   void run() {
     run_batch(first_);
     while (goes_on()) run_batch(plan_batch());
+    if (command_.minutes) end();
     pool_.finish();
   }
 
@@ -71,6 +72,22 @@ class Fuzzer {
   }
 
  private:
+  /// The header promises as many results as the run will have. With --minutes only its end tells how many these are: it has a
+  /// header of its own, without which the run was cut.
+  void begin() const {
+    RunHeader header = header_;
+    if (command_.minutes)
+      header.environment["open_ended"] = true;
+    else
+      header.environment["runs"] = count_runs(first_);
+    folder_.append(to_line(header));
+  }
+  void end() const {
+    RunHeader header = header_;
+    header.environment["runs"] = runs_;
+    folder_.append(to_line(header));
+  }
+
   bool goes_on() const {
     return command_.minutes && Clock::now() - begin_ < std::chrono::duration<double, std::ratio<60>>(*command_.minutes);
   }
@@ -88,6 +105,7 @@ class Fuzzer {
 
   void run_batch(const std::vector<PlannedCase>& plan) {
     std::vector<Record> red;
+    runs_ += count_runs(plan);
     {
       Progress progress(stderr, count_runs(plan));
       Recorder recorder(folder_, progress, pool_.hello().backends, gated_);
@@ -113,18 +131,15 @@ class Fuzzer {
     return finding;
   }
 
-  void write_report() const {
-    const auto file = folder_.path() / kFuzzFile;
-    std::ofstream out(file, std::ios::binary);
-    out << report();
-    if (!out.flush()) throw RunError(fmt::format("{}: cannot be written", file.string()));
-  }
+  void write_report() const { write_file(folder_.path() / kFuzzFile, report()); }
 
   RunFolder& folder_;
   const FuzzCommand& command_;
   WorkerPool pool_;
   const Clock::time_point begin_;
   RunFields fields_;
+  RunHeader header_;
+  size_t runs_ = 0;  ///< of the batches so far
   std::vector<std::string> gated_;
   uint64_t next_ = 0;                        ///< number of the next case
   std::map<std::string, uint64_t> numbers_;  ///< of the cases so far, by their lines

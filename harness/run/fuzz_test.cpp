@@ -2,6 +2,7 @@
 #include <algorithm>
 #include <csignal>
 #include <filesystem>
+#include <fstream>
 #include <string>
 
 #include <fmt/format.h>
@@ -10,6 +11,7 @@
 
 #include "harness/run/exit_code.hpp"
 #include "harness/run/fuzz.hpp"
+#include "harness/run/gate.hpp"
 #include "harness/run/random_case.hpp"
 #include "harness/run/test_attnbench.hpp"
 
@@ -105,7 +107,27 @@ TEST_F(Fuzz, GoesOnUntilItsMinutesAreOver) {
   const size_t records = results().records.size();
   EXPECT_GE(records, 256u) << "it begins with a batch";
   EXPECT_EQ(records % 256, 0u) << "and ends with one";
-  EXPECT_EQ(results().headers.size(), 1u);
+  EXPECT_TRUE(results().is_complete);
+}
+
+/// Ctrl-C, a full disk, a machine that was switched off: what is left of a run must not look like a whole one.
+TEST_F(Fuzz, OneThatWasCutIsIncomplete) {
+  const fs::path file = folder_ / "out" / "results.jsonl";
+  for (const std::vector<std::string>& length : {std::vector<std::string>{"--count", "20"}, {"--minutes", "0.001"}}) {
+    ASSERT_EQ(fuzz(length).exit_code, kExitOk);
+    const std::string whole = read_text(file);
+    EXPECT_TRUE(results().is_complete);
+    std::string cut = whole;
+    cut.erase(cut.rfind('\n', cut.size() - 2) + 1);  // its last line
+    if (length.front() == "--count") cut.erase(cut.rfind("{\"backend", cut.size() - 2));
+    std::ofstream(file) << cut;
+    const RunData left = results();
+    EXPECT_FALSE(left.is_complete) << length.front();
+    EXPECT_EQ(apply_gate(left).exit_code, kExitInfrastructure) << apply_gate(left).sentence;
+    const Answer report = run({"report", path("out")}, "none");
+    EXPECT_THAT(report.out, HasSubstr("results are here: the run has not ended; attnbench fuzz has to be run again"));
+    fs::remove_all(folder_ / "out");
+  }
 }
 
 TEST_F(Fuzz, AnInterruptKeepsWhatWasJudged) {

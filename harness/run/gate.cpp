@@ -66,18 +66,27 @@ namespace {
 /// What became of the run's canaries.
 struct CanaryCount {
   int64_t caught = 0, others = 0;
-  std::string escaped;  ///< the first that was judged and let through
+  std::string escaped;  ///< the first that was let through, or that nobody judged
 };
+
+/// Caught is what a pass judged wrong. A worker that dies "catches" everything, one that skips nothing: neither proves a thing.
+bool is_caught(const PlantedPair& pair) {
+  return pair.fate == Fate::caught && !pair.only_erred;
+}
+
+std::string escape_of(const PlantedPair& pair) {
+  if (pair.fate == Fate::survived)
+    return fmt::format("canary {} was not caught: a judge that lets it pass proves nothing; {}", pair.defect, pair.repro);
+  return fmt::format("canary {} was not judged: {}; {}", pair.defect, pair.reason, pair.repro);
+}
 
 CanaryCount count_canaries(const RunData& run) {
   RunData canaries;
   canaries.records = run.canaries;
   CanaryCount count;
   for (const PlantedPair& pair : evaluate_selftest(canaries, {}).pairs) {
-    ++(pair.fate == Fate::caught ? count.caught : count.others);
-    if (pair.fate == Fate::survived && count.escaped.empty())
-      count.escaped =
-          fmt::format("canary {} was not caught: a judge that lets it pass proves nothing; {}", pair.defect, pair.repro);
+    ++(is_caught(pair) ? count.caught : count.others);
+    if (!is_caught(pair) && count.escaped.empty()) count.escaped = escape_of(pair);
   }
   return count;
 }

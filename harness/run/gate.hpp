@@ -22,8 +22,9 @@ struct GateResult {
   std::string sentence;  ///< what decided, with the counts
 };
 
-/// A canary that was let through fails a run, whatever else it holds. Else: kExitOk, kExitGate, kExitInfrastructure (nothing that
-/// was judged is gated) or kExitAllSkipped (of the gated backends, or of all if the run holds none of them).
+/// A canary that no pass judged wrong fails a run, whatever else it holds: it was let through, erred, or was not judged. Else:
+/// kExitOk, kExitGate, kExitInfrastructure (nothing that was judged is gated) or kExitAllSkipped (of the gated backends, or of
+/// all if the run holds none of them).
 GateResult apply_gate(const RunData& run);
 
 }  // namespace attnbench

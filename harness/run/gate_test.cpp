@@ -1,5 +1,6 @@
 #include "harness/run/gate.hpp"
 
+#include <fmt/format.h>
 #include <gtest/gtest.h>
 
 namespace attnbench {
@@ -50,6 +51,41 @@ TEST(Gate, APlantedDefectThatCannotShowBreaksNoDeclaration) {
   EXPECT_FALSE(is_red(record, {declared("cpu", {Dtype::fp32}), planted}));
   record.status = Status::failed;
   EXPECT_TRUE(is_red(record, {declared("cpu", {Dtype::fp32}), planted}));
+}
+
+/// A run whose real backend passed, with one canary, whose two passes ended so.
+GateResult gate_of_canary(Status forward, Status backward) {
+  RunData run;
+  run.gated = {"flash_varlen"};
+  run.backends["cpu"] = {declared("cpu", {Dtype::fp32})};
+  run.records = {record_on("cpu", Status::passed)};
+  for (const auto& [pass, status] : {std::pair(Pass::forward, forward), std::pair(Pass::backward, backward)}) {
+    Record canary = record_on("cpu", status);
+    canary.backend = "flash_varlen:last_key_dropped";
+    canary.pass = pass;
+    canary.reason = fmt::format("so it {}", name_of(status));
+    canary.repro = "attnbench --canary";
+    run.canaries.push_back(canary);
+  }
+  return apply_gate(run);
+}
+
+TEST(Gate, ACanaryIsCaughtByAFailedPassAlone) {
+  for (Status other : {Status::failed, Status::passed, Status::error, Status::skipped, Status::unsupported}) {
+    const GateResult result = gate_of_canary(other, Status::failed);
+    EXPECT_EQ(result.exit_code, kExitOk) << result.sentence;
+    EXPECT_NE(result.sentence.find("1 of 1 canaries caught"), std::string::npos) << result.sentence;
+  }
+  for (Status missed : {Status::error, Status::skipped, Status::unsupported}) {
+    const GateResult result = gate_of_canary(missed, Status::skipped);
+    EXPECT_EQ(result.exit_code, kExitGate) << result.sentence;
+    const std::string why = fmt::format(
+        "FAILED: canary flash_varlen:last_key_dropped was not judged: so it {}; attnbench --canary: ", name_of(missed));
+    EXPECT_TRUE(result.sentence.starts_with(why)) << result.sentence;
+    EXPECT_NE(result.sentence.find("0 of 1 canaries caught"), std::string::npos) << result.sentence;
+  }
+  for (Status missed : {Status::passed, Status::mistrusted})
+    EXPECT_EQ(gate_of_canary(missed, Status::error).exit_code, kExitGate);
 }
 
 }  // namespace

@@ -6,6 +6,7 @@
 #include <limits>
 
 #include <fmt/format.h>
+#include <fmt/ranges.h>
 
 namespace attnbench {
 namespace {
@@ -121,6 +122,13 @@ std::vector<std::string> JsonReader::texts(const char* key) const {
     texts.push_back(entry.get<std::string>());
   }
   return texts;
+}
+
+std::string JsonReader::one_of(const char* key, std::initializer_list<const char*> words) const {
+  const std::string got = text(key);
+  if (std::ranges::find(words, got) == words.end())
+    expected(fmt::format("one of {}", fmt::join(words, ", ")).c_str(), value(key), field(key));
+  return got;
 }
 
 JsonReader JsonReader::object(const char* key) const {

@@ -52,6 +52,8 @@ class JsonReader {
   std::string field(const std::string& key) const { return path_ + "." + key; }
   const nlohmann::json& json() const { return object_; }
 
+  /// A field that holds one of these words.
+  std::string one_of(const char* key, std::initializer_list<const char*> words) const;
   /// A field that holds one of the names of `values`.
   template <class Enum>
   Enum one_of(const char* key, std::initializer_list<Enum> values) const {

@@ -1,12 +1,17 @@
 #include "harness/run/list_cases.hpp"
 
+#include <algorithm>
+
 #include <fmt/format.h>
 
 namespace attnbench {
 
 std::string list_suites() {
+  const std::vector<std::string> names = known_suites();
+  size_t width = 0;
+  for (const std::string& name : names) width = std::max(width, name.size());
   std::string text;
-  for (const std::string& name : known_suites()) text += fmt::format("{:<12} {:>6} cases\n", name, load_suite(name).cases.size());
+  for (const std::string& name : names) text += fmt::format("{:<{}} {:>6} cases\n", name, width, load_suite(name).cases.size());
   return text;
 }
 

@@ -10,6 +10,7 @@
 #include "harness/run/calibrate.hpp"
 #include "harness/run/command_line.hpp"
 #include "harness/run/exit_code.hpp"
+#include "harness/run/files.hpp"
 #include "harness/run/fuzz.hpp"
 #include "harness/run/gate.hpp"
 #include "harness/run/interrupt.hpp"
@@ -128,9 +129,10 @@ std::vector<ShrunkRecord> shrink_causes(const std::vector<Cause>& causes, const 
 int execute(const FindingsCommand& command, const std::vector<std::string>&) {
   catch_interrupts();
   const RunData run = read_run(command.run);
-  const fs::path file = command.run / kFindingsFile;
+  const fs::path folder = fs::is_directory(command.run) ? command.run : command.run.parent_path();
+  const fs::path file = folder / kFindingsFile;
   std::vector<ShrunkRecord> shrunk;
-  if (command.shrink) shrunk = shrink_causes(causes_of(run), command.worker, command.run / "worker.log");
+  if (command.shrink) shrunk = shrink_causes(causes_of(run), command.worker, folder / "worker.log");
   write_file(file, findings_markdown(run, shrunk));
   fmt::print("{}", causes_console(run, style_of_stdout()));
   fmt::print("results: {}\n", file.string());

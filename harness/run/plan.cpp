@@ -42,6 +42,20 @@ void check_backend_names(const std::vector<std::string>& wanted, const std::vect
   }
 }
 
+/// A canary that no backend is called never runs, and nobody would miss it. A worker without planted backends knows no names.
+void check_canary_names(const std::vector<Suite>& suites, const std::vector<Declaration>& backends) {
+  std::vector<std::string_view> known;
+  for (const Declaration& declaration : backends)
+    if (is_planted(declaration.name)) known.push_back(declaration.name);
+  if (known.empty()) return;
+  for (const Suite& suite : suites)
+    for (const SuiteCase& suite_case : suite.cases)
+      for (const std::string& name : suite_case.canaries)
+        if (std::ranges::find(known, name) == known.end())
+          throw UsageError(fmt::format("{}: canary={}: no such planted backend{}; attnbench-worker --planted --hello names all",
+                                       suite_case.where, name, did_you_mean(name, known)));
+}
+
 bool is_for(const Case& c, const Device& device) {
   return c.metadata.device == DeviceKind::any || name_of(c.metadata.device) == device.kind;
 }
@@ -110,6 +124,7 @@ std::vector<std::string> selftest_backends(const std::vector<std::string>& wante
 std::vector<PlannedCase> make_plan(const std::vector<Suite>& suites, const Selection& selection,
                                    const std::vector<Declaration>& backends, const Device& device) {
   check_backend_names(selection.backends, backends);
+  check_canary_names(suites, backends);
   const Filter filter(selection.filter);
   std::vector<PlannedCase> plan;
   std::set<std::string> seen;

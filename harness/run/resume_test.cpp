@@ -58,6 +58,14 @@ TEST_F(Attnbench, ResumeFinishesACutRunWithoutDuplicates) {
   }
 }
 
+TEST_F(Attnbench, AResumeMayDumpWhatItComputes) {
+  EXPECT_EQ(run(cases(2)).exit_code, kExitOk);
+  const fs::path file = folder_ / "out" / kResultsFile;
+  fs::resize_file(file, fs::file_size(file) / 2);
+  EXPECT_EQ(run({"--resume", path("out"), "--dump", path("dumped")}).exit_code, kExitOk);
+  EXPECT_TRUE(fs::is_directory(folder_ / "dumped"));
+}
+
 TEST_F(Attnbench, AFileOfSomethingElseIsLeftAlone) {
   fs::create_directories(folder_ / "out");
   std::ofstream(folder_ / "out" / kResultsFile) << "notes without an end of line";

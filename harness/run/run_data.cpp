@@ -1,13 +1,13 @@
 #include "harness/run/run_data.hpp"
 
 #include <algorithm>
-#include <fstream>
 #include <iterator>
 #include <set>
 
 #include <fmt/format.h>
 #include <fmt/ranges.h>
 
+#include "harness/run/files.hpp"
 #include "harness/run/json_reader.hpp"
 
 namespace attnbench {
@@ -15,13 +15,15 @@ namespace {
 
 namespace fs = std::filesystem;
 
-std::string read_text(const fs::path& file) {
-  std::ifstream in(file, std::ios::binary);
-  if (!in && fs::exists(file.string() + ".gz"))
-    throw RunError(fmt::format("{0}: cannot be read; {0}.gz is there: gunzip -k {0}.gz", file.string()));
-  if (!in || fs::is_directory(file))
-    throw RunError(fmt::format("{}: cannot be read; expected a run: a folder with a {}", file.string(), kResultsFile));
-  return {std::istreambuf_iterator<char>(in), {}};
+std::string text_of_run(const fs::path& file) {
+  try {
+    return read_file(file);
+  } catch (const std::runtime_error& error) {
+    if (fs::exists(file.string() + ".gz"))
+      throw RunError(fmt::format("{0}: cannot be read; {0}.gz is there: gunzip -k {0}.gz", file.string()));
+    throw RunError(
+        fmt::format("{}: cannot be read: {}; expected a run: a folder with a {}", file.string(), error.what(), kResultsFile));
+  }
 }
 
 void read_environment(const nlohmann::json& environment, RunData& run) {
@@ -76,22 +78,35 @@ void set_canaries_aside(RunData& run) {
   std::erase_if(run.records, is_canary);
 }
 
-/// Headers say how many results their part promises, and of how many parts it is one.
+/// What to do about a run that has not ended. A selftest, a fuzz, … (the first word) cannot go on.
+std::string how_to_end(const fs::path& folder, const RunData& run, bool is_merged) {
+  if (is_merged) return "resume the parts that have not ended, and merge again";
+  const std::vector<std::string>& words = run.headers.front().argv;
+  const std::string command = words.size() > 1 && !words[1].starts_with('-') ? words[1] : "run";
+  return command == "run" ? fmt::format("attnbench --resume {} goes on with it", folder.string())
+                          : fmt::format("attnbench {} has to be run again", command);
+}
+
+/// Headers say how many results their part promises, and of how many parts it is one. One that could not know it says so
+/// (open_ended), and another closes the part.
 void look_for_gaps(const fs::path& folder, RunData& run) {
-  std::map<ShardOfRun, size_t> promised;  // a resume has a header of its own, which promises nothing new
+  std::map<ShardOfRun, size_t> promised;  // by the header that promises most: a resume promises what was left
+  bool is_open = false;
   for (const RunHeader& header : run.headers) {
     const nlohmann::json runs = header.environment.value("runs", nlohmann::json(0));
-    promised.emplace(shard_of(header), runs.is_number_unsigned() ? runs.get<size_t>() : 0);
+    size_t& most = promised[shard_of(header)];
+    most = std::max(most, runs.is_number_unsigned() ? runs.get<size_t>() : 0);
+    is_open = header.environment.value("open_ended", nlohmann::json(false)) == true || (is_open && most == 0);
   }
   size_t all = 0;
   for (const auto& [shard, results] : promised) all += results;
   const bool is_merged = promised.size() > 1;
   const size_t here = run.records.size() + run.canaries.size();
-  if (here < all) {
+  if (here < all || is_open) {
     run.is_complete = false;
-    const std::string advice = is_merged ? "resume the parts that have not ended, and merge again"
-                                         : fmt::format("attnbench --resume {} goes on with it", folder.string());
-    run.warnings.push_back(fmt::format("{} of {} results are here: the run has not ended; {}", here, all, advice));
+    run.warnings.push_back(fmt::format("{} results are here: the run has not ended; {}",
+                                       is_open ? std::to_string(here) : fmt::format("{} of {}", here, all),
+                                       how_to_end(folder, run, is_merged)));
   }
   const int64_t count = is_merged ? promised.begin()->first.count : 1;  // one shard alone is whole
   for (int64_t index = 1; index <= count; ++index) {
@@ -112,7 +127,7 @@ ShardOfRun shard_of(const RunHeader& header) {
 
 RunData read_run(const fs::path& folder_or_file) {
   const fs::path file = fs::is_directory(folder_or_file) ? folder_or_file / kResultsFile : folder_or_file;
-  const std::string text = read_text(file);
+  const std::string text = text_of_run(file);
   RunData run;
   size_t number = 0;
   for (size_t begin = 0; begin < text.size();) {

@@ -44,6 +44,7 @@ void take_options_of(const RunData& earlier, RunCommand& command) {
   command.out.clear();
   command.resume = again.resume;
   if (!again.gate.empty()) command.gate = again.gate;
+  if (!again.dump.empty()) command.dump = again.dump;
   if (!again.worker.command.empty()) command.worker.command = again.worker.command;
   if (again.worker.workers > 0) command.worker.workers = again.worker.workers;
   if (again.worker.timeout_s) command.worker.timeout_s = again.worker.timeout_s;

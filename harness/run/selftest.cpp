@@ -1,7 +1,6 @@
 #include "harness/run/selftest.hpp"
 
 #include <algorithm>
-#include <fstream>
 #include <limits>
 #include <map>
 
@@ -10,6 +9,7 @@
 
 #include "harness/run/data_files.hpp"
 #include "harness/run/errors.hpp"
+#include "harness/run/files.hpp"
 #include "harness/run/json_reader.hpp"
 #include "harness/run/planted.hpp"
 
@@ -49,8 +49,18 @@ void add_nearest(const Records& passes, PlantedPair& pair) {
   }
 }
 
+/// Why no gate speaks of it.
+void add_reason(const Records& passes, PlantedPair& pair) {
+  const auto found =
+      std::ranges::find_if(passes, [&](const Record* record) { return !pair.only_erred || record->status == Status::error; });
+  pair.reason = (*found)->reason;
+  pair.repro = (*found)->repro;
+}
+
 PlantedPair settle_pair(const std::string& defect, const std::string& case_line, const Records& passes) {
-  PlantedPair pair{defect, case_line, passes.front()->device, fate_of(passes), false, {}, {}, {}};
+  PlantedPair pair{defect, case_line, passes.front()->device, fate_of(passes), false, {}, {}, {}, false, {}};
+  pair.only_erred = pair.fate == Fate::caught && std::ranges::find(passes, Status::failed, &Record::status) == passes.end();
+  if (pair.only_erred || pair.fate == Fate::equivalent || pair.fate == Fate::outside) add_reason(passes, pair);
   if (pair.fate == Fate::caught)
     for (const Record* record : passes) pair.alarms.merge(alarms_of(*record));
   if (pair.fate == Fate::survived) add_nearest(passes, pair);
@@ -72,9 +82,7 @@ KnownSurvivor known_survivor_from(const JsonReader& in) {
   if (!is_planted(defect))
     throw std::runtime_error(
         fmt::format("{}: expected BACKEND:DEFECT, as in flash_varlen:last_key_dropped, got {}", in.field("defect"), defect));
-  const std::string device = in.has("device") ? in.text("device") : "cpu";
-  if (device != "cpu" && device != "cuda")
-    throw std::runtime_error(fmt::format("{}: expected cpu or cuda, got {}", in.field("device"), device));
+  const std::string device = in.has("device") ? in.one_of("device", {"cpu", "cuda"}) : "cpu";
   return {defect, format_case(parse_case(in.text("case"), in.field("case"))), in.has("why") ? in.text("why") : "", device};
 }
 
@@ -112,6 +120,10 @@ int64_t Selftest::count(Fate fate) const {
   return std::ranges::count(pairs, fate, &PlantedPair::fate);
 }
 
+int64_t Selftest::only_erred() const {
+  return std::ranges::count(pairs, true, &PlantedPair::only_erred);
+}
+
 int64_t Selftest::counted_pairs() const {
   return static_cast<int64_t>(pairs.size()) - count(Fate::outside);
 }
@@ -119,9 +131,7 @@ int64_t Selftest::counted_pairs() const {
 std::vector<KnownSurvivor> read_known_survivors(const std::filesystem::path& file) {
   const std::filesystem::path path = file.empty() ? cases_folder() / "known_survivors.json" : file;
   try {
-    std::ifstream in(path);
-    if (!in) throw std::runtime_error("there is no such file");
-    const auto json = nlohmann::json::parse(in);
+    const nlohmann::json json = read_json(path);
     std::vector<KnownSurvivor> known;
     for (const auto& entry : JsonReader(json, "list").array("survivors"))
       known.push_back(known_survivor_from(JsonReader(entry, fmt::format("survivors[{}]", known.size()))));
@@ -155,12 +165,13 @@ GateResult conclude(const Selftest& selftest) {
   const int64_t unknown =
       std::ranges::count_if(selftest.pairs, [](const PlantedPair& pair) { return pair.fate == Fate::survived && !pair.known; });
   const auto stale = static_cast<int64_t>(selftest.stale.size()), alarms = static_cast<int64_t>(selftest.false_alarms.size());
-  const std::string counts =
-      fmt::format("{} of {}: {} caught, {} equivalent, {} survived, {} of them known; {} in {} of sound backends",
-                  plural(selftest.counted_pairs(), "pair", "pairs"),
-                  plural(static_cast<int64_t>(selftest.defects().size()), "planted defect", "planted defects"),
-                  selftest.count(Fate::caught), selftest.count(Fate::equivalent), survived, survived - unknown,
-                  plural(alarms, "false alarm", "false alarms"), plural(selftest.tensors, "judged tensor", "judged tensors"));
+  const std::string counts = fmt::format(
+      "{} of {}: {} caught{}, {} equivalent, {} survived, {} of them known; {} in {} of sound backends",
+      plural(selftest.counted_pairs(), "pair", "pairs"),
+      plural(static_cast<int64_t>(selftest.defects().size()), "planted defect", "planted defects"), selftest.count(Fate::caught),
+      selftest.only_erred() > 0 ? fmt::format(" ({} by an error alone)", selftest.only_erred()) : "",
+      selftest.count(Fate::equivalent), survived, survived - unknown, plural(alarms, "false alarm", "false alarms"),
+      plural(selftest.tensors, "judged tensor", "judged tensors"));
   std::vector<std::string> faults;
   if (unknown > 0) faults.push_back(plural(unknown, "survivor is not known", "survivors are not known"));
   if (stale > 0) faults.push_back(plural(stale, "known survivor survives no more", "known survivors survive no more"));

@@ -48,7 +48,9 @@ struct PlantedPair {
   bool known = false;                ///< on the list of known survivors
   std::set<Alarm> alarms;            ///< of a caught one
   std::optional<Statistic> largest;  ///< of a survivor: the nearest to its limit; unset: no gate had power
-  std::string repro;                 ///< of a survivor: of the pass that holds `largest`
+  std::string repro;                 ///< of a survivor: of the pass that holds `largest`; else of the one that has `reason`
+  bool only_erred = false;           ///< caught, though no pass failed: a crash, a hang or an exception, and no gate's work
+  std::string reason;                ///< of one that only erred, is equivalent or outside: what a pass says
 };
 
 /// A sound backend that was accused: a tensor on which a gate fails, or a record that is red without one.
@@ -63,6 +65,7 @@ struct Selftest {
   std::vector<FalseAlarm> false_alarms;
   std::set<std::string> defects() const;  ///< of the pairs that count, each once however many backends have it
   int64_t count(Fate fate) const;
+  int64_t only_erred() const;     ///< of those that were caught
   int64_t counted_pairs() const;  ///< caught, equivalent and survived
 };
 

@@ -118,6 +118,15 @@ TEST(Selftest, APairIsCaughtByEitherPass) {
   EXPECT_EQ(fate_of({unsupported("eager:x", "equivalent: no"), failed("eager:x", "z", "dq", Pass::backward)}), Fate::caught);
 }
 
+TEST(Selftest, APairThatOnlyErredIsCountedApart) {
+  const Record erred = record_of("eager:x", Pass::forward, Status::error, "the worker was killed by signal 11 (SIGSEGV)");
+  const Selftest alone = selftest_of({passed("eager:x", Pass::backward), erred});
+  EXPECT_EQ(alone.only_erred(), 1);
+  EXPECT_EQ(alone.pairs.front().reason, erred.reason);
+  EXPECT_THAT(conclude(alone).sentence, HasSubstr("1 caught (1 by an error alone), 0 equivalent"));
+  EXPECT_EQ(selftest_of({erred, failed("eager:x", "z", "dq", Pass::backward)}).only_erred(), 0);
+}
+
 TEST(Selftest, APairIsEquivalentIfNoPassSaysMore) {
   EXPECT_EQ(fate_of({unsupported("eager:x", "equivalent: no mask"), unsupported("eager:x", "equivalent: no", Pass::backward)}),
             Fate::equivalent);
@@ -252,7 +261,7 @@ TEST_F(KnownSurvivorsFile, ThatCannotBeReadIsASentence) {
   EXPECT_THAT(refusal(R"({"survivors":[{"defect":"eager","case":"attention d=64 lq=65"}]})"),
               HasSubstr("expected BACKEND:DEFECT"));
   EXPECT_THAT(refusal(R"({"survivors":[{"defect":"eager:x","case":"attention d=64 lq=65","device":"tpu"}]})"),
-              HasSubstr("expected cpu or cuda, got tpu"));
+              HasSubstr("expected one of cpu, cuda, got \"tpu\""));
   EXPECT_THAT(refusal(R"({"survivors":[{"defect":"eager:x","case":"attention dd=64"}]})"), HasSubstr("dd"));
   EXPECT_THROW(read_known_survivors("no/such/file"), UsageError);
 }

@@ -1,15 +1,14 @@
 #include "harness/run/signature_book.hpp"
 
 #include <algorithm>
-#include <fstream>
 #include <limits>
 #include <set>
-#include <sstream>
 
 #include <fmt/format.h>
 
 #include "harness/run/data_files.hpp"
 #include "harness/run/errors.hpp"
+#include "harness/run/files.hpp"
 #include "harness/run/json_reader.hpp"
 #include "harness/run/planted.hpp"
 
@@ -96,11 +95,7 @@ std::string to_text(const SignatureBook& book, const BookScore& score) {
 SignatureBook read_signatures(const std::filesystem::path& file) {
   const std::filesystem::path path = file.empty() ? cases_folder() / "signatures.json" : file;
   try {
-    std::ifstream in(path);
-    if (!in) throw std::runtime_error("there is no such file");
-    std::ostringstream text;
-    text << in.rdbuf();
-    const json object = parse_json(text.str());
+    const json object = read_json(path);
     const JsonReader reader(object, "book");
     SignatureBook book;
     const JsonReader defects = reader.object("defects");

@@ -5,7 +5,6 @@
 
 #include <algorithm>
 #include <filesystem>
-#include <fstream>
 #include <sstream>
 #include <unordered_set>
 #include <utility>
@@ -13,6 +12,7 @@
 #include "harness/run/case_keys.hpp"
 #include "harness/run/case_limits.hpp"
 #include "harness/run/data_files.hpp"
+#include "harness/run/files.hpp"
 #include "harness/run/nearest.hpp"
 #include "harness/run/planted.hpp"
 #include "harness/run/sweep.hpp"
@@ -24,7 +24,7 @@ namespace fs = std::filesystem;
 
 constexpr std::string_view kExtension = ".suite";
 
-std::string read_text_file(const fs::path& file) {
+std::string read_suite_file(const fs::path& file) {
   constexpr size_t kLargest = 16 << 20;
   std::error_code error;
   if (!fs::is_regular_file(file, error))
@@ -32,11 +32,11 @@ std::string read_text_file(const fs::path& file) {
         fmt::format("{}: expected a suite file, got {}", file.string(), fs::exists(file, error) ? "something else" : "nothing"));
   if (fs::file_size(file, error) > kLargest || error)
     throw CaseError(fmt::format("{}: expected a suite file of at most {} bytes", file.string(), kLargest));
-  std::ifstream in(file, std::ios::binary);
-  std::ostringstream text;
-  text << in.rdbuf();
-  if (!in) throw CaseError(fmt::format("{}: the suite file cannot be read", file.string()));
-  return text.str();
+  try {
+    return read_file(file);
+  } catch (const std::runtime_error& failure) {
+    throw CaseError(fmt::format("{}: the suite file cannot be read: {}", file.string(), failure.what()));
+  }
 }
 
 fs::path suite_file(std::string_view name) {
@@ -71,8 +71,9 @@ std::vector<std::string> take_canaries(std::vector<Token>& metadata) {
   std::istringstream names(token->value);
   for (std::string name; std::getline(names, name, '+');) canaries.push_back(name);
   if (canaries.empty() || !std::ranges::all_of(canaries, is_planted))
-    throw CaseError(fmt::format("{}: canary={}: expected planted backends, as in flash_varlen:last_key_dropped+eager:mask_late",
-                                token->place, printable(token->value)));
+    throw CaseError(
+        fmt::format("{}: canary={}: expected planted backends, as in flash_varlen:last_key_dropped+eager:causal_one_late",
+                    token->place, printable(token->value)));
   metadata.erase(token);
   return canaries;
 }
@@ -88,7 +89,7 @@ class SuiteReader {
       throw CaseError(fmt::format("{}: the suite includes itself", file.string()));
     open_.push_back(identity);
     const CaseText outer_defaults = std::exchange(defaults_, {});
-    std::istringstream lines(read_text_file(file));
+    std::istringstream lines(read_suite_file(file));
     int number = 0;
     for (std::string line; std::getline(lines, line);) read_line(line, fmt::format("{}:{}", file.string(), ++number), file);
     defaults_ = outer_defaults;

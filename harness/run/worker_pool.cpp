@@ -84,6 +84,11 @@ void help(const WorkerSettings& settings, Queue& queue, const RunFields& fields,
   }
 }
 
+/// What is timed must not be disturbed; repeats and audits disturb by themselves, as much as they mean to.
+bool needs_the_device(const Metadata& metadata, const RunFields& fields) {
+  return (metadata.timed && !fields.check_only) || metadata.repeats > 0 || fields.audit_repeats > 0;
+}
+
 }  // namespace
 
 WorkerPool::WorkerPool(const WorkerSettings& settings, int workers) : settings_(settings), workers_(workers), first_(settings) {}
@@ -91,8 +96,7 @@ WorkerPool::WorkerPool(const WorkerSettings& settings, int workers) : settings_(
 void WorkerPool::run(const std::vector<PlannedCase>& plan, const RunFields& fields, ResultSink& sink) {
   std::vector<const PlannedCase*> shared, alone;
   for (const PlannedCase& planned : plan) {
-    const bool needs_the_device = planned.c.metadata.timed || planned.c.metadata.repeats > 0;
-    (workers_ > 1 && !needs_the_device ? shared : alone).push_back(&planned);
+    (workers_ > 1 && !needs_the_device(planned.c.metadata, fields) ? shared : alone).push_back(&planned);
   }
   SharedSink shared_sink(sink);
   Queue queue(shared);

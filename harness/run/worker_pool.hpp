@@ -1,4 +1,4 @@
-// Runs the cases of a plan through workers: several at once where nothing is timed, one alone where something is.
+// Runs the cases of a plan through workers: several at once where nothing is timed, one alone where something is, or is repeated.
 #pragma once
 
 #include <vector>
@@ -16,8 +16,9 @@ class WorkerPool {
   const Hello& hello() const { return first_.hello(); }
   int workers() const { return workers_; }
 
-  /// Every run of every case ends as one record. With one worker the cases keep their order; with several those that are not to
-  /// be timed come first, in any order, then the others through the first worker, when all others have ended.
+  /// Every run of every case ends as one record. With one worker the cases keep their order; with several those that need not
+  /// have the device to themselves come first, in any order, then the others (timed, with repeats, audited) through the first
+  /// worker, when all others have ended. With --check-only nothing is timed.
   /// Throws what Coordinator and the sink throw; nobody begins with another case after that.
   void run(const std::vector<PlannedCase>& plan, const RunFields& fields, ResultSink& sink);
   /// One case through the first worker.

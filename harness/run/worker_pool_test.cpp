@@ -51,6 +51,17 @@ TEST_F(Attnbench, TimedCasesComeLastAndGoThroughOneWorker) {
     EXPECT_EQ(done.records[i].case_line.find("lq=50") != std::string::npos, i >= 36) << i << ": " << done.records[i].case_line;
 }
 
+TEST_F(Attnbench, WhatIsOnlyCheckedGoesThroughAllWorkersAndWhatIsAuditedThroughOne) {
+  const std::vector<std::string> options{"--case", "attention lq=1,2,3,4,5,6,7,8,9,10 d=64", "--device", "cuda", "--workers",
+                                         "2"};
+  EXPECT_EQ(run(joined(options, {"--out", path("timed")}), "").exit_code, kExitOk);
+  EXPECT_FALSE(fs::exists(folder_ / "timed" / "worker-2.log"));
+  EXPECT_EQ(run(joined(options, {"--out", path("checked"), "--check-only"}), "").exit_code, kExitOk);
+  EXPECT_TRUE(fs::exists(folder_ / "checked" / "worker-2.log"));
+  EXPECT_EQ(run(joined({"audit", "--out", path("audited")}, options), "").exit_code, kExitOk);
+  EXPECT_FALSE(fs::exists(folder_ / "audited" / "worker-2.log"));
+}
+
 TEST_F(Attnbench, WorkersThatAllDieEndTheRun) {
   const Answer answer = run({"--case", "attention lq=1,2,3,4,5,6,7,8,9,10,11,12 d=64 # timed=no", "--out", path("out"),
                              "--device", "cuda", "--workers", "3"},

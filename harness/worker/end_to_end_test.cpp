@@ -102,9 +102,8 @@ TEST_F(EndToEnd, TheSelftestSeesEveryDefect) {
   const json selftest = json::parse(read_text(folder_ / "out" / "selftest.json"));
   EXPECT_GT(selftest.at("tensors"), 200);
   EXPECT_EQ(selftest.at("false_alarms"), 0);
-  for (const char* gate : {"bias", "exact_zero", "nonfinite", "rms", "z"})
+  for (const char* gate : {"bias", "exact_zero", "lse", "nonfinite", "rms", "z"})
     EXPECT_GT(selftest.at("gates").at(gate).at("alone"), 0) << gate;
-  EXPECT_GT(selftest.at("gates").at("lse").at("caught"), 0);  // the planted defects reach many rows: rms sees them as well
   std::set<std::string> planted, seen;
   for (const Record& record : results().records) {
     if (!is_planted(record.backend)) continue;

@@ -120,7 +120,9 @@ void compare(const std::deque<Attempt>& attempts, Pass pass, const Case& c, cons
 void run_case(const Request& request, const Bench& bench, const Replies& replies) {
   std::optional<CaseData> data;
   try {
-    data.emplace(parse_case(request.case_line, "request"), bench.device, bench.calibration);
+    Case c = parse_case(request.case_line, "request");
+    if (request.check_only) c.metadata.timed = false;  // backends ask the case whether it will be timed
+    data.emplace(c, bench.device, bench.calibration);
   } catch (const std::exception& e) {
     for (const auto& [backend, pass] : request.runs) answer_with_error(request, backend, pass, e.what(), replies);
     return;

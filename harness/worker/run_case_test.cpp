@@ -56,6 +56,33 @@ TEST_F(RunCase, EveryStepIsAnnouncedBeforeItAndAllAreJudgedBeforeAnyIsTimed) {
   EXPECT_EQ((std::vector(answers.stages.begin(), answers.stages.begin() + expected.size())), expected);
 }
 
+/// Notes whether the case that it prepares is to be timed, as backends/attention/autograd.cpp asks it.
+class AsksWhetherTimed final : public Backend {
+ public:
+  explicit AsksWhetherTimed(std::vector<bool>& timed) : timed_(timed) {}
+  const Declaration& declaration() const override { return inner_.declaration(); }
+  attnbench::Run prepare(const Case& c, const Inputs& inputs, Pass pass) const override {
+    timed_.push_back(c.metadata.timed);
+    return inner_.prepare(c, inputs, pass);
+  }
+
+ private:
+  std::vector<bool>& timed_;
+  FakeBackend inner_{fake_declaration("asks")};
+};
+
+TEST_F(RunCase, ACaseThatIsOnlyCheckedIsNotToBeTimed) {
+  std::vector<bool> timed;
+  bench.backends.push_back(std::make_unique<AsksWhetherTimed>(timed));
+  run(Pass::forward, kCase, true);
+  ASSERT_FALSE(timed.empty());
+  EXPECT_THAT(timed, testing::Each(false));
+  timed.clear();
+  run(Pass::forward, kCase, false);
+  ASSERT_FALSE(timed.empty());
+  EXPECT_THAT(timed, testing::Each(true));
+}
+
 TEST_F(RunCase, NoTimeWhereOnlyChecksAreWanted) {
   add("one");
   EXPECT_FALSE(run(Pass::forward, kCase, true).records.at(0).time);
