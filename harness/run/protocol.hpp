@@ -35,8 +35,6 @@ struct Request {
   std::string case_line;                           ///< identity and metadata
   std::vector<std::pair<std::string, Pass>> runs;  ///< backend and pass, each backend's forward first
   bool check_only = false;
-  int min_rounds = 10;        ///< of timing
-  double time_budget_s = 2;   ///< of timing, for all runs of the request together
   std::string dump;           ///< folder for what was computed; empty: none
   int64_t audit_repeats = 0;  ///< calls of the audit that follows the judging; 0: no audit
 };

@@ -242,7 +242,7 @@ TEST(Rubbish, AHello) {
 
 TEST(Rubbish, ARequest) {
   const std::vector<std::pair<std::string, Pass>> runs{{"eager", Pass::forward}, {"eager", Pass::backward}};
-  feed_messages<Request>(Request{7, "attention lq=1 d=64", runs, true, 5, 0.5, "dumped"});
+  feed_messages<Request>(Request{7, "attention lq=1 d=64", runs, true, "dumped"});
 }
 
 TEST(Rubbish, AStage) {

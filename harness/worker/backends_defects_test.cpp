@@ -202,7 +202,7 @@ const Backend& real_backend(const std::string& name) {
 /// Records of one pass: the backend as it is, then with each defect of this pass.
 std::vector<Record> judge_all(const Backend& real, const std::vector<Defect>& defects, Pass pass, const std::string& line) {
   Bench bench{{"cpu", 0, std::nullopt, "test"}, {}, judge_test::calibration_of_cpu()};
-  Request request{1, line, {}, true, 10, 1};
+  Request request{1, line, {}, true};
   for (const Defect& defect : defects) {
     bench.backends.push_back(std::make_unique<Defective>(real, defect));
     request.runs.emplace_back(bench.backends.back()->declaration().name, pass);
