@@ -16,7 +16,6 @@ inline const Calibration& formula_alone() {
                    .ratio_margin = 0.05,
                    .ratio_deviations = 6,
                    .rms_floor = 0.5,
-                   .lazy_rms_floor = 0.8,
                    .z_floor = 6.5,
                    .lse = 4};
     return c;

@@ -21,8 +21,7 @@ Gate rms_gate(const ErrorStatistics& s, const GateScale& scale) {
   const double n = std::min(scale.samples, scale.distinct);
   const double ratio = 1 + std::max(c.ratio_margin, n > 0 ? c.ratio_deviations / std::sqrt(n) : INFINITY);
   const bool power = n > 0 && ratio <= 1.5;
-  const double floor = scale.lazy_rescale ? c.lazy_rms_floor : c.rms_floor;
-  const double ordinary = ratio * std::max(scale.emulator_rms, floor) + 3 * scale.allowance;
+  const double ordinary = ratio * std::max(scale.emulator_rms, c.rms_floor) + 3 * scale.allowance;
   const double drift = c.truncation * scale.terms * s.signal;
   const double formula = std::isfinite(ratio) ? std::hypot(ordinary, drift) : 0;
   return judged("rms", s.rms_z, formula, static_cast<int64_t>(n), power, scale.limits);
