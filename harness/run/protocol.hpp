@@ -1,10 +1,12 @@
 // The worker protocol: JSON lines on two file descriptors that belong to it alone (libraries write to stdout).
 //   worker -> coordinator  {"hello":{…}}                                     once
 //   coordinator -> worker  {"request":{…}}                                   one case, several backends and passes
-//   worker -> coordinator  {"stage":{"request":N,"backend":…,"pass":…,"stage":"prepare|run|judge|time|…"}}  before each step
+//   worker -> coordinator  {"stage":{"request":N,"backend":…,"pass":…,"stage":…}}  before each step: "prepare", "run", "judge",
+//                          "run again", "repeat", "audit", "time", "run after timing"
 //   worker -> coordinator  {"result":{"request":N,"record":{…}}}             one for each (backend, pass)
 //   worker -> coordinator  {"comparison":{"request":N,"comparison":{…}}}     at most one for each pass
 //   worker -> coordinator  {"done":{"request":N}}
+//   worker -> coordinator  {"error":{"message":…}}                           it could not read the request; ends the worker
 // The coordinator closes the request descriptor to end a worker. After a crash the last stage names the guilty
 // backend and pass: they become an `error` record, the rest of the request is sent to a new worker.
 #pragma once

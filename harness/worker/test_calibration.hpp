@@ -1,4 +1,4 @@
-// The constants of the rule as they were published, and no factors: what tests can work out by hand.
+// The constants of the formulas as verdict_gates.hpp gives them, and no factors: what tests can work out by hand.
 #pragma once
 
 #include "harness/run/calibration.hpp"

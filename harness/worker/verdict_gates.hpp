@@ -1,4 +1,4 @@
-// The gates of the rule and their limits. No limit depends on what is judged, except that gradients given the kernel's own
+// The gates and their limits. No limit depends on what is judged, except that gradients given the kernel's own
 // O take D from it. A value that is not a number fails: every limit is asked as !(value <= limit).
 //
 // A limit is factor x formula; what repeated values (T) add to the gain's is not scaled, since few of the calibrated tensors have

@@ -1,4 +1,4 @@
-// Every gate just below and just above its limit; the limits are worked out here from the rule, by hand.
+// Every gate just below and just above its limit; the limits are worked out here from the formulas, by hand.
 #include "harness/worker/verdict_gates.hpp"
 
 #include <cmath>
