@@ -40,7 +40,8 @@
 //   6.5, 4      sigmas a single element of a correct kernel may reach however small the tensor
 //   0.2 u       least gain that counts: a fifth of the largest relative rounding error
 // No power, so that the gate says nothing: rms if n = 0 or r > 1.5; bias if 5.39 hypot(...), or the limit of g' by its formula,
-// is above 0.6 u, which is what truncation costs.
+// is above 3 times the least gain that counts: 0.6 u, which is what truncation costs. 1.5 and 3 stand in the code: they say
+// when to be silent, not what may pass.
 #pragma once
 
 #include <cstdint>
