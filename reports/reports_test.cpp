@@ -95,10 +95,9 @@ TEST(Verdicts, AreCounted) {
 }
 
 TEST(Verdicts, SafetyAndTheFieldsRule) {
-  EXPECT_EQ(
-      safety_flags(test_run()),
-      (Words{"flash_varlen backward on SM 7.5: head_dim > 64 backward on SM < 8 (mission_rule); SM < 8 (seed_rule); verdict "
-             "refused: backward needs SM 8.0 [https://example.org/safety] (1 record)"}));
+  EXPECT_EQ(safety_flags(test_run()),
+            (Words{"flash_varlen backward on SM 7.5: a backward with a head dim above 64 on SM < 8; verdict "
+                   "refused: backward needs SM 8.0 [https://example.org/safety] (1 record)"}));
   const TextTable rules = field_rule_counts(test_run());
   EXPECT_EQ(texts(rules.rows.at(0)), (Words{"flash_varlen", "2x_eager", "2", "·", "1", "·", "1"}));
   EXPECT_EQ(texts(rules.rows.at(1)), (Words{"eager", "2x_eager", "3", "·", "·", "·", "·"}));

@@ -109,9 +109,10 @@ std::string safety_text(const Hello& hello, std::optional<int> assume_sm) {
     for (int64_t head_dim : {64, 128, 256}) {
       SafetyQuery query{sm, head_dim, Dtype::fp16, true, false, declaration.implementation, declaration.version};
       const Safety found = safety(query);
-      text += fmt::format("  {:<{}} d={:<4} {}{}{}{}\n", declaration.name, width, head_dim, found.verdict,
-                          found.seed_rule ? ", SM < 8" : "", found.mission_rule ? ", head_dim > 64 on SM < 8" : "",
-                          found.reason.empty() ? "" : fmt::format(": {} ({})", found.reason, found.source));
+      text +=
+          fmt::format("  {:<{}} d={:<4} {}{}{}{}\n", declaration.name, width, head_dim, found.verdict,
+                      found.sm_below_8 ? ", SM < 8" : "", found.backward_d_above_64_sm_below_8 ? " and a head dim above 64" : "",
+                      found.reason.empty() ? "" : fmt::format(": {} ({})", found.reason, found.source));
     }
   }
   return text;

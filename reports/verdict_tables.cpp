@@ -72,13 +72,13 @@ std::vector<std::string> safety_flags(const RunData& run) {
   std::map<std::string, int64_t> counts;
   for (const Record& r : run.records) {
     const Safety& s = r.safety;
-    if (!s.seed_rule && !s.mission_rule && s.verdict == "ok") continue;
+    if (!s.sm_below_8 && !s.backward_d_above_64_sm_below_8 && s.verdict == "ok") continue;
     const std::optional<int> judged = s.assumed_sm ? s.assumed_sm : r.sm;
     const std::string sm =
         judged ? fmt::format(" on {}SM {}.{}", s.assumed_sm ? "an assumed " : "", *judged / 10, *judged % 10) : "";
     std::string sentence = fmt::format("{} {}{}: ", r.backend, name_of(r.pass), sm);
-    if (s.mission_rule) sentence += "head_dim > 64 backward on SM < 8 (mission_rule); ";
-    if (s.seed_rule) sentence += "SM < 8 (seed_rule); ";
+    if (s.sm_below_8)
+      sentence += s.backward_d_above_64_sm_below_8 ? "a backward with a head dim above 64 on SM < 8; " : "SM < 8; ";
     sentence += "verdict " + s.verdict;
     if (!s.reason.empty()) sentence += ": " + s.reason;
     if (!s.source.empty()) sentence += " [" + s.source + "]";

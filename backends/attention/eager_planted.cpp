@@ -6,6 +6,7 @@
 
 #include "backends/attention/eager.hpp"
 #include "backends/attention/flash_varlen_equivalence.hpp"
+#include "harness/run/planted.hpp"
 
 namespace attnbench {
 namespace {
@@ -31,25 +32,28 @@ enum class EagerDefect {
 struct EagerDefectFacts {
   EagerDefect defect;
   const char* name;
-  bool forward;  ///< else it shows in gradients alone
+  const char* what;  ///< it does wrong
+  bool forward;      ///< else it shows in gradients alone
 };
 
 constexpr EagerDefectFacts kEagerDefects[] = {
-    {EagerDefect::causal_one_late, "causal_one_late", true},
-    {EagerDefect::other_corner, "other_corner", true},
-    {EagerDefect::key_padding_ignored, "key_padding_ignored", true},
-    {EagerDefect::hidden_as_minus_ten, "hidden_as_minus_ten", true},
-    {EagerDefect::last_key_dropped, "last_key_dropped", true},
-    {EagerDefect::scale_missing, "scale_missing", true},
-    {EagerDefect::scale_twice, "scale_twice", true},
-    {EagerDefect::key_head_modulo, "key_head_modulo", true},
-    {EagerDefect::softmax_without_maximum, "softmax_without_maximum", true},
-    {EagerDefect::p_in_fp8, "p_in_fp8", true},
-    {EagerDefect::dq_zero, "dq_zero", false},
-    {EagerDefect::dq_unscaled, "dq_unscaled", false},
-    {EagerDefect::dk_dv_one_head, "dk_dv_one_head", false},
-    {EagerDefect::d_zero, "d_zero", false},
-    {EagerDefect::dv_from_unnormalised_p, "dv_from_unnormalised_p", false},
+    {EagerDefect::causal_one_late, "causal_one_late", "causal: query i sees key i + 1 as well", true},
+    {EagerDefect::other_corner, "other_corner", "the mask is aligned to the other corner", true},
+    {EagerDefect::key_padding_ignored, "key_padding_ignored", "keys of padding are seen", true},
+    {EagerDefect::hidden_as_minus_ten, "hidden_as_minus_ten",
+     "hidden keys have -10 added to their scores, not the lowest value of the dtype", true},
+    {EagerDefect::last_key_dropped, "last_key_dropped", "the last key of every sequence is left out", true},
+    {EagerDefect::scale_missing, "scale_missing", "scores are not scaled", true},
+    {EagerDefect::scale_twice, "scale_twice", "scores are scaled twice", true},
+    {EagerDefect::key_head_modulo, "key_head_modulo", "query head h reads key head h % hkv", true},
+    {EagerDefect::softmax_without_maximum, "softmax_without_maximum", "the softmax does not take the maximum off", true},
+    {EagerDefect::p_in_fp8, "p_in_fp8", "P is rounded to fp8 (e4m3)", true},
+    {EagerDefect::dq_zero, "dq_zero", "dQ is 0", false},
+    {EagerDefect::dq_unscaled, "dq_unscaled", "dQ lacks the scale", false},
+    {EagerDefect::dk_dv_one_head, "dk_dv_one_head", "dK and dV sum over the last head of the group alone", false},
+    {EagerDefect::d_zero, "d_zero", "D is 0", false},
+    {EagerDefect::dv_from_unnormalised_p, "dv_from_unnormalised_p", "dV is computed from P before it is divided by the row sum",
+     false},
 };
 
 bool is_masked(const Problem& problem) {
@@ -71,7 +75,7 @@ at::Tensor repeat_kv_for_one_head(const at::Tensor& x, int64_t group) {
 class PlantedEager : public Eager {
  public:
   explicit PlantedEager(const EagerDefectFacts& facts) : defect_(facts.defect) {
-    declaration_.name += std::string(":") + facts.name;
+    declare_planted(declaration_, facts.name, facts.what);
     declaration_.capabilities.passes = {Pass::backward};
     if (facts.forward) declaration_.capabilities.passes = {Pass::forward, Pass::backward};
     Capabilities& can = declaration_.capabilities;
@@ -83,9 +87,7 @@ class PlantedEager : public Eager {
 
   std::optional<std::string> why_not(const Case& c, Pass pass, const Device& device) const override {
     const auto outside = Backend::why_not(c, pass, device);
-    if (outside) return outside;
-    const std::string proof = why_no_difference(c);
-    return proof.empty() ? std::nullopt : std::optional("equivalent: " + proof);
+    return outside ? outside : why_not_planted(why_no_difference(c));
   }
 
  protected:

@@ -96,14 +96,13 @@ class FlashVarlen : public VarlenBackend {
     declaration_.capabilities.tail = true;
     declaration_.capabilities.returns_lse = true;
     on_gpu_ ? declare_gpu() : declare_cpu();
-    if (planted) declare_planted();
+    if (planted) declare_defect();
   }
 
   std::optional<std::string> why_not(const Case& c, Pass pass, const Device& device) const override {
     const auto outside = VarlenBackend::why_not(c, pass, device);
     if (outside || !planted_) return outside;
-    const std::string proof = why_equivalent(planted_->defect, c, on_gpu_ ? Kernels::cuda : Kernels::cpu);
-    return proof.empty() ? std::nullopt : std::optional("equivalent: " + proof);
+    return why_not_planted(why_equivalent(planted_->defect, c, on_gpu_ ? Kernels::cuda : Kernels::cpu));
   }
 
  protected:
@@ -142,10 +141,8 @@ class FlashVarlen : public VarlenBackend {
   }
 
   /// Only the passes in which the defect can show.
-  void declare_planted() {
-    declaration_.name += std::string(":") + planted_->name;
-    declaration_.version += std::string(kPlantedIn) + planted_->what;
-    declaration_.ours = false;
+  void declare_defect() {
+    declare_planted(declaration_, planted_->name, planted_->what);
     if (*planted_->only_on) declaration_.capabilities.devices = {planted_->only_on};
     declaration_.capabilities.passes.clear();
     if (planted_->forward) declaration_.capabilities.passes.push_back(Pass::forward);

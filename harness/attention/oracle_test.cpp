@@ -175,10 +175,10 @@ TEST(TwoOraclesOnNanRows, PropagateNanAlike) {
   conventions.empty_row = Conventions::EmptyRow::nan;
   for (const OracleKind kind : {OracleKind::eigen, OracleKind::torch}) {
     const Reference r = make_reference(kind, c, inputs, inside(), conventions.empty_row);
-    EXPECT_TRUE(std::isnan(numbers(r.o.value)[0])) << r.oracle;
-    EXPECT_TRUE(std::isfinite(numbers(r.o.value)[3 * 32])) << r.oracle;
-    EXPECT_TRUE(std::isnan(numbers(r.dq.value)[0])) << r.oracle;
-    EXPECT_TRUE(std::isnan(numbers(r.dv.value)[0])) << r.oracle;
+    EXPECT_TRUE(std::isnan(numbers(r.o.value)[0])) << name_of(kind);
+    EXPECT_TRUE(std::isfinite(numbers(r.o.value)[3 * 32])) << name_of(kind);
+    EXPECT_TRUE(std::isnan(numbers(r.dq.value)[0])) << name_of(kind);
+    EXPECT_TRUE(std::isnan(numbers(r.dv.value)[0])) << name_of(kind);
   }
 }
 

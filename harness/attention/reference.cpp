@@ -190,6 +190,10 @@ Reference Collector::finish() {
 
 }  // namespace
 
+std::string_view name_of(OracleKind kind) {
+  return kind == OracleKind::eigen ? "eigen" : "torch";
+}
+
 Reference make_reference(OracleKind kind, const Case& c, const Inputs& inputs, const Profile& profile,
                          Conventions::EmptyRow empty_row) {
   const Heads heads(kind, c, inputs, profile, empty_row);
@@ -203,7 +207,6 @@ Reference make_reference(OracleKind kind, const Case& c, const Inputs& inputs, c
       [&](const Group& group, const HeadAnswer& answer) { collector.add(group, answer); });
   Reference reference = collector.finish();
   for (Expected* x : {&reference.o, &reference.lse, &reference.dq, &reference.dk, &reference.dv}) move(*x, inputs.q.device());
-  reference.oracle = kind == OracleKind::eigen ? "eigen" : "torch";
   return reference;
 }
 

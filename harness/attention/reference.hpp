@@ -2,7 +2,7 @@
 // Formulas: harness/attention/error_model.hpp. The oracles share no code with anything judged.
 #pragma once
 
-#include <string>
+#include <string_view>
 
 #include <ATen/core/Tensor.h>
 
@@ -24,7 +24,6 @@ struct Expected {
 struct Reference {
   Expected o, lse, dq, dk, dv;
   double distinct_scores = 0;  ///< n_T of the tie rule; infinity: no ties
-  std::string oracle;          ///< "eigen" or "torch"
 };
 
 struct ConditionalGradients {
@@ -33,6 +32,7 @@ struct ConditionalGradients {
 
 /// eigen computes on the CPU, torch on the device of the inputs; the answers lie there in both cases.
 enum class OracleKind { eigen, torch };
+std::string_view name_of(OracleKind kind);  ///< "eigen", "torch"
 
 /// Float64 oracle and error model. Works head by head and in blocks of query rows: memory is
 /// bounded by block x lk doubles, never lq x lk. Throws std::invalid_argument for maths that the oracles do not know.

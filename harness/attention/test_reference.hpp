@@ -24,18 +24,18 @@ inline std::vector<double> numbers(const at::Tensor& tensor) {
 }
 
 inline Profile flash() {
-  return {"flash", Profile::Probabilities::unnormalised, true, false, Profile::RowSum::from_output, false, true};
+  return {"flash", Profile::Probabilities::unnormalised, true, false, Profile::RowSum::from_output, true};
 }
 /// fp32 inside, D from the rounded O.
 inline Profile inside_from_output() {
-  return {"fp32_inside_d_from_o", Profile::Probabilities::not_rounded, false, false, Profile::RowSum::from_output, false, false};
+  return {"fp32_inside_d_from_o", Profile::Probabilities::not_rounded, false, false, Profile::RowSum::from_output, false};
 }
 /// fp32 inside, D from P o dP.
 inline Profile inside() {
-  return {"fp32_inside", Profile::Probabilities::not_rounded, false, false, Profile::RowSum::from_p_dp, false, false};
+  return {"fp32_inside", Profile::Probabilities::not_rounded, false, false, Profile::RowSum::from_p_dp, false};
 }
 inline Profile eager() {
-  return {"eager", Profile::Probabilities::normalised, true, true, Profile::RowSum::from_p_dp, false, true};
+  return {"eager", Profile::Probabilities::normalised, true, true, Profile::RowSum::from_p_dp, true};
 }
 /// As flash, and dS is computed from the P that was rounded for P^T dO.
 inline Profile efficient() {

@@ -186,13 +186,13 @@ TEST_F(Attnbench, AFolderThatHoldsARunIsNotOverwritten) {
 TEST_F(Attnbench, AnAssumedSmFlagsTheBackwardOfLargeHeads) {
   const Answer answer = run({"--case", "attention lq=1 d=128", "--assume-sm", "7.5", "--out", path("out")});
   EXPECT_EQ(answer.exit_code, kExitOk);
-  const std::string flag = "backward on an assumed SM 7.5: head_dim > 64 backward on SM < 8 (mission_rule)";
+  const std::string flag = "backward on an assumed SM 7.5: a backward with a head dim above 64 on SM < 8";
   EXPECT_THAT(answer.out, HasSubstr(flag));
   EXPECT_THAT(read_text(folder_ / "out" / "summary.md"), HasSubstr(flag));
   for (const Record& record : results().records) {
     EXPECT_EQ(record.safety.assumed_sm, 75);
-    EXPECT_TRUE(record.safety.seed_rule);
-    EXPECT_EQ(record.safety.mission_rule, record.pass == Pass::backward);
+    EXPECT_TRUE(record.safety.sm_below_8);
+    EXPECT_EQ(record.safety.backward_d_above_64_sm_below_8, record.pass == Pass::backward);
   }
 }
 
@@ -201,7 +201,7 @@ TEST_F(Attnbench, SupportPrintsBackendsAndReasons) {
   EXPECT_EQ(answer.exit_code, kExitOk) << answer.out;
   EXPECT_THAT(answer.out, HasSubstr("flash_varlen"));
   EXPECT_THAT(answer.out, HasSubstr("Why not"));
-  EXPECT_THAT(run({"support", "--assume-sm", "7.5"}).out, HasSubstr("head_dim > 64 on SM < 8"));
+  EXPECT_THAT(run({"support", "--assume-sm", "7.5"}).out, HasSubstr("refused, SM < 8 and a head dim above 64: "));
 }
 
 TEST_F(Attnbench, ListsItsSuites) {

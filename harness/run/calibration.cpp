@@ -17,11 +17,15 @@ using nlohmann::json;
 
 /// Name in the file and place of each constant.
 constexpr std::pair<const char*, double GateConstants::*> kConstants[] = {
-    {"false_alarms", &GateConstants::false_alarms}, {"gain_deviations", &GateConstants::gain_deviations},
-    {"gain_floor", &GateConstants::gain_floor},     {"truncation", &GateConstants::truncation},
-    {"ratio_margin", &GateConstants::ratio_margin}, {"ratio_deviations", &GateConstants::ratio_deviations},
-    {"rms_floor", &GateConstants::rms_floor},       {"lazy_rms_floor", &GateConstants::lazy_rms_floor},
-    {"z_floor", &GateConstants::z_floor},           {"lse", &GateConstants::lse},
+    {"false_alarms", &GateConstants::false_alarms},
+    {"gain_deviations", &GateConstants::gain_deviations},
+    {"gain_floor", &GateConstants::gain_floor},
+    {"truncation", &GateConstants::truncation},
+    {"ratio_margin", &GateConstants::ratio_margin},
+    {"ratio_deviations", &GateConstants::ratio_deviations},
+    {"rms_floor", &GateConstants::rms_floor},
+    {"z_floor", &GateConstants::z_floor},
+    {"lse", &GateConstants::lse},
 };
 
 GateConstants constants_from(const JsonReader& in) {

@@ -31,7 +31,7 @@ struct GateConstants {
   double gain_floor = 0;       ///< least gain that counts, in units of u
   double truncation = 0;       ///< relative drift per summed term of an accumulator
   double ratio_margin = 0, ratio_deviations = 0;
-  double rms_floor = 0, lazy_rms_floor = 0;
+  double rms_floor = 0;
   double z_floor = 0;
   double lse = 0;
   bool operator==(const GateConstants&) const = default;

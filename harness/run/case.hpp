@@ -32,7 +32,6 @@ struct Metadata {
   std::string source;  ///< a link
   std::string why;
   DeviceKind device = DeviceKind::any;
-  double cost = 0;    ///< predicted seconds on the reference machine, 0: unknown
   bool timed = true;  ///< measured after it passed; suites that only judge say timed=no
   /// On a GPU it is timed in the regime `cooled` too, whose idle takes most of the time of a run that times.
   bool cooled = true;

@@ -247,12 +247,6 @@ const Key kMetadataKeys[] = {
     {"why", [](const Token& t, Case& c) { c.metadata.why = t.value; }, [](const Case& c) { return c.metadata.why; }, no_default},
     {"device", [](const Token& t, Case& c) { c.metadata.device = one_of<DeviceKind>(t); },
      [](const Case& c) { return std::string(name_of(c.metadata.device)); }, [](const Case&) { return std::string("any"); }},
-    {"cost",
-     [](const Token& t, Case& c) {
-       c.metadata.cost = real_number(t, t.value, "seconds, 0 or more");
-       if (!(c.metadata.cost >= 0)) refuse(t, "seconds, 0 or more");
-     },
-     [](const Case& c) { return fmt::format("{}", c.metadata.cost); }, zero},
     {"timed", [](const Token& t, Case& c) { c.metadata.timed = one_of_two(t, "yes", "no"); },
      [](const Case& c) { return std::string(c.metadata.timed ? "yes" : "no"); }, [](const Case&) { return std::string("yes"); }},
     {"cooled", [](const Token& t, Case& c) { c.metadata.cooled = one_of_two(t, "yes", "no"); },

@@ -87,9 +87,8 @@ TEST(Case, EveryNameOfEveryEnumParses) {
 
 TEST(Case, MetadataIsNoPartOfTheIdentity) {
   const Case c = parse_case(
-      R"(attention d=8 lq=4 # name=tail expect=must_throw source=https://x.org/i#3 why="a \"b\" \\ c" device=cuda cost=1.5 timed=no)");
-  EXPECT_EQ(c.metadata,
-            (Metadata{"tail", Expect::must_throw, "https://x.org/i#3", "a \"b\" \\ c", DeviceKind::cuda, 1.5, false}));
+      R"(attention d=8 lq=4 # name=tail expect=must_throw source=https://x.org/i#3 why="a \"b\" \\ c" device=cuda timed=no)");
+  EXPECT_EQ(c.metadata, (Metadata{"tail", Expect::must_throw, "https://x.org/i#3", "a \"b\" \\ c", DeviceKind::cuda, false}));
   EXPECT_EQ(format_case(c), "attention d=8 lq=4");
   EXPECT_EQ(c, parse_case("attention d=8 lq=4"));
   EXPECT_EQ(parse_case(format_line(c)).metadata, c.metadata);
@@ -139,7 +138,6 @@ TEST(Case, ValuesOutOfRangeAreRefused) {
   expect_message("attention d=64 lq=4 window=3", {"left:right"});
   expect_message("attention d=64 lq=4 window=-1:-1", {"not both"});
   expect_message("attention d=64 lq=4 seed=-1", {"seed=-1: expected a seed from 0 to 18446744073709551615"});
-  expect_message("attention d=64 lq=4 # cost=-1", {"seconds, 0 or more"});
 }
 
 TEST(Case, NoSumOfLengthsOverflows) {
@@ -220,7 +218,6 @@ class RandomCase {
                   chance() ? "" : "http://x/#1",
                   chance() ? "" : "why not",
                   any<DeviceKind>(),
-                  chance() ? 0 : 0.1 * static_cast<double>(below(99)),
                   chance(),
                   chance(),
                   below(3)};

@@ -24,7 +24,6 @@ struct Profile {
   bool rounds_ds = true;       ///< dS is rounded before dS K and dS^T Q (and P before P^T dO)
   bool rounds_scores = false;  ///< S, s S and dP are rounded too (eager)
   RowSum d = RowSum::from_output;
-  bool lazy_rescale = false;
   bool rounds_gqa_partials = false;  ///< dK, dV of each query head are rounded before they are summed over the group
   bool ds_from_rounded_p = false;    ///< dS is computed from the P that was rounded for P^T dO
   bool operator==(const Profile&) const = default;

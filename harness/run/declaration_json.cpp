@@ -68,7 +68,6 @@ json profile_to_json(const Profile& profile) {
           {"rounds_ds", profile.rounds_ds},
           {"rounds_scores", profile.rounds_scores},
           {"d", find_name(profile.d)},
-          {"lazy_rescale", profile.lazy_rescale},
           {"rounds_gqa_partials", profile.rounds_gqa_partials},
           {"ds_from_rounded_p", profile.ds_from_rounded_p}};
 }
@@ -79,7 +78,6 @@ Profile profile_from(const JsonReader& reader) {
           .rounds_ds = reader.boolean("rounds_ds"),
           .rounds_scores = reader.boolean("rounds_scores"),
           .d = enum_from<Profile::RowSum>(reader, "d"),
-          .lazy_rescale = reader.boolean("lazy_rescale"),
           .rounds_gqa_partials = reader.boolean("rounds_gqa_partials"),
           .ds_from_rounded_p = reader.has("ds_from_rounded_p") && reader.boolean("ds_from_rounded_p")};  // absent in older runs
 }

@@ -20,7 +20,6 @@ Declaration takes_all() {
                      .rounds_ds = false,
                      .rounds_scores = true,
                      .d = Profile::RowSum::from_p_dp,
-                     .lazy_rescale = true,
                      .rounds_gqa_partials = true,
                      .ds_from_rounded_p = true};
   backend.conventions = {Conventions::EmptyRow::uniform, Conventions::LseEmpty::plus_infinity, Conventions::Poison::finite,
@@ -203,6 +202,12 @@ TEST(DeclarationJson, ComesBackAsItWas) {
   EXPECT_EQ(json["conventions"]["lse_empty"], "+inf");
   EXPECT_EQ(json["capabilities"]["dtypes"], nlohmann::json({"bf16", "fp16", "fp32"}));
   EXPECT_EQ(nlohmann::json(Declaration{}).get<Declaration>().profile, Profile{});
+}
+
+TEST(DeclarationJson, AFieldThatOlderRunsHaveIsNoObstacle) {
+  nlohmann::json older = takes_all();
+  older["profile"]["lazy_rescale"] = false;
+  EXPECT_EQ(older.get<Declaration>().profile, takes_all().profile);
 }
 
 TEST(DeclarationJson, EveryFieldIsNeededAndChecked) {

@@ -14,7 +14,8 @@ enum ExitCode : int {
   kExitInfrastructure = 3,  ///< no worker could be kept alive, too little evidence to answer, or an error inside attnbench
   kExitNoMatch = 4,         ///< the filter matched nothing
   kExitAllSkipped = 77,     ///< everything was skipped or lies outside what the backends declare
-  kExitInterrupted = 130,   ///< Ctrl-C: the run is readable and can be resumed, a selftest or an audit has to be run again
+  kExitInterrupted = 130,   ///< Ctrl-C: the run is readable and can be resumed; a selftest, an audit, a calibration or a fuzz has
+                            ///< to be run again
   kExitTerminated = 143,    ///< SIGTERM: likewise
 };
 

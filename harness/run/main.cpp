@@ -73,8 +73,8 @@ int execute(const AuditCommand& command, const std::vector<std::string>& argumen
   write_reports(outcome.folder);
   const RunData run = read_run(outcome.folder);
   const GateResult result = apply_gate(run);
-  fmt::print("{}\nresults: {}/ (results.jsonl, audit.md, audit.json, summary.md)\n{}\n", audit_console(run, style_of_stdout()),
-             outcome.folder.string(), result.sentence);
+  fmt::print("{}\nresults: {}/ (results.jsonl, results.csv, summary.md, findings.md, benchmark.json, audit.md, audit.json)\n{}\n",
+             audit_console(run, style_of_stdout()), outcome.folder.string(), result.sentence);
   return result.exit_code;
 }
 

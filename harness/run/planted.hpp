@@ -1,8 +1,11 @@
 // Planted backends: each is a real one with one defect, which the judge has to see. A worker has them with --planted.
 #pragma once
 
+#include <optional>
 #include <string>
 #include <string_view>
+
+#include "harness/run/declaration.hpp"
 
 namespace attnbench {
 
@@ -30,7 +33,21 @@ inline std::string planted_in(std::string_view version) {
   return at == std::string_view::npos ? "" : std::string(version.substr(at + kPlantedIn.size()));
 }
 
+/// Makes the declaration of a real backend that of its copy with the defect `name`; `what` it does wrong, as planted_in().
+inline void declare_planted(Declaration& real, std::string_view name, std::string_view what) {
+  real.name += ":";
+  real.name += name;
+  real.version += kPlantedIn;
+  real.version += what;
+  real.ours = false;
+}
+
 /// How the reason of an unsupported record begins where shape and mask alone prove that the defect cannot show.
 inline constexpr std::string_view kEquivalent = "equivalent: ";
+
+/// That reason; nothing where there is no proof.
+inline std::optional<std::string> why_not_planted(const std::string& proof) {
+  return proof.empty() ? std::nullopt : std::optional(std::string(kEquivalent) + proof);
+}
 
 }  // namespace attnbench

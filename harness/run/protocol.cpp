@@ -1,8 +1,5 @@
 #include "harness/run/protocol.hpp"
 
-#include <cmath>
-#include <limits>
-
 #include <fmt/format.h>
 
 #include "harness/run/json_reader.hpp"
@@ -36,12 +33,7 @@ void from_json(const json& line, Hello& hello) {
 void to_json(json& out, const Request& request) {
   json runs = json::array();
   for (const auto& [backend, pass] : request.runs) runs.push_back({backend, name_of(pass)});
-  out = {{"id", request.id},
-         {"case", request.case_line},
-         {"runs", runs},
-         {"check_only", request.check_only},
-         {"min_rounds", request.min_rounds},
-         {"time_budget_s", request.time_budget_s}};
+  out = {{"id", request.id}, {"case", request.case_line}, {"runs", runs}, {"check_only", request.check_only}};
   if (!request.dump.empty()) out["dump"] = request.dump;
   if (request.audit_repeats > 0) out["audit_repeats"] = request.audit_repeats;
 }
@@ -58,14 +50,6 @@ void from_json(const json& line, Request& request) {
     request.runs.emplace_back(run[0], run[1] == name_of(Pass::forward) ? Pass::forward : Pass::backward);
   }
   request.check_only = in.boolean("check_only");
-  const int64_t rounds = in.integer("min_rounds");
-  if (rounds < 0 || rounds > std::numeric_limits<int>::max())
-    throw std::runtime_error(fmt::format("{}: expected a number of rounds, got {}", in.field("min_rounds"), rounds));
-  request.min_rounds = static_cast<int>(rounds);
-  request.time_budget_s = in.number("time_budget_s");
-  if (!(request.time_budget_s >= 0) || std::isinf(request.time_budget_s))
-    throw std::runtime_error(
-        fmt::format("{}: expected seconds, 0 or more, got {}", in.field("time_budget_s"), request.time_budget_s));
   request.dump = line.contains("dump") ? in.text("dump") : "";
   request.audit_repeats = line.contains("audit_repeats") ? in.integer("audit_repeats") : 0;
 }

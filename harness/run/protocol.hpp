@@ -1,10 +1,12 @@
 // The worker protocol: JSON lines on two file descriptors that belong to it alone (libraries write to stdout).
 //   worker -> coordinator  {"hello":{…}}                                     once
 //   coordinator -> worker  {"request":{…}}                                   one case, several backends and passes
-//   worker -> coordinator  {"stage":{"request":N,"backend":…,"pass":…,"stage":"prepare|run|judge|time|…"}}  before each step
+//   worker -> coordinator  {"stage":{"request":N,"backend":…,"pass":…,"stage":…}}  before each step: "prepare", "run", "judge",
+//                          "run again", "repeat", "audit", "time", "run after timing"
 //   worker -> coordinator  {"result":{"request":N,"record":{…}}}             one for each (backend, pass)
 //   worker -> coordinator  {"comparison":{"request":N,"comparison":{…}}}     at most one for each pass
 //   worker -> coordinator  {"done":{"request":N}}
+//   worker -> coordinator  {"error":{"message":…}}                           it could not read the request; ends the worker
 // The coordinator closes the request descriptor to end a worker. After a crash the last stage names the guilty
 // backend and pass: they become an `error` record, the rest of the request is sent to a new worker.
 #pragma once
@@ -35,8 +37,6 @@ struct Request {
   std::string case_line;                           ///< identity and metadata
   std::vector<std::pair<std::string, Pass>> runs;  ///< backend and pass, each backend's forward first
   bool check_only = false;
-  int min_rounds = 10;        ///< of timing
-  double time_budget_s = 2;   ///< of timing, for all runs of the request together
   std::string dump;           ///< folder for what was computed; empty: none
   int64_t audit_repeats = 0;  ///< calls of the audit that follows the judging; 0: no audit
 };

@@ -29,7 +29,7 @@ std::string why_not_a(const json& line) {
 TEST(Protocol, MessagesComeBackAsTheyWereWritten) {
   const json greeting = hello();
   EXPECT_EQ(json(greeting.get<Hello>()), greeting);
-  const json request = Request{7, "attention lq=1 d=64", {{"eager", Pass::forward}, {"eager", Pass::backward}}, true, 5, 0.5};
+  const json request = Request{7, "attention lq=1 d=64", {{"eager", Pass::forward}, {"eager", Pass::backward}}, true};
   EXPECT_EQ(json(request.get<Request>()), request);
   EXPECT_FALSE(request.contains("audit_repeats"));
   Request audit = request.get<Request>();
@@ -52,14 +52,6 @@ TEST(Protocol, NamesTheFieldThatIsWrong) {
   json request = Request{7, "attention lq=1 d=64", {{"eager", Pass::forward}}};
   request["runs"] = json::parse(R"([["eager","sideways"]])");
   EXPECT_THAT(why_not_a<Request>(request), HasSubstr("request.runs: expected"));
-  request = Request{7, "attention lq=1 d=64", {{"eager", Pass::forward}}};
-  request["min_rounds"] = 4294967297;  // 1, if it were cut to an int
-  EXPECT_THAT(why_not_a<Request>(request), HasSubstr("request.min_rounds: expected a number of rounds, got 4294967297"));
-  request["min_rounds"] = 1;
-  for (const char* budget : {"nan", "inf"}) {
-    request["time_budget_s"] = budget;
-    EXPECT_THAT(why_not_a<Request>(request), HasSubstr("request.time_budget_s: expected seconds, 0 or more"));
-  }
   json stage = Stage{7, "eager", Pass::backward, "judge"};
   stage["request"] = "seven";
   EXPECT_THAT(why_not_a<Stage>(stage), HasSubstr("stage.request: expected a whole number, got \"seven\""));

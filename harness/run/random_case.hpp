@@ -17,8 +17,9 @@ int64_t scores_of(const Problem& problem);
 int64_t elements_of(const Problem& problem);
 
 /// Case `number` of `seed`: a function of the two alone, the same on every machine. Every key and every value of every enum
-/// comes; lengths crowd around 0, 1 and the edges of tiles, lq and lk know nothing of each other, and rare options are rare
-/// enough that most cases lie inside what some backend declares. A valid line within the bounds; not to be timed.
+/// comes but strides=far, which takes gigabytes; lengths crowd around 0, 1 and the edges of tiles, lq and lk know nothing of each
+/// other, and rare options are rare enough that most cases lie inside what some backend declares. A valid line within the bounds;
+/// not to be timed.
 Case random_case(uint64_t seed, uint64_t number);
 
 }  // namespace attnbench

@@ -189,8 +189,8 @@ Timing timing_from(const JsonReader& in) {
 }
 
 json to_json_safety(const Safety& safety) {
-  json line = {{"seed_rule", safety.seed_rule},
-               {"mission_rule", safety.mission_rule},
+  json line = {{"sm_below_8", safety.sm_below_8},
+               {"backward_d_above_64_sm_below_8", safety.backward_d_above_64_sm_below_8},
                {"verdict", safety.verdict},
                {"reason", safety.reason},
                {"source", safety.source}};
@@ -199,8 +199,13 @@ json to_json_safety(const Safety& safety) {
 }
 
 Safety safety_from(const JsonReader& in) {
-  Safety safety{in.boolean("seed_rule"), in.boolean("mission_rule"), in.text("verdict"),
-                in.text("reason"),       in.text("source"),          {}};
+  const bool is_old = in.has("seed_rule") && !in.has("sm_below_8");  // records until 2026-11-21 have other names for both
+  Safety safety{in.boolean(is_old ? "seed_rule" : "sm_below_8"),
+                in.boolean(is_old ? "mission_rule" : "backward_d_above_64_sm_below_8"),
+                in.text("verdict"),
+                in.text("reason"),
+                in.text("source"),
+                {}};
   if (in.has("assumed_sm")) safety.assumed_sm = static_cast<int>(in.integer("assumed_sm"));
   if (safety.verdict != "ok" && safety.verdict != "refused" && safety.verdict != "silently_unsafe")
     throw std::runtime_error(

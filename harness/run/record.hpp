@@ -96,8 +96,9 @@ struct Memory {
 };
 
 struct Safety {
-  bool seed_rule = false, mission_rule = false;
-  std::string verdict = "ok";  ///< ok | refused | silently_unsafe
+  bool sm_below_8 = false;                      ///< whatever the pass and the head dim
+  bool backward_d_above_64_sm_below_8 = false;  ///< d: the head dim
+  std::string verdict = "ok";                   ///< ok | refused | silently_unsafe
   std::string reason, source;
   std::optional<int> assumed_sm;  ///< --assume-sm, for which it was asked instead of the device's: 75 = SM 7.5
 };

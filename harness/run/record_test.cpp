@@ -39,7 +39,7 @@ TEST(Record, HasTheFieldsOfTheSchema) {
   EXPECT_EQ(line["record"], "result");
   EXPECT_EQ(line["case"], "attention lq=64 d=128 seed=7");
   EXPECT_EQ(line["pass"], "backward");
-  EXPECT_EQ(line["safety"]["mission_rule"], true);
+  EXPECT_EQ(line["safety"]["backward_d_above_64_sm_below_8"], true);
   EXPECT_EQ(line["errors"]["dq"]["gates"]["z"]["limit"], 7.25);
   EXPECT_EQ(line["errors"]["dq"]["worst"], json({3, 2, 1, 0}));
   EXPECT_EQ(line["errors"]["dq"]["failure"]["pattern"]["text"], "the last token of sequence 1");
@@ -116,6 +116,20 @@ TEST(Record, ReadsATensorOfAnOlderRunThatSaysLessOfItsFailure) {
   line["errors"]["dq"].erase("failure");
   EXPECT_FALSE(record_from(line).errors.at("dq").failure);
   EXPECT_EQ(to_line(record_from(line)), line);
+}
+
+TEST(Record, ReadsTheOlderNamesOfTheSafetyRules) {
+  for (const bool d_above_64 : {true, false}) {
+    json line = to_line(full_record());
+    line["safety"].erase("sm_below_8");
+    line["safety"].erase("backward_d_above_64_sm_below_8");
+    EXPECT_THAT(why_not_a_record(line), HasSubstr("safety.sm_below_8: the field is missing"));
+    line["safety"]["seed_rule"] = !d_above_64;
+    line["safety"]["mission_rule"] = d_above_64;
+    const Safety safety = record_from(line).safety;
+    EXPECT_EQ(safety.sm_below_8, !d_above_64);
+    EXPECT_EQ(safety.backward_d_above_64_sm_below_8, d_above_64);
+  }
 }
 
 TEST(Record, NamesTheFieldThatIsWrong) {

@@ -66,7 +66,7 @@ void feed(const Rubbish& rubbish, Read&& read) {
 
 std::vector<std::string> case_lines() {
   std::vector<std::string> lines{
-      R"(attention d=8 lq=4 # name=tail expect=must_throw source=https://x.org/i#3 why="a \"b\" \\ c" device=cuda cost=1.5 timed=no cooled=no)"};
+      R"(attention d=8 lq=4 # name=tail expect=must_throw source=https://x.org/i#3 why="a \"b\" \\ c" device=cuda timed=no cooled=no)"};
   for (uint64_t number = 0; number < 60; ++number) lines.push_back(format_line(random_case(1, number)));
   return lines;
 }
@@ -242,7 +242,7 @@ TEST(Rubbish, AHello) {
 
 TEST(Rubbish, ARequest) {
   const std::vector<std::pair<std::string, Pass>> runs{{"eager", Pass::forward}, {"eager", Pass::backward}};
-  feed_messages<Request>(Request{7, "attention lq=1 d=64", runs, true, 5, 0.5, "dumped"});
+  feed_messages<Request>(Request{7, "attention lq=1 d=64", runs, true, "dumped"});
 }
 
 TEST(Rubbish, AStage) {

@@ -35,7 +35,7 @@ struct SafetyRule {
 };
 
 struct SafetyTable {
-  SafetyRule seed_rule, mission_rule;
+  SafetyRule sm_below_8, backward_d_above_64_sm_below_8;
   std::vector<SafetyRow> rows;
 };
 
@@ -77,7 +77,7 @@ SafetyTable read_table() {
   try {
     const auto json = read_json(file);
     const JsonReader in(json, "table"), rules = in.object("rules");
-    SafetyTable table{rule_from(rules.object("seed_rule")), rule_from(rules.object("mission_rule")), {}};
+    SafetyTable table{rule_from(rules.object("sm_below_8")), rule_from(rules.object("backward_d_above_64_sm_below_8")), {}};
     for (const auto& row : in.array("rows"))
       table.rows.push_back(row_from(JsonReader(row, fmt::format("rows[{}]", table.rows.size()))));
     return table;
@@ -108,8 +108,8 @@ Safety safety(const SafetyQuery& query) {
   Safety result;
   if (!query.sm) return result;
   static const SafetyTable table = read_table();
-  result.seed_rule = speaks_of(table.seed_rule, query);
-  result.mission_rule = speaks_of(table.mission_rule, query);
+  result.sm_below_8 = speaks_of(table.sm_below_8, query);
+  result.backward_d_above_64_sm_below_8 = speaks_of(table.backward_d_above_64_sm_below_8, query);
   const auto row = std::ranges::find_if(table.rows, [&](const SafetyRow& row) { return speaks_of(row, query); });
   if (row == table.rows.end()) return result;
   result.verdict = row->verdict;

@@ -18,8 +18,8 @@ struct SafetyQuery {
   std::string version;         ///< "2.8.3"; compared number by number
 };
 
-/// seed_rule: SM major < 8, whatever the head dim (the seeds' warning).
-/// mission_rule: backward with head_dim > 64 on SM < 8.
+/// sm_below_8: any pass and head dim on SM < 8, of which the warning that FastChat's LLaMA training prints speaks.
+/// backward_d_above_64_sm_below_8: the reason that warning gives, a backward with a head dim above 64.
 /// verdict, reason, source: from the table's row for the implementation and version; ok where no row speaks.
 Safety safety(const SafetyQuery& query);
 

@@ -116,18 +116,18 @@ TEST(Safety, BelowSm8EveryPassIsFlaggedAndABackwardOfLargeHeadsByTwoRules) {
     for (int64_t head_dim : {64, 65, 128}) {
       SafetyQuery query = backward("eager", "", head_dim);
       query.sm = sm;
-      EXPECT_EQ(safety(query).seed_rule, sm < 80);
-      EXPECT_EQ(safety(query).mission_rule, sm < 80 && head_dim > 64);
+      EXPECT_EQ(safety(query).sm_below_8, sm < 80);
+      EXPECT_EQ(safety(query).backward_d_above_64_sm_below_8, sm < 80 && head_dim > 64);
       query.backward = false;
-      EXPECT_EQ(safety(query).seed_rule, sm < 80);
-      EXPECT_FALSE(safety(query).mission_rule);
+      EXPECT_EQ(safety(query).sm_below_8, sm < 80);
+      EXPECT_FALSE(safety(query).backward_d_above_64_sm_below_8);
     }
   }
 }
 
 TEST(Safety, WithoutAGpuNothingIsFlagged) {
   const Safety result = safety(backward("flash_attn", "2.8.3", 256, true));
-  EXPECT_FALSE(result.seed_rule || result.mission_rule);
+  EXPECT_FALSE(result.sm_below_8 || result.backward_d_above_64_sm_below_8);
   EXPECT_EQ(result.verdict, "ok");
 }
 

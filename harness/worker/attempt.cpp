@@ -236,8 +236,7 @@ void Attempt::prepare_and_judge() {
   outputs_ = std::move(watched.outputs);
   record_.memory = watched.memory;
   if (record_.expect == Expect::must_throw) return;
-  const OracleKind oracle = oracle_for(backend_.declaration(), data_.test_case(), device_);
-  record_.oracle = oracle == OracleKind::eigen ? "eigen" : "torch";
+  record_.oracle = name_of(oracle_for(backend_.declaration(), data_.test_case(), device_));
   settle(record_, judge_first());
   if (watched.misconduct.empty()) watched.misconduct = borrowed(outputs_, named_tensors(inputs().get()));
   if (!watched.misconduct.empty()) return end(Status::failed, watched.misconduct);

@@ -202,7 +202,7 @@ const Backend& real_backend(const std::string& name) {
 /// Records of one pass: the backend as it is, then with each defect of this pass.
 std::vector<Record> judge_all(const Backend& real, const std::vector<Defect>& defects, Pass pass, const std::string& line) {
   Bench bench{{"cpu", 0, std::nullopt, "test"}, {}, judge_test::calibration_of_cpu()};
-  Request request{1, line, {}, true, 10, 1};
+  Request request{1, line, {}, true};
   for (const Defect& defect : defects) {
     bench.backends.push_back(std::make_unique<Defective>(real, defect));
     request.runs.emplace_back(bench.backends.back()->declaration().name, pass);
@@ -383,8 +383,7 @@ TEST(Dropout, AnotherMaskInTheOtherPassIsSeen) {
   Bench bench{{"cpu", 0, std::nullopt, "test"}, {}, judge_test::calibration_of_cpu()};
   bench.backends.push_back(std::make_unique<Defective>(real_backend("eigen"), Defect{"a mask for each pass", {}, "", by_pass}));
   const std::string name = bench.backends.back()->declaration().name;
-  Request request{1, "attention hq=4 hkv=2 lq=40 d=32 dropout=0.3:5", {{name, Pass::forward}, {name, Pass::backward}}, true, 10,
-                  1};
+  Request request{1, "attention hq=4 hkv=2 lq=40 d=32 dropout=0.3:5", {{name, Pass::forward}, {name, Pass::backward}}, true};
   std::vector<Record> records;
   run_case(request, bench, {[](const Stage&) {}, [&](const Record& r) { records.push_back(r); }, [](const Comparison&) {}});
   EXPECT_EQ(records.at(0).status, Status::passed) << records.at(0).reason;
@@ -400,7 +399,8 @@ TEST(Dropout, PassesWhenItIsTimed) {
     bench.backends.push_back(std::make_unique<Defective>(real_backend(name), nothing));
     const std::string planted = bench.backends.back()->declaration().name;
     const std::string line = "attention hq=4 hkv=2 lens=40+17 d=32 layout=padded mask=causal dropout=0.3:5";
-    Request request{1, line, {{planted, Pass::forward}, {planted, Pass::backward}}, false, 10, 0.05};
+    Request request{1, line, {{planted, Pass::forward}, {planted, Pass::backward}}};
+    bench.measuring.time_budget_s = 0.05;
     std::vector<Record> records;
     run_case(request, bench, {[](const Stage&) {}, [&](const Record& r) { records.push_back(r); }, [](const Comparison&) {}});
     for (const Record& record : records) {

@@ -125,7 +125,7 @@ TEST_F(CudaRace, WhoReadsWithoutWaitingIsCaughtByTheLateProducer) {
 
 TEST_F(CudaRace, AnAuditUnderLoadKeepsWhatIsDeterministic) {
   add_copier("waits", pool_stream(), std::numeric_limits<int>::max());
-  Request request{7, kRace, {{"waits", Pass::forward}, {"waits", Pass::backward}}, true, 10, 0.02};
+  Request request{7, kRace, {{"waits", Pass::forward}, {"waits", Pass::backward}}, true};
   request.audit_repeats = 10;
   for (const Record& r : run(request).records) {
     EXPECT_EQ(r.status, Status::passed) << r.reason;

@@ -49,7 +49,7 @@ class BitAuditTest : public RunCase {
   }
 
   Answers audit(Pass pass, const std::string& line = kCase, int64_t repeats = 4) {
-    Request request{7, line, {}, true, 10, 0.02};
+    Request request{7, line, {}, true};
     request.audit_repeats = repeats;
     for (const auto& backend : bench.backends) request.runs.emplace_back(backend->declaration().name, pass);
     return run(request);

@@ -6,22 +6,16 @@
 
 namespace attnbench {
 
-size_t BlockLedger::bytes_with_guards(size_t bytes, MemoryMode mode) {
-  return mode == MemoryMode::checked ? bytes + 2 * kGuardBytes : bytes;
-}
-
-void* BlockLedger::enter(void* allocated, size_t bytes, MemoryMode mode) {
-  auto* data = static_cast<char*>(allocated);
-  const bool guarded = mode == MemoryMode::checked;
-  if (guarded) {
-    data += kGuardBytes;  // a multiple of 512: the wrapped allocator's alignment stays
+void* BlockLedger::enter(void* allocated, size_t bytes) {
+  char* const data = static_cast<char*>(allocated) + kGuardBytes;  // a multiple of 512: the wrapped allocator's alignment stays
+  {
     const SpendingScope poison(Expense::poison, SpendingScope::Waits::no);
     memory_->guard(data, bytes);
   }
   const std::lock_guard lock(mutex_);
   current_ += int64_t(bytes);
   peak_ = std::max(peak_, current_);
-  blocks_[data] = Block{bytes, guarded};
+  blocks_[data] = bytes;
   return data;
 }
 
@@ -29,16 +23,15 @@ void* BlockLedger::leave(void* block) {
   const std::lock_guard lock(mutex_);
   const auto found = blocks_.find(block);
   if (found == blocks_.end()) return block;
-  const Block known = found->second;
-  look(block, known);
-  current_ -= int64_t(known.bytes);
+  look(block, found->second);
+  current_ -= int64_t(found->second);
   blocks_.erase(found);
-  return known.guarded ? static_cast<char*>(block) - kGuardBytes : block;
+  return static_cast<char*>(block) - kGuardBytes;
 }
 
 std::vector<Overrun> BlockLedger::take_overruns() {
   const std::lock_guard lock(mutex_);
-  for (const auto& [data, block] : blocks_) look(data, block);
+  for (const auto& [block, bytes] : blocks_) look(block, bytes);
   const std::vector<Look> looks = std::exchange(looks_, {});
   const std::vector<ChangedGuards> changes = memory_->take_changes();
   std::vector<Overrun> overruns;
@@ -64,11 +57,10 @@ void BlockLedger::reset_peak_bytes() {
   peak_ = current_;
 }
 
-void BlockLedger::look(void* data, const Block& block) {
-  if (!block.guarded) return;
+void BlockLedger::look(void* block, size_t bytes) {
   const SpendingScope poison(Expense::poison, SpendingScope::Waits::no);
-  memory_->look(static_cast<char*>(data), block.bytes);
-  looks_.push_back({data, block.bytes});
+  memory_->look(static_cast<char*>(block), bytes);
+  looks_.push_back({block, bytes});
 }
 
 }  // namespace attnbench

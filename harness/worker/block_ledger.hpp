@@ -39,10 +39,10 @@ class BlockLedger {
   explicit BlockLedger(std::unique_ptr<BlockMemory> memory) : memory_(std::move(memory)) {}
 
   /// What to ask the wrapped allocator for.
-  static size_t bytes_with_guards(size_t bytes, MemoryMode mode);
+  static size_t bytes_with_guards(size_t bytes) { return bytes + 2 * kGuardBytes; }
 
-  /// Takes what the wrapped allocator gave (mode is not off) and returns the block: filled and guarded if checked.
-  void* enter(void* allocated, size_t bytes, MemoryMode mode);
+  /// Takes what the wrapped allocator gave and returns the block, filled and guarded.
+  void* enter(void* allocated, size_t bytes);
 
   /// Ends the watch over a block, if there is one; returns what the wrapped allocator gave.
   void* leave(void* block);
@@ -53,20 +53,16 @@ class BlockLedger {
   void reset_peak_bytes();
 
  private:
-  struct Block {
-    size_t bytes = 0;
-    bool guarded = false;
-  };
   struct Look {
     void* block = nullptr;
     size_t bytes = 0;
   };
-  void look(void* data, const Block& block);
+  void look(void* block, size_t bytes);
 
   const std::unique_ptr<BlockMemory> memory_;
   std::mutex mutex_;
-  std::unordered_map<void*, Block> blocks_;
-  std::vector<Look> looks_;  ///< whose answers were not yet taken
+  std::unordered_map<void*, size_t> blocks_;  ///< bytes of each
+  std::vector<Look> looks_;                   ///< whose answers were not yet taken
   int64_t current_ = 0, peak_ = 0;
 };
 

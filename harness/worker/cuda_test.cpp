@@ -83,7 +83,7 @@ TEST(CudaMemory, AWriteOutsideOneOfManyFreedBlocksIsSeen) {
 
 TEST(CudaMemory, CountsBytesOfTheGpu) {
   gpu();
-  const MemoryScope counting(MemoryMode::counting);
+  const MemoryScope checked(MemoryMode::checked);
   reset_peak_bytes();
   const int64_t before = current_bytes();
   { const at::Tensor t = at::empty({1 << 20}, on_gpu(at::kFloat)); }

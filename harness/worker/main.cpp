@@ -54,7 +54,7 @@ int main(int argc, char** argv) {
   app.add_flag("--hello", hello, "print device, backends and environment as JSON, and end");
   app.footer(
       "Example: echo '{\"request\":{\"id\":1,\"case\":\"attention lq=64 d=64\",\"runs\":[[\"eager\",\"forward\"]],\n"
-      "  \"check_only\":true,\"min_rounds\":10,\"time_budget_s\":2}}' | attnbench-worker --requests-fd 0 --replies-fd 1");
+      "  \"check_only\":true}}' | attnbench-worker --requests-fd 0 --replies-fd 1");
   try {
     app.parse(argc, argv);
   } catch (const CLI::CallForHelp& e) {

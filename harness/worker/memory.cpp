@@ -83,9 +83,8 @@ class WatchingAllocator final : public c10::Allocator {
 
  private:
   void* allocate_some(size_t bytes) {
-    const MemoryMode now = mode;
-    void* const allocated = wrapped_->raw_allocate(BlockLedger::bytes_with_guards(bytes, now));
-    return now == MemoryMode::off ? allocated : ledger.enter(allocated, bytes, now);
+    if (mode == MemoryMode::off) return wrapped_->raw_allocate(bytes);
+    return ledger.enter(wrapped_->raw_allocate(BlockLedger::bytes_with_guards(bytes)), bytes);
   }
 
   static void release(void* data) {

@@ -1,10 +1,9 @@
 // Allocators for LibTorch, on the CPU and on a GPU, that see what a backend does to memory. They wrap those that were there
 // before.
 //
-//   checked   every new block is filled with 0xFF (NaN in bf16, fp16, fp32 and fp64), so that an output element that
-//             was never written is seen, and lies between two guard bands, so that a write outside is seen
-//   counting  bytes are counted, nothing else (checked counts too)
-//   off       blocks come straight from the wrapped allocator: for timing
+//   checked  every new block is counted and filled with 0xFF (NaN in bf16, fp16, fp32 and fp64), so that an output element
+//            that was never written is seen, and lies between two guard bands, so that a write outside is seen
+//   off      blocks come straight from the wrapped allocator: for timing
 // A block keeps for life what it was born with. Memory that does not come through LibTorch's allocator is not seen.
 #pragma once
 
@@ -17,7 +16,7 @@
 
 namespace attnbench {
 
-enum class MemoryMode { off, counting, checked };
+enum class MemoryMode { off, checked };
 
 /// While it lives, blocks are allocated in `mode`; afterwards as before. The first one installs the allocator.
 class MemoryScope {
@@ -46,7 +45,7 @@ std::string describe(const Overrun& overrun, const std::string& block = "a block
 /// call reports new writes only.
 std::vector<Overrun> take_overruns();
 
-/// Bytes in counted and checked blocks of the device that is watched, now, and the most since reset_peak_bytes().
+/// Bytes in checked blocks of the device that is watched, now, and the most since reset_peak_bytes().
 /// Waits for nothing: a GPU's memory is counted when it is asked for.
 int64_t current_bytes();
 int64_t peak_bytes();

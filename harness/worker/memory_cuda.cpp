@@ -78,9 +78,8 @@ Watch* watch = nullptr;  // never destroyed, since tensors may outlive main()
 
 void* allocate(size_t bytes, int, cudaStream_t stream) {
   if (bytes == 0) return nullptr;
-  const MemoryMode mode = memory_mode();
-  void* const allocated = watch->wrapped->raw_alloc_with_stream(BlockLedger::bytes_with_guards(bytes, mode), stream);
-  return mode == MemoryMode::off ? allocated : watch->ledger.enter(allocated, bytes, mode);
+  if (memory_mode() == MemoryMode::off) return watch->wrapped->raw_alloc_with_stream(bytes, stream);
+  return watch->ledger.enter(watch->wrapped->raw_alloc_with_stream(BlockLedger::bytes_with_guards(bytes), stream), bytes);
 }
 
 void release(void* data, size_t, int, cudaStream_t) {

@@ -69,7 +69,7 @@ TEST(Memory, ANanWrittenOutsideIsSeen) {
 }
 
 TEST(Memory, CountsCurrentAndPeakBytes) {
-  const MemoryScope counting(MemoryMode::counting);
+  const MemoryScope checked(MemoryMode::checked);
   const int64_t before = current_bytes();
   reset_peak_bytes();
   const at::Tensor kept = at::empty({1000}, at::kFloat);
@@ -84,7 +84,7 @@ TEST(Memory, OffLeavesTheBlocksAlone) {
   const int64_t before = current_bytes();
   at::Tensor outlives;
   {
-    const MemoryScope counting(MemoryMode::counting);
+    const MemoryScope checked(MemoryMode::checked);
     outlives = at::empty({100}, at::kByte);
     const MemoryScope off(MemoryMode::off);
     const at::Tensor t = at::empty({1000}, at::kByte);

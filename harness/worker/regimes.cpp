@@ -6,17 +6,16 @@
 
 namespace attnbench {
 
-// What a GPU costs: suite perf has 17 cases of at most 19 (backend, pass), each with
-//   cooled     5 rounds x (200 ms of idle + about 15 ms of samples)    1.1 s
-//   sustained  10 rounds x about 7 ms, and its other windows           0.1 s
-// which is 15 to 20 s a case. The idle is nearly all of it, so samples after it are cheap and further rounds are not.
+// What a GPU costs, by the records of suite perf on an H200 (reports/published/2026-11-21-h200/perf: 17 cases of at most 19
+// (backend, pass) each): cooled takes 5 rounds x (200 ms of idle + about 9 ms of samples), about a second for each of them, 16 to
+// 20 s a case. The idle is nearly all of it, so samples after it are cheap and further rounds are not.
 
 std::vector<Regime> regimes_of(const Device& device, bool with_cooled) {
   if (device.kind == "cpu") return {{.name = "cpu_hot"}};
   if (device.kind != "cuda") throw std::invalid_argument(fmt::format("no regimes for devices of kind '{}'", device.kind));
-  // A power-limited GPU runs on a budget that it has saved up while it was idle. 200 ms make what ran before immaterial (two
-  // runs agree within 1%, 15% without); the samples are to end before the budget does, hence few. Five rounds, since the
-  // smallest and the largest of five hold the median with 94%.
+  // A power-limited GPU runs on a budget that it has saved up while it was idle. 200 ms make what ran before immaterial (in
+  // the published runs on an H200 nine of ten medians repeat within 0.81%); the samples are to end before the budget does, hence
+  // few. Five rounds, since the smallest and the largest of five hold the median with 94%.
   const Regime cooled{.name = "cooled",
                       .all_windows = false,
                       .idle_s = 0.2,

@@ -48,7 +48,7 @@ std::string misconduct_while_timed(CaseData& data) {
 }
 
 /// Times all of them interleaved, then judges each again.
-void measure_all(const std::vector<Attempt*>& attempts, CaseData& data, const Device& device, const Request& request) {
+void measure_all(const std::vector<Attempt*>& attempts, CaseData& data, const Bench& bench, uint64_t order_seed) {
   std::vector<Operation> operations;
   std::vector<size_t> first;
   for (Attempt* attempt : attempts) {
@@ -56,14 +56,12 @@ void measure_all(const std::vector<Attempt*>& attempts, CaseData& data, const De
     for (Operation& operation : attempt->operations()) operations.push_back(std::move(operation));
   }
   first.push_back(operations.size());
-  MeasureOptions options;
-  options.min_rounds = request.min_rounds;
-  options.time_budget_s = request.time_budget_s;
-  options.order_seed = uint64_t(request.id);
+  MeasureOptions options = bench.measuring;
+  options.order_seed = order_seed;
   options.cooled = data.test_case().metadata.cooled;
   const ProcessState state;
-  const std::vector<Measured> measured = measure(operations, options, device);
-  check_context(device);
+  const std::vector<Measured> measured = measure(operations, options, bench.device);
+  check_context(bench.device);
   std::string misconduct = misconduct_while_timed(data);
   if (const std::string left = state.restore(); misconduct.empty() && !left.empty())
     misconduct = "one of the backends timed together " + left;
@@ -149,7 +147,7 @@ void run_case(const Request& request, const Bench& bench, const Replies& replies
       replies.record(attempt.record());
     }
   }
-  if (!to_measure.empty()) measure_all(to_measure, *data, bench.device, request);
+  if (!to_measure.empty()) measure_all(to_measure, *data, bench, uint64_t(request.id));
   for (const Attempt* attempt : to_measure) replies.record(attempt->record());
   for (Pass pass : {Pass::forward, Pass::backward}) compare(attempts, pass, data->test_case(), replies);
 }

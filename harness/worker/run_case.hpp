@@ -8,6 +8,7 @@
 #include "harness/run/calibration.hpp"
 #include "harness/run/protocol.hpp"
 #include "harness/worker/backend.hpp"
+#include "harness/worker/measure.hpp"
 
 namespace attnbench {
 
@@ -15,7 +16,8 @@ namespace attnbench {
 struct Bench {
   Device device;
   std::vector<std::unique_ptr<Backend>> backends;
-  Calibration calibration;  ///< of this kind of device
+  Calibration calibration;        ///< of this kind of device
+  MeasureOptions measuring = {};  ///< order_seed and cooled are each case's own
 };
 
 /// Where the answers go, as they come.

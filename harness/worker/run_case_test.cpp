@@ -271,12 +271,11 @@ TEST_F(RunCase, NeitherANanNorAMissingOutputIsADifferenceThatACaseMayExpect) {
 
 TEST_F(RunCase, BadRequestsAreAnsweredForEachRun) {
   add("honest");
-  const Answers bad_case =
-      run(Request{1, "attention lqq=8 d=16", {{"honest", Pass::forward}, {"honest", Pass::backward}}, true, 10, 1});
+  const Answers bad_case = run(Request{1, "attention lqq=8 d=16", {{"honest", Pass::forward}, {"honest", Pass::backward}}, true});
   ASSERT_EQ(bad_case.records.size(), 2u);
   EXPECT_EQ(bad_case.records[1].status, Status::error);
   EXPECT_THAT(bad_case.records[1].reason, HasSubstr("lqq"));
-  const Answers bad_backend = run(Request{1, kCase, {{"hones", Pass::forward}, {"honest", Pass::forward}}, true, 10, 1});
+  const Answers bad_backend = run(Request{1, kCase, {{"hones", Pass::forward}, {"honest", Pass::forward}}, true});
   ASSERT_EQ(bad_backend.records.size(), 2u);
   EXPECT_THAT(bad_backend.records[0].reason, HasSubstr("no backend 'hones'; it has: honest"));
   EXPECT_EQ(bad_backend.records[1].status, Status::passed);

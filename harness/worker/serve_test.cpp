@@ -39,7 +39,7 @@ std::vector<json> replies_to(const std::string& requests, int* exit_code = nullp
 }
 
 json request(const std::string& case_line) {
-  Request r{3, case_line, {{"honest", Pass::forward}}, true, 10, 1};
+  Request r{3, case_line, {{"honest", Pass::forward}}, true};
   return {{"request", r}};
 }
 

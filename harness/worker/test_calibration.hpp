@@ -1,4 +1,4 @@
-// The constants of the rule as they were published, and no factors: what tests can work out by hand.
+// The constants of the formulas as verdict_gates.hpp gives them, and no factors: what tests can work out by hand.
 #pragma once
 
 #include "harness/run/calibration.hpp"
@@ -16,7 +16,6 @@ inline const Calibration& formula_alone() {
                    .ratio_margin = 0.05,
                    .ratio_deviations = 6,
                    .rms_floor = 0.5,
-                   .lazy_rms_floor = 0.8,
                    .z_floor = 6.5,
                    .lse = 4};
     return c;

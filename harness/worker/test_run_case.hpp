@@ -25,7 +25,10 @@ struct Answers {
 /// A bench of fake backends, and one request to it.
 class RunCase : public testing::Test {
  protected:
-  void SetUp() override { bench.device = {"cpu", 0, std::nullopt, "test"}; }
+  void SetUp() override {
+    bench.device = {"cpu", 0, std::nullopt, "test"};
+    bench.measuring.time_budget_s = 0.02;
+  }
 
   FakeBackend& add(const std::string& name, FakeBackend::Tamper tamper = {}) {
     bench.backends.push_back(std::make_unique<FakeBackend>(fake_declaration(name), std::move(tamper)));
@@ -34,7 +37,7 @@ class RunCase : public testing::Test {
 
   /// Every backend of the bench in one pass.
   Answers run(Pass pass, const std::string& line = kCase, bool check_only = true) {
-    Request request{7, line, {}, check_only, 10, 0.02};
+    Request request{7, line, {}, check_only};
     for (const auto& backend : bench.backends) request.runs.emplace_back(backend->declaration().name, pass);
     return run(request);
   }

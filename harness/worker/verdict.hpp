@@ -1,4 +1,4 @@
-// Judges one backend's outputs of one pass: the five gates of the rule, per tensor.
+// Judges one backend's outputs of one pass: the gates of verdict_gates.hpp, per tensor.
 #pragma once
 
 #include <map>

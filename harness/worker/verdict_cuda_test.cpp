@@ -64,7 +64,7 @@ TEST_P(OnGpu, TheReferenceIsThatOfTheCpu) {
       for (const OracleKind kind : {OracleKind::torch, OracleKind::eigen}) {
         const Reference a = make_reference(kind, c, here, profile, conventions.empty_row);
         const Reference b = make_reference(kind, c, there, profile, conventions.empty_row);
-        const std::string what = GetParam() + " " + dtype + " " + profile.name + " " + a.oracle + " ";
+        const std::string what = GetParam() + " " + dtype + " " + profile.name + " " + std::string(name_of(kind)) + " ";
         for (const Expected* x : {&b.o, &b.lse, &b.dq, &b.dk, &b.dv}) ASSERT_TRUE(x->value.is_cuda() && x->variance.is_cuda());
         expect_same(a, b, what);
         const auto x = given_output(kind, c, here, profile, conventions.empty_row, a, o);

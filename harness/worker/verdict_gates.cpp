@@ -6,6 +6,10 @@
 namespace attnbench {
 namespace {
 
+// Beyond these a gate has no power. They make no limit, so that no calibration changes them.
+constexpr double kMostRatio = 1.5;  // of what may pass to what the emulator has
+constexpr double kMostGains = 3;    // of the least gain that counts
+
 /// The gate of this name on `value`, whose limit by the formula is `formula`. A part of it, `of_ties`, stays as it is.
 Gate judged(const char* name, double value, double formula, int64_t n, bool power, const Limits& limits, double of_ties = 0) {
   Gate gate{value, limits.limit(name, n, formula - of_ties) + of_ties, n, Gate::Verdict::pass, formula};
@@ -25,9 +29,8 @@ Gate rms_gate(const ErrorStatistics& s, const GateScale& scale) {
   const GateConstants& c = scale.limits.constants();
   const double n = std::min(scale.samples, scale.distinct);
   const double ratio = 1 + std::max(c.ratio_margin, n > 0 ? c.ratio_deviations / std::sqrt(n) : INFINITY);
-  const bool power = n > 0 && ratio <= 1.5;
-  const double floor = scale.lazy_rescale ? c.lazy_rms_floor : c.rms_floor;
-  const double ordinary = ratio * std::max(scale.emulator_rms, floor) + 3 * scale.allowance;
+  const bool power = n > 0 && ratio <= kMostRatio;
+  const double ordinary = ratio * std::max(scale.emulator_rms, c.rms_floor) + 3 * scale.allowance;
   const double drift = drift_of(scale) * s.signal;
   const double formula = std::isfinite(ratio) ? std::hypot(ordinary, drift) : 0;
   return judged("rms", s.rms_z, formula, static_cast<int64_t>(n), power, scale.limits);
@@ -43,12 +46,12 @@ Gate bias_gate(const ErrorStatistics& s, const GateScale& scale) {
              c.gain_deviations * c.gain_deviations / 3 * s.gain_step * together;
     };
     const double error = bound(alike);
-    return judged("bias", std::abs(s.gain_beside_rounded), error + drift, s.elements, error <= 3 * least, scale.limits,
+    return judged("bias", std::abs(s.gain_beside_rounded), error + drift, s.elements, error <= kMostGains * least, scale.limits,
                   error - bound(1));
   }
   const double ties = scale.u / std::sqrt(3 * scale.distinct);  // 0 where values do not repeat
   const double error = c.gain_deviations * std::hypot(s.gain_error, ties);
-  const bool power = error <= 3 * least;
+  const bool power = error <= kMostGains * least;
   const double limit = std::max(least, error), without_ties = std::max(least, c.gain_deviations * s.gain_error);
   return judged("bias", std::abs(s.gain), limit + drift, s.elements, power, scale.limits, limit - without_ties);
 }

@@ -1,4 +1,4 @@
-// The gates of the rule and their limits. No limit depends on what is judged, except that gradients given the kernel's own
+// The gates and their limits. No limit depends on what is judged, except that gradients given the kernel's own
 // O take D from it. A value that is not a number fails: every limit is asked as !(value <= limit).
 //
 // A limit is factor x formula; what repeated values (T) add to the gain's is not scaled, since few of the calibrated tensors have
@@ -8,7 +8,7 @@
 // z = (x - x64) / sigma at each of N elements; x64 and sigma: oracle and error model (error_model.hpp), as are u and b. Formulas:
 //   nonfinite   elements that are not finite where the oracle is, or the other way round, or of another kind        limit 0
 //   exact_zero  elements that the mask makes 0, and padded rows that must be 0, which are not                       limit 0
-//   z     max|z| <= max(6.5, sqrt(2 ln(2 N / 1e-6)));  eager: max(8, that)
+//   z     max|z| <= max(6.5, sqrt(2 ln(2 N / 1e-6)))
 //   rms   RMS(z)^2 <= [ r max(R, F) + 3 t ]^2 + [ c M X ]^2,  r = 1 + max(0.05, 6 / sqrt(n))
 //   bias  |g| <= max(0.2 u, 5.39 hypot(e, u / sqrt(3 T))) + c M,  g = sum((x - x64) x64 / sigma^2) / sum(x64^2 / sigma^2)
 //         where only outputs are rounded:  |g'| <= e' + 5.39 f sqrt(A) + (5.39^2 / 3) q A + c M,  A = max(1, N / T)
@@ -16,8 +16,8 @@
 // What they see: z one wrong element; rms a small error everywhere; bias an error with the sign of the value, such as a wrong
 // scale or a truncated P, far below what rms sees.
 //   R  RMS(z) of the emulator on the same case: the error that a correct kernel with these roundings has
-//   F  0.5, or 0.8 with lazy rescaling: least R that is believed. sigma bounds a rounding error by its largest, h^2/3; a tensor
-//      whose roundings happen to be exact must not make the limit 0
+//   F  0.5: least R that is believed. sigma bounds a rounding error by its largest, h^2/3; a tensor whose roundings happen to be
+//      exact must not make the limit 0
 //   r  room for a correct kernel that sums in another order: 5 %, or 6 standard deviations of an RMS over n samples
 //   n  effective number of independent errors, (sum_r E_r)^2 / sum_r (E_r^2 / nu_r): E_r the emulator's sum of z^2 of a row,
 //      nu_r the error sources that its elements share; at most T
@@ -42,7 +42,8 @@
 //   6.5, 4      sigmas a single element of a correct kernel may reach however small the tensor
 //   0.2 u       least gain that counts: a fifth of the largest relative rounding error
 // No power, so that the gate says nothing: rms if n = 0 or r > 1.5; bias if 5.39 hypot(...), or the limit of g' by its formula,
-// is above 0.6 u, which is what truncation costs.
+// is above 3 times the least gain that counts: 0.6 u, which is what truncation costs. 1.5 and 3 stand in the code: they say
+// when to be silent, not what may pass.
 #pragma once
 
 #include <cstdint>
@@ -70,14 +71,13 @@ struct Limits {
 /// What the formulas depend on.
 struct GateScale {
   Limits limits;
-  double u = 0;             ///< largest relative rounding error of the dtype
-  double terms = 0;         ///< M, length of the tensor's sum: keys, or queries x group
-  double emulator_rms = 0;  ///< RMS(z) of the emulator
-  double samples = 0;       ///< n, effective sample size
-  double distinct = 0;      ///< T, different values; infinity: all are
-  double same_gain = 0;     ///< e of dropout's 1 / (1 - p), else 0
-  double allowance = 0;     ///< t = RMS(b/sigma), gradients given O; else 0
-  bool lazy_rescale = false;
+  double u = 0;                       ///< largest relative rounding error of the dtype
+  double terms = 0;                   ///< M, length of the tensor's sum: keys, or queries x group
+  double emulator_rms = 0;            ///< RMS(z) of the emulator
+  double samples = 0;                 ///< n, effective sample size
+  double distinct = 0;                ///< T, different values; infinity: all are
+  double same_gain = 0;               ///< e of dropout's 1 / (1 - p), else 0
+  double allowance = 0;               ///< t = RMS(b/sigma), gradients given O; else 0
   bool only_outputs_rounded = false;  ///< in a dtype of low precision: the gain is that beside round(x64)
 };
 

@@ -38,7 +38,6 @@ const Profile& eager_profile() {
                              .rounds_ds = true,
                              .rounds_scores = true,
                              .d = Profile::RowSum::from_p_dp,
-                             .lazy_rescale = false,
                              .rounds_gqa_partials = true};
   return eager;
 }
@@ -82,8 +81,7 @@ bool Yardstick::holds_for(Conventions::EmptyRow empty_row, const at::Tensor& kep
 
 bool Yardstick::holds_for(const Profile& profile, Conventions::EmptyRow empty_row, OracleKind oracle,
                           const at::Tensor& kept) const {
-  return holds_for(empty_row, kept) && oracle == oracle_ && profile.lazy_rescale == profile_.lazy_rescale &&
-         rounding_of(profile, c_.problem) == rounding_;
+  return holds_for(empty_row, kept) && oracle == oracle_ && rounding_of(profile, c_.problem) == rounding_;
 }
 
 const Expected& Yardstick::expected(const JudgedTensor& t) const {
@@ -111,7 +109,6 @@ GateScale Yardstick::scale(const JudgedTensor& t, const std::string& gated_as) c
   s.samples = ordinary_.at(gated_as).samples;
   s.distinct = ordinary_.at(gated_as).distinct;
   if (&t == &kOutput) s.distinct = std::min(s.distinct, reference_.distinct_scores);
-  s.lazy_rescale = profile_.lazy_rescale;
   s.only_outputs_rounded = only_outputs_rounded();
   if (c_.problem.dropout.p > 0) s.same_gain = rounding_.e;
   return s;
