@@ -53,51 +53,50 @@ at::Tensor packed_mask(const Problem& problem, int64_t lq, int64_t lk) {
   return visible;
 }
 
-at::Tensor padded_mask(const Problem& problem, const Inputs& inputs) {
+/// Zeros [b, 1, q_pitch, k_pitch], in which set(i, lq, lk, place) writes to place(j), of query i and key j of a sequence, as it
+/// likes.
+template <typename T, typename Set>
+at::Tensor padded_scores(const Inputs& inputs, at::ScalarType dtype, const Set& set) {
   const SequenceLengths& lengths = inputs.lengths;
   const auto b = static_cast<int64_t>(lengths.q.size());
-  at::Tensor visible = at::zeros({b, 1, lengths.q_pitch, lengths.k_pitch}, at::kBool);
-  bool* data = visible.data_ptr<bool>();
+  at::Tensor scores = at::zeros({b, 1, lengths.q_pitch, lengths.k_pitch}, dtype);
+  T* data = scores.data_ptr<T>();
   const int64_t* q_row = inputs.q_rows.data();
   const int64_t* k_row = inputs.k_rows.data();
   for (int64_t n = 0; n < b; n++) {
     const int64_t lq = lengths.q[static_cast<size_t>(n)], lk = lengths.k[static_cast<size_t>(n)];
     for (int64_t i = 0; i < lq; i++) {
-      const KeyRange range = keys_of_query(problem, i, lq, lk);
-      bool* row = data + q_row[i] * lengths.k_pitch;
-      for (int64_t j = range.first; j < std::min(range.last, lk); j++) row[k_row[j] - n * lengths.k_pitch] = true;
+      T* row = data + q_row[i] * lengths.k_pitch;
+      set(i, lq, lk, [&](int64_t j) -> T& { return row[k_row[j] - n * lengths.k_pitch]; });
     }
     q_row += lq;
     k_row += lk;
   }
-  return visible;
+  return scores;
+}
+
+at::Tensor padded_mask(const Problem& problem, const Inputs& inputs) {
+  return padded_scores<bool>(inputs, at::kBool, [&](int64_t i, int64_t lq, int64_t lk, const auto& place) {
+    const KeyRange range = keys_of_query(problem, i, lq, lk);
+    for (int64_t j = range.first; j < std::min(range.last, lk); j++) place(j) = true;
+  });
+}
+
+int64_t offset_of(const Problem& problem, int64_t lq, int64_t lk) {
+  return problem.align == Align::bottom_right ? lk - lq : 0;
 }
 
 /// Tokens from the diagonal, float32 [1, 1, lq, lk].
 at::Tensor packed_distance(const Problem& problem, int64_t lq, int64_t lk) {
-  const int64_t offset = problem.align == Align::bottom_right ? lk - lq : 0;
-  return (at::arange(lq, at::kFloat).unsqueeze(1) + offset - at::arange(lk, at::kFloat)).abs_().view({1, 1, lq, lk});
+  const at::Tensor diagonal = at::arange(lq, at::kFloat).unsqueeze(1) + offset_of(problem, lq, lk);
+  return (diagonal - at::arange(lk, at::kFloat)).abs_().view({1, 1, lq, lk});
 }
 
 /// The same of rows whose real tokens lie anywhere, float32 [b, 1, q_pitch, k_pitch].
 at::Tensor padded_distance(const Problem& problem, const Inputs& inputs) {
-  const SequenceLengths& lengths = inputs.lengths;
-  const auto b = static_cast<int64_t>(lengths.q.size());
-  at::Tensor distance = at::zeros({b, 1, lengths.q_pitch, lengths.k_pitch}, at::kFloat);
-  float* data = distance.data_ptr<float>();
-  const int64_t* q_row = inputs.q_rows.data();
-  const int64_t* k_row = inputs.k_rows.data();
-  for (int64_t n = 0; n < b; n++) {
-    const int64_t lq = lengths.q[static_cast<size_t>(n)], lk = lengths.k[static_cast<size_t>(n)];
-    const int64_t offset = problem.align == Align::bottom_right ? lk - lq : 0;
-    for (int64_t i = 0; i < lq; i++) {
-      float* row = data + q_row[i] * lengths.k_pitch;
-      for (int64_t j = 0; j < lk; j++) row[k_row[j] - n * lengths.k_pitch] = static_cast<float>(std::abs(i + offset - j));
-    }
-    q_row += lq;
-    k_row += lk;
-  }
-  return distance;
+  return padded_scores<float>(inputs, at::kFloat, [&](int64_t i, int64_t lq, int64_t lk, const auto& place) {
+    for (int64_t j = 0; j < lk; j++) place(j) = static_cast<float>(std::abs(i + offset_of(problem, lq, lk) - j));
+  });
 }
 
 at::Tensor additive(const at::Tensor& visible, const at::Tensor& q, double hidden) {

@@ -94,7 +94,7 @@ struct Gradients {
   Array eT;    ///< fp32 accumulation of dP and of D, in dS; empty where D is given
   Array vdP;   ///< eager: variance of the replayed dP; else empty
   Column sD2;  ///< empty where D is given: it has no error then
-  Array wq;    ///< weights of K^2 in the variance of dq, and of Q^2 in that of dk
+  Array wq;    ///< weights of K^2 in the variance of dq, and of Q^2 in that of dk; eager: those of fp32 arithmetic alone
 };
 
 /// dP.
@@ -158,7 +158,7 @@ void finish_gradients(const HeadProblem& h, const Block& b, Gradients& g) {
   if (g.sD2.size() > 0 && h.sinks.empty()) clear_single_keys(b, g.dS);
   g.wq = g.dS.square() * b.eS2 + visible(b, kFlushedDs2);
   if (b.capped()) g.wq += (b.P * (g.dP.colwise() - g.D)).square() * b.eJ2;
-  if (!r.ds) return;
+  if (!r.ds || r.scores) return;
   Array hS2 = largest_error2(r, b, g.dS);
   if (r.ds_from_rounded_p) {
     const Array error2 = largest_error2(r, b, b.P) * (g.dP.colwise() - g.D).square();
@@ -204,24 +204,22 @@ void add_eager_dq_dk(const HeadProblem& h, const Operands& x, const Block& b, co
   const Array& PJ = b.weights_of_d();
   const Array dS2 = g.dS.square(), raw = b.P * (g.dP.colwise() - g.D), slope = score_by_product(b);
   const Array mu = raw * (b.capped() ? Array(b.J * slope + b.kT) : slope);
-  Array fp32 = dS2 * b.eS2 + visible(b, kFlushedDs2);
-  if (b.capped()) fp32 += raw.square() * b.eJ2;
   const Array own = kMovedTogether * (mu.square() * b.vT + PJ.square() * g.vdP);
   const Column of_d = kMovedTogether * (raw.square() * b.vS + b.P.square() * g.vdP).rowwise().sum(),
                of_l = b.moved.rowwise().sum();
   const Array others = PJ.square().colwise() * of_d + dS2.colwise() * of_l;
-  const Replayed stored = stored_gradients(h, g, own + others + fp32);
+  const Replayed stored = stored_gradients(h, g, own + others + g.wq);
   const Array PK2 = (PJ.matrix() * K).array().square(), dSK2 = (g.dS.matrix() * K).array().square();
   const Matrix dq = stored.value.matrix() * K;
 
-  Array variance = s2 * ((Array(own + fp32).matrix() * K2).array() + PK2.colwise() * of_d + dSK2.colwise() * of_l);
+  Array variance = s2 * ((Array(own + g.wq).matrix() * K2).array() + PK2.colwise() * of_d + dSK2.colwise() * of_l);
   variance += (stored.variance.matrix() * K2).array() + rounding_variances(h.rounding.dtype, dq).array();
   for (int64_t i = 0; i < b.rows; ++i)
     if (b.read[i].size() == 0) variance.row(i).setZero();
   rows(out.dq).middleRows(b.first, b.rows) = dq;
   rows(out.dq_variance).middleRows(b.first, b.rows) = variance.matrix();
 
-  const Array w = s2 * (own + others + fp32) + stored.variance;
+  const Array w = s2 * (own + others + g.wq) + stored.variance;
   Map dk = rows(out.dk), dk_variance = rows(out.dk_variance);
   dk.middleRows(b.keys.begin, b.keys.size()).noalias() += stored.value.matrix().transpose() * b.rows_of(x.Q);
   dk_variance.middleRows(b.keys.begin, b.keys.size()).noalias() += w.matrix().transpose() * b.rows_of(x.Q2);

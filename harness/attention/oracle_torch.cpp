@@ -160,6 +160,7 @@ class TorchHeads {
   void sample_scores(const Block& b);
   Gradient gradient(const Block& b, const Tensor& O, const Tensor& vP) const;
   Tensor ds_error2(const Block& b, const Gradient& g) const;
+  Tensor fp32_error2(const Block& b, const Gradient& g) const;
   void add_dq_dk(const Block& b, const Gradient& g);
   void add_eager_dq_dk(const Block& b, const Gradient& g);
   void add_allowances(const Block& b, const Gradient& g);
@@ -500,9 +501,14 @@ Tensor TorchHeads::ds_error2(const Block& b, const Gradient& g) const {
   return hS2;
 }
 
+/// Of a dS that is not rounded.
+Tensor TorchHeads::fp32_error2(const Block& b, const Gradient& g) const {
+  Tensor error2 = (g.dS2 * b.eS2).add_(b.P != 0, kFlushedDs2);
+  return b.J.defined() ? error2.add_(g.raw2 * b.eJ2) : error2;
+}
+
 void TorchHeads::add_dq_dk(const Block& b, const Gradient& g) {
-  Tensor w = (g.dS2 * b.eS2).add_(b.P != 0, kFlushedDs2);
-  if (b.J.defined()) w += g.raw2 * b.eJ2;
+  Tensor w = fp32_error2(b, g);
   if (r_.ds) w += ds_error2(b, g).div_(3);
   const Tensor dq = g.dS.matmul(b.K).mul_(h_.scale), accumulated = b.n * r_.accumulation;
   const Tensor weights = r_.accumulation > 0 ? w + g.dS2 * accumulated : w;
@@ -528,8 +534,7 @@ TorchHeads::Stored TorchHeads::stored_ds(const Gradient& g, const Tensor& error2
 void TorchHeads::add_eager_dq_dk(const Block& b, const Gradient& g) {
   const Tensor PJ2 = b.weights_of_d().square(), K2 = b.K.square(), slope = score_by_product(b);
   const Tensor mu = g.raw * (b.J.defined() ? b.J * slope + b.kT : slope);
-  Tensor fp32 = (g.dS2 * b.eS2).add_(b.P != 0, kFlushedDs2);
-  if (b.J.defined()) fp32 += g.raw2 * b.eJ2;
+  const Tensor fp32 = fp32_error2(b, g);
   const Tensor own = (mu.square() * b.vT + PJ2 * g.vdP).mul_(kAlone);
   const Tensor of_d = (g.raw2 * b.vS + b.P2 * g.vdP).sum(-1, true).mul_(kAlone), of_l = b.shifted.sum(-1, true);
   const Tensor error2 = own + fp32 + PJ2 * of_d + g.dS2 * of_l;
