@@ -107,8 +107,9 @@ std::string calibrated_as(const Profile& profile, const Problem& problem) {
   const bool rounds_inside = profile.p != Profile::Probabilities::not_rounded || profile.rounds_ds || profile.rounds_scores ||
                              profile.rounds_gqa_partials;
   const std::string name = problem.dtype == Dtype::fp32 || !rounds_inside ? "fp32_inside" : profile.name;
-  const bool has_options = problem.has_score_options() || problem.dropout.p > 0;
-  return has_options ? name + "_with_options" : name;
+  if (problem.has_score_options() || problem.dropout.p > 0) return name + "_with_options";
+  const bool has_one_key = std::holds_alternative<std::monostate>(problem.lens) && problem.lk == 1;
+  return has_one_key ? name + "_of_one_key" : name;
 }
 
 bool has_large_scores(const Case& c) {

@@ -38,8 +38,11 @@ struct GateConstants {
 };
 
 /// Whose results share a cell: "fp32_inside" where nothing is rounded but the outputs (dtype fp32 among them), else the name of
-/// the profile; with "_with_options" behind it where the problem has softcap, ALiBi, sinks or dropout,
-/// whose errors are others: what was calibrated without them says nothing about these.
+/// the profile. Behind it
+///   "_with_options"  where the problem has softcap, ALiBi, sinks or dropout, whose errors are others: what was calibrated
+///                    without them says nothing about these;
+///   "_of_one_key"    with lk=1: the LSE is scale x q.k there, so that its error is that of one dot product, on tensor cores
+///                    where the kernel uses them: the accumulation by itself.
 std::string calibrated_as(const Profile& profile, const Problem& problem);
 
 /// fill=shifted_negative or deep_negative, or a scale of more than twice 1/sqrt(d): the scores' own errors in float32, relative

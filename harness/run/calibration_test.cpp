@@ -143,6 +143,8 @@ TEST(Calibration, ImplementationsThatRoundNothingInsideShareCells) {
   EXPECT_EQ(calibrated_as(inside, problem("dtype=fp16")), "fp32_inside");
   EXPECT_EQ(calibrated_as(flash, problem("dtype=bf16 dropout=0.5:1")), "flash_with_options");
   EXPECT_EQ(calibrated_as(inside, problem("dtype=fp16 softcap=30")), "fp32_inside_with_options");
+  EXPECT_EQ(calibrated_as(flash, problem("dtype=bf16 lk=1")), "flash_of_one_key");
+  EXPECT_EQ(calibrated_as(flash, problem("dtype=bf16 lk=1 sink=on")), "flash_with_options");
   EXPECT_EQ(calibrated_tensor("dq_given_o"), "dq");
 }
 
