@@ -195,6 +195,22 @@ TEST(NullDistributions, GiveAFactorToWhatSeveralImplementationsDid) {
   EXPECT_EQ(calibrate(run_of({"a"}), small_calibration()).cells.at(kZOfO).factor, 1);
 }
 
+TEST(NullDistributions, OfOneKeyGiveAFactorToTheLseAlone) {
+  RunData run = run_of({"a", "c"});
+  for (Record& record : run.records) {
+    record.case_line += " lk=1";
+    record.errors["lse"].gates["lse"] = record.errors["o"].gates["z"];
+  }
+  Calibration before = small_calibration();
+  before.backends = {"a", "c"};
+  const Calibration after = calibrate(run, before);
+  CellKey cell{"fp32_inside_of_one_key", false, Dtype::bf16, "lse", "lse", 3};
+  EXPECT_LT(after.cells.at(cell).factor, 0.2);
+  cell.tensor = "o";
+  cell.gate = "z";
+  EXPECT_EQ(after.cells.at(cell).factor, 1);
+}
+
 TEST(NullDistributions, LeaveOutWhatIsWrong) {
   RunData run = run_of({"a", "b", "stranger"});
   const NullCell before = calibrate(run_of({"a", "b"}), small_calibration()).cells.at(kZOfO);
