@@ -10,7 +10,11 @@
 
 #include <ATen/TensorOperators.h>
 #include <ATen/ops/cat.h>
+#include <ATen/ops/diagonal.h>
 #include <ATen/ops/full_like.h>
+#include <ATen/ops/matmul.h>
+#include <ATen/ops/minimum.h>
+#include <ATen/ops/nan_to_num.h>
 #include <ATen/ops/ones.h>
 #include <ATen/ops/where.h>
 #include <ATen/ops/zeros.h>
@@ -99,6 +103,27 @@ Expected expected(const Heads& heads, int64_t tokens, int64_t head_count, int64_
   if (allowance) x.allowance = at::zeros_like(x.value);
   x.freedom = at::ones({tokens, head_count}, options);
   return x;
+}
+
+/// sum rho^2 over all pairs of channels, rho their correlation about 0 over tokens and heads that end in one key head:
+/// [key heads] of [tokens, heads, channels]. NaN, in keys that nobody reads, counts as 0.
+Tensor correlations2(const Tensor& tokens, int64_t key_heads) {
+  const int64_t channels = tokens.size(2);
+  const Tensor by_head = at::nan_to_num(tokens, 0.0).view({tokens.size(0), key_heads, -1, channels}).transpose(0, 1);
+  const Tensor rows = by_head.reshape({key_heads, -1, channels}), sums = rows.mT().matmul(rows);
+  const Tensor squares = sums.diagonal(0, 1, 2);
+  const Tensor rho2 = sums.square() / (squares.unsqueeze(1) * squares.unsqueeze(2));
+  return at::where(rho2.isfinite(), rho2, 0.0).sum({1, 2});
+}
+
+/// An error of dS comes to every channel of dq through the same row of K (of dk: Q), and where K's channels have a mean, to all
+/// alike. correlated: correlations2(), by head. Of c channels that have it as the part s of their variances
+/// c^2 / (c + s^2 (correlated - c)) are independent.
+Tensor independent_channels(const Rounding& r, const Expected& x, const Tensor& correlated) {
+  const auto c = static_cast<double>(x.value.size(2));
+  const Tensor part = 1 - rounding_variance(r, x.value) / x.variance;
+  const Tensor s2 = at::where(x.variance > 0, part, 0.0).mean(-1).square();
+  return (c * c / (c + s2 * (correlated - c).clamp_min(0))).clamp_min(1);
 }
 
 void move(Expected& x, c10::Device device) {
@@ -236,6 +261,11 @@ ConditionalGradients given_output(OracleKind kind, const Case& c, const Inputs& 
       });
   finish_sum(heads, reference.dk.variance.narrow(-1, 0, 1).to(heads.device()) != 0, out.dk);
   add_allowance(out.dq);
+  const Tensor of_k = correlations2(tokens_of(inputs.k, inputs.k_rows, p.hkv, p.d), p.hkv).to(heads.device());
+  const Tensor of_q = correlations2(tokens_of(inputs.q, inputs.q_rows, p.hq, p.d), p.hkv).to(heads.device());
+  out.dq.freedom = at::minimum(out.dq.freedom.to(heads.device()),
+                               independent_channels(heads.rounding(), out.dq, of_k.repeat_interleave(p.group())));
+  out.dk.freedom = at::minimum(out.dk.freedom.to(heads.device()), independent_channels(heads.rounding(), out.dk, of_q));
   for (Expected* x : {&out.dq, &out.dk}) move(*x, inputs.q.device());
   return out;
 }

@@ -21,13 +21,13 @@ using testing::HasSubstr;
 
 const CellKey kZOfO{"fp32_inside", false, Dtype::bf16, "o", "z", 3};
 
-/// Backends a and b are held to be correct.
+/// Backends a, b and c are held to be correct.
 Calibration small_calibration() {
   Calibration calibration;
   calibration.device = "cpu";
   calibration.about = "for a test";
   calibration.constants.z_floor = 6.5;
-  calibration.backends = {"a", "b"};
+  calibration.backends = {"a", "b", "c"};
   calibration.left_out = {{"b", "lse", "its LSE is wrong"}};
   NullCell cell;
   cell.count = 300;
@@ -102,7 +102,7 @@ TEST_F(CalibrationFile, OfEachKindOfDeviceComesWithTheProgram) {
       EXPECT_THAT(calibration.about, HasSubstr("not calibrated")) << kind;
     }
     for (const auto& [key, cell] : calibration.cells) {
-      const bool enough = cell.count >= kFewestResults && cell.backends.size() >= kFewestBackends;
+      const bool enough = cell.count >= kFewestResults && cell.backends.size() >= kFewestImplementations;
       EXPECT_TRUE(enough || cell.factor == 1) << kind << " " << key.tensor << " " << key.gate;
     }
   }
@@ -176,6 +176,7 @@ RunData run_of(const std::vector<std::string>& backends) {
   for (const std::string& backend : backends) {
     Declaration declaration;
     declaration.name = backend;
+    declaration.implementation = backend.substr(0, 1);
     declaration.profile = {.name = "fp32_inside", .p = Profile::Probabilities::not_rounded, .rounds_ds = false};
     run.backends["cpu"].push_back(declaration);
     for (int i = 0; i < 150; ++i) run.records.push_back(judged(backend, i, 0.1 + 0.0001 * i));
@@ -184,25 +185,32 @@ RunData run_of(const std::vector<std::string>& backends) {
 }
 
 TEST(NullDistributions, GiveAFactorToWhatSeveralImplementationsDid) {
-  const Calibration calibration = calibrate(run_of({"a", "b"}), small_calibration());
+  const Calibration calibration = calibrate(run_of({"a", "b", "c"}), small_calibration());
   const NullCell& cell = calibration.cells.at(kZOfO);
-  EXPECT_EQ(cell.count, 300);
+  EXPECT_EQ(cell.count, 450);
   EXPECT_EQ(cell.cases, 150);
-  EXPECT_EQ(cell.backends, (std::vector<std::string>{"a", "b"}));
+  EXPECT_EQ(cell.backends, (std::vector<std::string>{"a", "b", "c"}));
   EXPECT_NEAR(cell.max, 0.1149, 1e-9);
   EXPECT_LT(cell.factor, 0.2);
   EXPECT_GT(cell.factor, cell.max);
   EXPECT_EQ(calibrate(run_of({"a"}), small_calibration()).cells.at(kZOfO).factor, 1);
+  Calibration twins = small_calibration();
+  twins.backends = {"a", "a2"};
+  EXPECT_EQ(calibrate(run_of(twins.backends), twins).cells.at(kZOfO).factor, 1) << "two backends of one implementation";
+  RunData alike = run_of({"a", "b"});
+  for (Declaration& declaration : alike.backends["cpu"])
+    declaration.implementation = declaration.name == "a" ? "eager" : "pytorch_math";
+  EXPECT_EQ(calibrate(alike, small_calibration()).cells.at(kZOfO).factor, 1) << "the same matrix products";
 }
 
 TEST(NullDistributions, OfOneKeyGiveAFactorToTheLseAlone) {
-  RunData run = run_of({"a", "c"});
+  RunData run = run_of({"a", "c", "d"});
   for (Record& record : run.records) {
     record.case_line += " lk=1";
     record.errors["lse"].gates["lse"] = record.errors["o"].gates["z"];
   }
   Calibration before = small_calibration();
-  before.backends = {"a", "c"};
+  before.backends = {"a", "c", "d"};
   const Calibration after = calibrate(run, before);
   CellKey cell{"fp32_inside_of_one_key", false, Dtype::bf16, "lse", "lse", 3};
   EXPECT_LT(after.cells.at(cell).factor, 0.2);
@@ -212,8 +220,8 @@ TEST(NullDistributions, OfOneKeyGiveAFactorToTheLseAlone) {
 }
 
 TEST(NullDistributions, LeaveOutWhatIsWrong) {
-  RunData run = run_of({"a", "b", "stranger"});
-  const NullCell before = calibrate(run_of({"a", "b"}), small_calibration()).cells.at(kZOfO);
+  RunData run = run_of({"a", "b", "c", "stranger"});
+  const NullCell before = calibrate(run_of({"a", "b", "c"}), small_calibration()).cells.at(kZOfO);
   for (Record& record : run.records)
     if (record.backend == "stranger") record.errors["o"].gates["z"].value = 0.9;  // nobody holds it to be correct
   run.records.push_back(judged("a", 1000, 3));                                    // beyond the formula

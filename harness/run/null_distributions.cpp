@@ -17,6 +17,7 @@ namespace {
 struct Collected {
   std::vector<double> ratios;
   std::set<std::string> backends, cases;
+  std::set<std::string> implementations;  ///< arithmetic_of()
   int64_t no_power = 0, beyond_formula = 0;
 };
 
@@ -29,14 +30,18 @@ bool is_exact(const TensorErrors& errors) {
       errors.gates, [](const auto& named) { return !measures(named.first) && named.second.verdict == Gate::Verdict::fail; });
 }
 
-const Profile& profile_of(const Record& record, const RunData& run) {
+const Declaration& declaration_of(const Record& record, const RunData& run) {
   const std::string kind = record.device.substr(0, record.device.find(':'));
   const auto declarations = run.backends.find(kind);
   const Declaration* found =
       declarations == run.backends.end() ? nullptr : find_declaration(declarations->second, record.backend);
   if (!found)
     throw RunError(fmt::format("{}: the run's header does not declare the backend {}", record.case_line, record.backend));
-  return found->profile;
+  return *found;
+}
+
+std::string arithmetic_of(const Declaration& declaration) {
+  return declaration.implementation == "eager" ? "pytorch_math" : declaration.implementation;
 }
 
 /// cell: of the tensor, without gate and decade.
@@ -48,7 +53,7 @@ void for_each_tensor(const RunData& run, const Calibration& calibration, const T
     if (!is_judged(record)) continue;
     const Case c = parse_case(record.case_line, "record");
     const Dtype dtype = c.problem.dtype;
-    CellKey cell{calibrated_as(profile_of(record, run), c.problem), has_large_scores(c), dtype, "", "", 0};
+    CellKey cell{calibrated_as(declaration_of(record, run).profile, c.problem), has_large_scores(c), dtype, "", "", 0};
     for (const auto& [tensor, errors] : record.errors) {
       if (calibration.is_left_out(record.backend, tensor)) continue;
       cell.tensor = calibrated_tensor(tensor);
@@ -89,7 +94,7 @@ NullCell cell_of(const CellKey& key, Collected collected) {
   cell.p99 = in_file(quantile(collected.ratios, 0.99));
   cell.p999 = in_file(quantile(collected.ratios, 0.999));
   cell.max = in_file(collected.ratios.back());
-  const bool enough = cell.count >= kFewestResults && cell.backends.size() >= kFewestBackends;
+  const bool enough = cell.count >= kFewestResults && collected.implementations.size() >= kFewestImplementations;
   if (enough && cell.max > 0 && !keeps_formula(key)) cell.factor = in_file(factor_of(collected.ratios));
   return cell;
 }
@@ -137,6 +142,7 @@ Calibration calibrate(const RunData& run, const Calibration& before) {
       } else {
         cell.ratios.push_back(ratio);
         cell.backends.insert(record.backend);
+        cell.implementations.insert(arithmetic_of(declaration_of(record, run)));
         cell.cases.insert(record.case_line);
       }
     }

@@ -20,7 +20,8 @@
 //      exact must not make the limit 0
 //   r  room for a correct kernel that sums in another order: 5 %, or 6 standard deviations of an RMS over n samples
 //   n  effective number of independent errors, (sum_r E_r)^2 / sum_r (E_r^2 / nu_r): E_r the emulator's sum of z^2 of a row,
-//      nu_r the error sources that its elements share; at most T
+//      nu_r the error sources that its elements share, and of gradients given O at most its independent channels
+//      (attention/reference.cpp): where K or Q has a mean, an error of dS is alike in all; at most T
 //   T  effective number of different values of the tensor (equal ones round alike, and count once): 1 / the chance that two
 //      elements are the same but for sign and a power of two; for o at most the distinct scores, where scores repeat
 //   t  RMS(b / sigma) of gradients given O, else 0: b is the part of sigma that keeps its sign, so it adds up linearly
