@@ -30,13 +30,15 @@ const std::vector<Layer> layers = {
     {"harness/run/", {}, {"fmt", "nlohmann_json", "CLI11"}, {}},
     {"reports/", {"harness/run/"}, {"fmt", "nlohmann_json", "benchmark"}, {}},
     {"harness/attention/", {"harness/run/"}, {"fmt", "torch", "Eigen"}, {}},
+    {"harness/llama/", {"harness/run/", "harness/attention/"}, {"fmt", "torch"}, {}},
     {"harness/worker/",
-     {"harness/run/", "harness/attention/"},
+     {"harness/run/", "harness/attention/", "harness/llama/"},
      {"fmt", "nlohmann_json", "CLI11", "torch", "benchmark", "cuda"},
      {"backends/"}},
     // Of the oracle's folder only the inputs: a backend shares no code with what judges it, the mask included.
     {"backends/",
-     {"harness/run/", "harness/attention/inputs.hpp", "harness/worker/backend.hpp", "kernels/"},
+     {"harness/run/", "harness/attention/inputs.hpp", "harness/llama/inputs.hpp", "harness/worker/backend.hpp",
+      "harness/worker/llama_backend.hpp", "kernels/"},
      {"fmt", "torch", "Eigen"},
      {"harness/attention/", "harness/worker/"}},
 };

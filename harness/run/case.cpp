@@ -15,13 +15,18 @@
 namespace attnbench {
 namespace {
 
-constexpr std::string_view kOperation = "attention";
+constexpr std::string_view kAttention = "attention", kLlama = "llama";
 
 const std::vector<int64_t>* list_in(const LengthSpec& spec) {
   return std::get_if<std::vector<int64_t>>(&spec);
 }
 bool is_set(const LengthSpec& spec) {
   return !std::holds_alternative<std::monostate>(spec);
+}
+
+const Token* given(const CaseText& text, std::string_view key) {
+  const auto found = std::ranges::find(text.keys, key, &Token::key);
+  return found == text.keys.end() ? nullptr : &*found;
 }
 
 /// Keys that depend on each other, once each has been read.
@@ -36,39 +41,36 @@ class Completion {
     check_rows("lens", "lq", problem_.lens, problem_.lq);
     check_rows("klens", "lk", is_set(problem_.klens) ? problem_.klens : problem_.lens, problem_.lk);
     if (problem_.pad != Pad::right && problem_.layout != Layout::padded)
-      refuse(*given("pad"), "layout=padded beside it: packed input has no padding");
+      refuse(*given(text_, "pad"), "layout=padded beside it: packed input has no padding");
     if (problem_.tail > 0 && problem_.layout != Layout::packed)
-      refuse(*given("tail"), "layout=packed beside it: padded input ends with its last row");
-    if (strides_ == Strides::far && problem_.hkv == 1) refuse(*given("strides"), "hkv=2 or more beside it: heads lie far apart");
+      refuse(*given(text_, "tail"), "layout=packed beside it: padded input ends with its last row");
+    if (strides_ == Strides::far && problem_.hkv == 1)
+      refuse(*given(text_, "strides"), "hkv=2 or more beside it: heads lie far apart");
     if (problem_.align != Align::bottom_right && !problem_.uses_alignment())
-      refuse(*given("align"), "mask=causal, a window or alibi beside it: without one the alignment has no effect");
+      refuse(*given(text_, "align"), "mask=causal, a window or alibi beside it: without one the alignment has no effect");
   }
 
  private:
-  const Token* given(std::string_view key) const {
-    const auto found = std::ranges::find(text_.keys, key, &Token::key);
-    return found == text_.keys.end() ? nullptr : &*found;
-  }
-
   void require(std::string_view key) const {
-    if (!given(key)) throw CaseError(fmt::format("{}: {}= is missing", text_.place, key));
+    if (!given(text_, key)) throw CaseError(fmt::format("{}: {}= is missing", text_.place, key));
   }
 
   void forbid(std::string_view key, std::string_view reason) const {
-    if (const Token* token = given(key)) refuse(*token, fmt::format("no {}= here: {}", key, reason));
+    if (const Token* token = given(text_, key)) refuse(*token, fmt::format("no {}= here: {}", key, reason));
   }
 
   void complete_heads() {
-    if (!given("hkv")) problem_.hkv = problem_.hq;
-    if (!given("dv")) problem_.dv = problem_.d;
-    if (problem_.hq % problem_.hkv != 0) refuse(*given("hkv"), fmt::format("a divisor of hq={}", problem_.hq));
+    if (!given(text_, "hkv")) problem_.hkv = problem_.hq;
+    if (!given(text_, "dv")) problem_.dv = problem_.d;
+    if (problem_.hq % problem_.hkv != 0) refuse(*given(text_, "hkv"), fmt::format("a divisor of hq={}", problem_.hq));
   }
 
   void complete_lengths() {
     if (!is_set(problem_.lens)) {
-      if (!given("lq")) throw CaseError(fmt::format("{}: lq= (equal lengths) or lens= (a length each) is missing", text_.place));
+      if (!given(text_, "lq"))
+        throw CaseError(fmt::format("{}: lq= (equal lengths) or lens= (a length each) is missing", text_.place));
       forbid("klens", "it stands beside lens=; beside lq= the keys' length is lk=");
-      if (!given("lk")) problem_.lk = problem_.lq;
+      if (!given(text_, "lk")) problem_.lk = problem_.lq;
       return;
     }
     forbid("lq", "lens= gives the lengths");
@@ -79,7 +81,8 @@ class Completion {
       forbid("b", "the list of lengths gives the number of sequences");
       problem_.b = static_cast<int64_t>(q ? q->size() : k->size());
     }
-    if (q && k && q->size() != k->size()) refuse(*given("klens"), fmt::format("{} lengths, as many as in lens=", q->size()));
+    if (q && k && q->size() != k->size())
+      refuse(*given(text_, "klens"), fmt::format("{} lengths, as many as in lens=", q->size()));
     if (q && problem_.klens == problem_.lens) problem_.klens = std::monostate{};
   }
 
@@ -92,9 +95,9 @@ class Completion {
     if (problem_.layout == Layout::packed)
       rows = (list ? std::accumulate(list->begin(), list->end(), int64_t{0}) : problem_.b * longest) + problem_.tail;
     if (rows <= kMaxRows) return;
-    const Token* token = given(list_key);
-    if (!token) token = given(is_set(spec) ? "lens" : equal_key);
-    if (!token) token = given("lq");
+    const Token* token = given(text_, list_key);
+    if (!token) token = given(text_, is_set(spec) ? "lens" : equal_key);
+    if (!token) token = given(text_, "lq");
     refuse(*token, fmt::format("at most {} tokens in all sequences together, padding included, got {}", kMaxRows, rows));
   }
 
@@ -130,18 +133,59 @@ std::string_view name_of(DeviceKind value) {
   return find_name(value);
 }
 
+std::string_view operation_of(const Case& c) {
+  return c.llama ? kLlama : kAttention;
+}
+
+std::span<const Key> keys_of(std::string_view operation) {
+  return operation == kLlama ? llama_keys() : case_keys();
+}
+
 void check_operation(const CaseText& text) {
-  if (text.operation == kOperation) return;
-  throw CaseError(fmt::format("{}: unknown operation '{}' (known: {}){}", text.place, printable(text.operation), kOperation,
-                              did_you_mean(text.operation, {kOperation})));
+  if (text.operation == kAttention || text.operation == kLlama) return;
+  throw CaseError(fmt::format("{}: unknown operation '{}' (known: {}, {}){}", text.place, printable(text.operation), kAttention,
+                              kLlama, did_you_mean(text.operation, {kAttention, kLlama})));
+}
+
+void complete_llama(const CaseText& text, Case& c) {
+  Problem& p = c.problem;
+  LlamaLayer& layer = *c.llama;
+  if (!given(text, "d")) throw CaseError(fmt::format("{}: d= is missing", text.place));
+  if (p.d % 2 != 0) refuse(*given(text, "d"), "an even number: RoPE turns pairs of channels");
+  p.dv = p.d;
+  if (!given(text, "hkv")) p.hkv = p.hq;
+  if (p.hq % p.hkv != 0) refuse(*given(text, "hkv"), fmt::format("a divisor of hq={}", p.hq));
+  if (!given(text, "layout")) p.layout = Layout::padded;
+  if (!given(text, "causal")) p.mask = Mask::causal;
+  const auto* list = list_in(p.lens);
+  if (is_set(p.lens) && !list) refuse(*given(text, "lens"), "a list of lengths, as in 17+64");
+  if (list) {
+    if (const Token* b = given(text, "b")) refuse(*b, "no lens= beside it: the list gives the number of rows");
+    p.b = static_cast<int64_t>(list->size());
+  }
+  if (p.layout == Layout::packed) {
+    if (!list) throw CaseError(fmt::format("{}: layout=packed needs lens=, the samples", text.place));
+    if (layer.past > 0 || layer.mask) refuse(*given(text, "layout"), "no past= and no mask= beside it");
+    if (const Token* s = given(text, "s")) refuse(*s, "no layout=packed beside it: lens= and tail= give the tokens");
+    p.lq = std::accumulate(list->begin(), list->end(), p.tail);
+  }
+  if (p.lq == 0) throw CaseError(fmt::format("{}: s= (new tokens) is missing", text.place));
+  p.lk = layer.past + p.lq;
+  if (list && p.layout == Layout::padded && std::ranges::max(*list) > p.lk)
+    refuse(*given(text, "lens"), fmt::format("at most past + s = {} real tokens a row", p.lk));
+  if (p.layout == Layout::padded && p.tail > 0) refuse(*given(text, "tail"), "layout=packed beside it");
+  if (!given(text, "mask")) layer.mask = list && p.layout == Layout::padded;
+  if (list && p.layout == Layout::padded && !layer.mask) refuse(*given(text, "mask"), "on: lens= is what it says");
+  if (p.lq % layer.chunks != 0) refuse(*given(text, "chunks"), fmt::format("a divisor of s={}", p.lq));
 }
 
 Case case_from(const CaseText& text) {
   check_operation(text);
   Case c;
-  for (const Token& token : text.keys) find_key(case_keys(), token).parse(token, c);
+  if (text.operation == kLlama) c.llama.emplace();
+  for (const Token& token : text.keys) find_key(keys_of(text.operation), token).parse(token, c);
   for (const Token& token : text.metadata) find_key(metadata_keys(), token).parse(token, c);
-  Completion(text, c).run();
+  c.llama ? complete_llama(text, c) : Completion(text, c).run();
   return c;
 }
 
@@ -153,7 +197,8 @@ Case parse_case(std::string_view line, std::string_view where) {
 }
 
 std::string format_case(const Case& c) {
-  return std::string(kOperation) + format_keys(case_keys(), c, [](std::string_view value) { return std::string(value); });
+  const std::string operation(operation_of(c));
+  return operation + format_keys(keys_of(operation), c, [](std::string_view value) { return std::string(value); });
 }
 
 std::string format_line(const Case& c) {

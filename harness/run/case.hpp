@@ -1,10 +1,13 @@
 // One line of text is one case: its id, its filter and its repro. Grammar: cases/README.md.
 #pragma once
 
+#include <optional>
 #include <stdexcept>
 #include <string>
 #include <string_view>
+#include <vector>
 
+#include "harness/run/llama_layer.hpp"
 #include "harness/run/problem.hpp"
 
 namespace attnbench {
@@ -35,12 +38,16 @@ struct Metadata {
   bool timed = true;  ///< measured after it passed; suites that only judge say timed=no
   /// On a GPU it is timed in the regime `cooled` too, whose idle takes most of the time of a run that times.
   bool cooled = true;
-  int64_t repeats = 0;  ///< calls after the judged one whose results are held against its bits
+  int64_t repeats = 0;                ///< calls after the judged one whose results are held against its bits
+  std::vector<std::string> backends;  ///< that run it; empty: all of its operation
+  std::optional<Semantics> instead;   ///< must_differ: what the result has to equal
+  std::string message;                ///< must_throw: what the error has to say, or a part of it
   bool operator==(const Metadata&) const = default;
 };
 
 struct Case {
   Problem problem;
+  std::optional<LlamaLayer> llama;  ///< the operation is `llama`, and the problem its attention; else `attention`
   Fill fill = Fill::normal;
   Dout dout = Dout::normal;
   Strides strides = Strides::contiguous;
@@ -48,9 +55,13 @@ struct Case {
   Metadata metadata;
   /// Identity only: metadata is not compared.
   bool operator==(const Case& other) const {
-    return problem == other.problem && fill == other.fill && dout == other.dout && strides == other.strides && seed == other.seed;
+    return problem == other.problem && llama == other.llama && fill == other.fill && dout == other.dout &&
+           strides == other.strides && seed == other.seed;
   }
 };
+
+/// "attention" or "llama".
+std::string_view operation_of(const Case& c);
 
 /// A sentence that names the file, the line, the column and the nearest known key.
 class CaseError : public std::runtime_error {

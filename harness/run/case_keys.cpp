@@ -8,6 +8,7 @@
 #include <charconv>
 #include <cmath>
 #include <limits>
+#include <sstream>
 
 #include "harness/run/case_limits.hpp"
 #include "harness/run/names.hpp"
@@ -164,6 +165,72 @@ std::string format_switch(const Case& c) {
   return c.problem.*member ? "on" : "off";
 }
 
+template <auto member, int64_t low, int64_t high>
+void parse_layer_count(const Token& token, Case& c) {
+  (*c.llama).*member = whole_number(token, low, high);
+}
+template <auto member>
+std::string format_layer_count(const Case& c) {
+  return std::to_string((*c.llama).*member);
+}
+template <auto member>
+void parse_layer_switch(const Token& token, Case& c) {
+  (*c.llama).*member = one_of_two(token, "on", "off");
+}
+template <auto member>
+std::string format_layer_switch(const Case& c) {
+  return (*c.llama).*member ? "on" : "off";
+}
+
+void parse_gain(const Token& token, Case& c) {
+  constexpr std::string_view kExpected = "a number above 0";
+  c.llama->gain = real_number(token, token.value, kExpected);
+  if (!(c.llama->gain > 0)) refuse(token, kExpected);
+}
+
+/// A sliding window of w keys to the left, as LLaMA's configurations have it.
+void parse_left_window(const Token& token, Case& c) {
+  if (token.value != "none") c.problem.window = {whole_number(token, 0, kMaxLength), -1};
+}
+
+std::vector<std::string> names_joined(const std::string& text) {
+  std::vector<std::string> names;
+  std::istringstream parts(text);
+  for (std::string name; std::getline(parts, name, '+');) names.push_back(name);
+  return names;
+}
+
+struct NamedSemantics {
+  std::string_view name;
+  bool Semantics::*member;
+  bool value;
+};
+constexpr NamedSemantics kSemantics[] = {{"ignores_mask", &Semantics::key_mask, false},
+                                         {"not_causal", &Semantics::causal, false},
+                                         {"top_left", &Semantics::top_left, true},
+                                         {"uniform_rows", &Semantics::uniform_rows, true}};
+
+void parse_instead(const Token& token, Case& c) {
+  std::vector<std::string_view> known;
+  for (const NamedSemantics& named : kSemantics) known.push_back(named.name);
+  Semantics instead;
+  for (const std::string& name : names_joined(token.value)) {
+    const auto found = std::ranges::find(kSemantics, name, &NamedSemantics::name);
+    if (found == std::end(kSemantics))
+      refuse(token, fmt::format("some of {}, joined by +{}", fmt::join(known, ", "), did_you_mean(name, known)));
+    instead.*(found->member) = found->value;
+  }
+  c.metadata.instead = instead;
+}
+
+std::string format_instead(const Case& c) {
+  if (!c.metadata.instead) return "";
+  std::vector<std::string_view> names;
+  for (const NamedSemantics& named : kSemantics)
+    if (*c.metadata.instead.*(named.member) == named.value) names.push_back(named.name);
+  return fmt::format("{}", fmt::join(names, "+"));
+}
+
 bool has_lens(const Case& c) {
   return !std::holds_alternative<std::monostate>(c.problem.lens);
 }
@@ -239,6 +306,37 @@ const Key kCaseKeys[] = {
     {"seed", [](const Token& t, Case& c) { c.seed = seed_number(t, t.value); }, [](const Case& c) { return std::to_string(c.seed); }, zero},
 };
 
+const Key kLlamaKeys[] = {
+    {"b", parse_count<&Problem::b, 1, kMaxSequences>, format_count<&Problem::b>, default_b},
+    {"hq", parse_count<&Problem::hq, 1, kMaxHeads>, format_count<&Problem::hq>, [](const Case&) { return std::string("1"); }},
+    {"hkv", parse_count<&Problem::hkv, 1, kMaxHeads>, format_count<&Problem::hkv>, format_count<&Problem::hq>},
+    {"d", parse_count<&Problem::d, 2, kMaxHeadDim>, format_count<&Problem::d>, no_default},
+    {"s", parse_count<&Problem::lq, 1, kMaxLength>, format_count<&Problem::lq>,
+     [](const Case& c) { return c.problem.layout == Layout::packed ? format_count<&Problem::lq>(c) : ""; }},
+    {"past", parse_layer_count<&LlamaLayer::past, 0, kMaxLength>, format_layer_count<&LlamaLayer::past>, zero},
+    {"lens", [](const Token& t, Case& c) { c.problem.lens = lengths(t); },
+     [](const Case& c) { return format_lengths(c.problem.lens); }, none},
+    {"pad", parse_problem_name<&Problem::pad>, format_problem_name<&Problem::pad>, [](const Case&) { return std::string("right"); }},
+    {"layout", parse_problem_name<&Problem::layout>, format_problem_name<&Problem::layout>, [](const Case&) { return std::string("padded"); }},
+    {"tail", parse_count<&Problem::tail, 0, kMaxLength>, format_count<&Problem::tail>, zero},
+    {"dtype", parse_problem_name<&Problem::dtype>, format_problem_name<&Problem::dtype>, [](const Case&) { return std::string("bf16"); }},
+    {"causal", [](const Token& t, Case& c) { c.problem.mask = one_of_two(t, "on", "off") ? Mask::causal : Mask::none; },
+     [](const Case& c) { return std::string(c.problem.mask == Mask::causal ? "on" : "off"); }, [](const Case&) { return std::string("on"); }},
+    {"window", parse_left_window, [](const Case& c) { return c.problem.window ? std::to_string(c.problem.window->left) : "none"; }, none},
+    {"mask", parse_layer_switch<&LlamaLayer::mask>, format_layer_switch<&LlamaLayer::mask>,
+     [](const Case& c) { return std::string(has_lens(c) && c.problem.layout == Layout::padded ? "on" : "off"); }},
+    {"chunks", parse_layer_count<&LlamaLayer::chunks, 1, kMaxLength>, format_layer_count<&LlamaLayer::chunks>, [](const Case&) { return std::string("1"); }},
+    {"cache", parse_layer_switch<&LlamaLayer::cache>, format_layer_switch<&LlamaLayer::cache>, off},
+    {"weights", parse_layer_switch<&LlamaLayer::weights>, format_layer_switch<&LlamaLayer::weights>, off},
+    {"train", parse_layer_switch<&LlamaLayer::train>, format_layer_switch<&LlamaLayer::train>, [](const Case&) { return std::string("on"); }},
+    {"positions", [](const Token& t, Case& c) { c.llama->positions = one_of<PositionIds>(t); },
+     [](const Case& c) { return std::string(find_name(c.llama->positions)); }, [](const Case&) { return std::string("own"); }},
+    {"shift", parse_layer_count<&LlamaLayer::shift, 0, kMaxLength>, format_layer_count<&LlamaLayer::shift>, zero},
+    {"pad_dout", parse_layer_switch<&LlamaLayer::pad_dout>, format_layer_switch<&LlamaLayer::pad_dout>, off},
+    {"gain", parse_gain, [](const Case& c) { return fmt::format("{}", c.llama->gain); }, [](const Case&) { return std::string("1"); }},
+    {"seed", [](const Token& t, Case& c) { c.seed = seed_number(t, t.value); }, [](const Case& c) { return std::to_string(c.seed); }, zero},
+};
+
 const Key kMetadataKeys[] = {
     {"name", [](const Token& t, Case& c) { c.metadata.name = t.value; }, [](const Case& c) { return c.metadata.name; }, no_default},
     {"expect", [](const Token& t, Case& c) { c.metadata.expect = one_of<Expect>(t); },
@@ -251,6 +349,10 @@ const Key kMetadataKeys[] = {
      [](const Case& c) { return std::string(c.metadata.timed ? "yes" : "no"); }, [](const Case&) { return std::string("yes"); }},
     {"cooled", [](const Token& t, Case& c) { c.metadata.cooled = one_of_two(t, "yes", "no"); },
      [](const Case& c) { return std::string(c.metadata.cooled ? "yes" : "no"); }, [](const Case&) { return std::string("yes"); }},
+    {"backend", [](const Token& t, Case& c) { c.metadata.backends = names_joined(t.value); },
+     [](const Case& c) { return fmt::format("{}", fmt::join(c.metadata.backends, "+")); }, no_default},
+    {"instead", parse_instead, format_instead, no_default},
+    {"message", [](const Token& t, Case& c) { c.metadata.message = t.value; }, [](const Case& c) { return c.metadata.message; }, no_default},
     {"repeats", [](const Token& t, Case& c) { c.metadata.repeats = whole_number(t, 0, kMaxRepeats); },
      [](const Case& c) { return std::to_string(c.metadata.repeats); }, zero},
 };
@@ -260,6 +362,9 @@ const Key kMetadataKeys[] = {
 
 std::span<const Key> case_keys() {
   return kCaseKeys;
+}
+std::span<const Key> llama_keys() {
+  return kLlamaKeys;
 }
 std::span<const Key> metadata_keys() {
   return kMetadataKeys;

@@ -76,7 +76,8 @@ struct Declaration {
   std::string name;            ///< "flash_varlen"
   std::string version;         ///< of the library behind it
   std::string implementation;  ///< row of the safety table: "attnbench", "pytorch_flash", "pytorch_math", "eager", "eigen"
-  bool ours = false;           ///< gated by default
+  std::string operation = "attention";  ///< whose cases it takes
+  bool ours = false;                    ///< gated by default
   Profile profile;
   Conventions conventions;
   Capabilities capabilities;

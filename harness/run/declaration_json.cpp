@@ -171,6 +171,7 @@ void to_json(json& out, const Declaration& declaration) {
   out = {{"name", declaration.name},
          {"version", declaration.version},
          {"implementation", declaration.implementation},
+         {"operation", declaration.operation},
          {"ours", declaration.ours},
          {"profile", profile_to_json(declaration.profile)},
          {"conventions", conventions_to_json(declaration.conventions)},
@@ -183,6 +184,7 @@ void from_json(const json& in, Declaration& declaration) {
   declaration.name = reader.text("name");
   declaration.version = reader.text("version");
   declaration.implementation = reader.text("implementation");
+  if (reader.has("operation")) declaration.operation = reader.text("operation");  // absent in older runs
   declaration.ours = reader.boolean("ours");
   declaration.profile = profile_from(reader.object("profile"));
   declaration.conventions = conventions_from(reader.object("conventions"));

@@ -36,6 +36,9 @@ template <>
 inline constexpr auto kNames<Pad> =
     std::to_array<Named<Pad>>({{Pad::right, "right"}, {Pad::left, "left"}, {Pad::holes, "holes"}});
 template <>
+inline constexpr auto kNames<PositionIds> = std::to_array<Named<PositionIds>>({{PositionIds::own, "own"},
+                                                                               {PositionIds::one_row, "one_row"}});
+template <>
 inline constexpr auto kNames<Pass> = std::to_array<Named<Pass>>({{Pass::forward, "forward"}, {Pass::backward, "backward"}});
 template <>
 inline constexpr auto kNames<Fill> = std::to_array<Named<Fill>>({{Fill::normal, "normal"},

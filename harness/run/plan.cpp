@@ -74,10 +74,17 @@ bool is_canary(const Declaration& declaration, const SuiteCase& suite_case, cons
   return selection.backends.empty() || std::ranges::find(selection.backends, real) != selection.backends.end();
 }
 
+/// A backend of the case's operation, and one of those that the case names, if it names any.
+bool takes(const Declaration& declaration, const Case& c) {
+  const std::vector<std::string>& named = c.metadata.backends;
+  return declaration.operation == operation_of(c) && (named.empty() || std::ranges::find(named, declaration.name) != named.end());
+}
+
 PlannedCase plan_case(const SuiteCase& suite_case, const std::string& suite, const Selection& selection, const Filter& filter,
                       const std::vector<Declaration>& backends, const Device& device) {
   PlannedCase planned{suite_case.c, format_case(suite_case.c), suite, {}};
   for (const Declaration& declaration : backends) {
+    if (!takes(declaration, suite_case.c)) continue;
     const bool canary = is_canary(declaration, suite_case, selection, device);
     if (!canary && !is_selected(declaration, selection, device)) continue;
     const std::vector<Pass>& passes = declaration.capabilities.passes;

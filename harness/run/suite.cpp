@@ -159,8 +159,13 @@ class SuiteReader {
   static void check_defaults(const CaseText& text) {
     count_sweep(text, kMaxCases);
     Case scratch;
-    for (const Token& token : text.keys)
-      for (const Token& value : sweep_values(token)) find_key(case_keys(), token).parse(value, scratch);
+    scratch.llama.emplace();
+    for (const Token& token : text.keys) {
+      const bool of_attention = std::ranges::find(case_keys(), token.key, &Key::name) != case_keys().end();
+      const bool of_llama = std::ranges::find(llama_keys(), token.key, &Key::name) != llama_keys().end();
+      const Key& key = find_key(of_attention || !of_llama ? case_keys() : llama_keys(), token);
+      for (const Token& value : sweep_values(token)) key.parse(value, scratch);
+    }
     for (const Token& token : text.metadata) find_key(metadata_keys(), token).parse(token, scratch);
   }
 
