@@ -109,8 +109,9 @@ Expected expected(const Heads& heads, int64_t tokens, int64_t head_count, int64_
 /// [key heads] of [tokens, heads, channels]. NaN, in keys that nobody reads, counts as 0.
 Tensor correlations2(const Tensor& tokens, int64_t key_heads) {
   const int64_t channels = tokens.size(2);
-  const Tensor by_head = at::nan_to_num(tokens, 0.0).view({tokens.size(0), key_heads, -1, channels}).transpose(0, 1);
-  const Tensor rows = by_head.reshape({key_heads, -1, channels}), sums = rows.mT().matmul(rows);
+  const int64_t group = tokens.size(1) / key_heads;
+  const Tensor by_head = at::nan_to_num(tokens, 0.0).view({tokens.size(0), key_heads, group, channels}).transpose(0, 1);
+  const Tensor rows = by_head.reshape({key_heads, tokens.size(0) * group, channels}), sums = rows.mT().matmul(rows);
   const Tensor squares = sums.diagonal(0, 1, 2);
   const Tensor rho2 = sums.square() / (squares.unsqueeze(1) * squares.unsqueeze(2));
   return at::where(rho2.isfinite(), rho2, 0.0).sum({1, 2});

@@ -219,6 +219,15 @@ TEST(NullDistributions, OfOneKeyGiveAFactorToTheLseAlone) {
   EXPECT_EQ(after.cells.at(cell).factor, 1);
 }
 
+TEST(NullDistributions, OfOptionsAreKeptAndGiveNoFactor) {
+  RunData run = run_of({"a", "b", "c"});
+  for (Record& record : run.records) record.case_line += " softcap=30";
+  const CellKey cell{"fp32_inside_with_options", false, Dtype::bf16, "o", "z", 3};
+  const Calibration after = calibrate(run, small_calibration());
+  EXPECT_EQ(after.cells.at(cell).count, 450);
+  EXPECT_EQ(after.cells.at(cell).factor, 1);
+}
+
 TEST(NullDistributions, LeaveOutWhatIsWrong) {
   RunData run = run_of({"a", "b", "c", "stranger"});
   const NullCell before = calibrate(run_of({"a", "b", "c"}), small_calibration()).cells.at(kZOfO);
