@@ -1,0 +1,130 @@
+// The layer's float64 reference, by things that do not use its formulas: finite differences, what one token must give, samples
+// that do not see each other, and an attention oracle that was written apart.
+#include "harness/llama/reference.hpp"
+
+#include <cmath>
+#include <string>
+
+#include <ATen/TensorOperators.h>
+#include <ATen/ops/matmul.h>
+#include <ATen/ops/randn_like.h>
+#include <ATen/ops/where.h>
+#include <gtest/gtest.h>
+
+namespace attnbench {
+namespace {
+
+using at::Tensor;
+
+const Profile kFlash{.name = "flash"};
+
+LlamaInputs in_float64(const Case& c) {
+  LlamaInputs in = make_llama_inputs(c);
+  for (Tensor* t : {&in.hidden, &in.wq, &in.wk, &in.wv, &in.wo, &in.past_k, &in.past_v, &in.dout})
+    if (t->defined()) *t = t->to(at::kDouble);
+  return in;
+}
+
+Tensor value(const LayerReference& reference, const std::string& name) {
+  return reference.at(name).expected.value.squeeze(1);
+}
+
+double largest(const Tensor& difference) {
+  return difference.abs().max().item<double>();
+}
+
+TEST(LayerReference, GradientsAreFiniteDifferences) {
+  for (const char* line :
+       {"llama hq=2 d=8 s=5 dtype=fp32 seed=3", "llama hq=4 hkv=2 d=8 s=6 lens=6+4 pad=left dtype=fp32",
+        "llama hq=2 d=8 s=3 past=4 lens=7+5 pad=left dtype=fp32", "llama hq=2 d=8 layout=packed lens=4+3 tail=2 dtype=fp32"}) {
+    const Case c = parse_case(line);
+    const LlamaInputs in = in_float64(c);
+    const LayerReference at_point = make_layer_reference(c, in, {}, kFlash, Pass::backward);
+    const auto loss = [&](const LlamaInputs& x) {
+      const Tensor real = judged_rows("out", in.dout, in).squeeze(1);
+      return (value(make_layer_reference(c, x, {}, kFlash, Pass::forward), "out") * real).sum().item<double>();
+    };
+    for (const auto& [name, member] :
+         {std::pair{"dhidden", &LlamaInputs::hidden}, std::pair{"dwq", &LlamaInputs::wq}, std::pair{"dwk", &LlamaInputs::wk},
+          std::pair{"dwv", &LlamaInputs::wv}, std::pair{"dwo", &LlamaInputs::wo}}) {
+      const Tensor direction = at::randn_like(in.*member);
+      constexpr double kStep = 1e-4;
+      LlamaInputs up = in, down = in;
+      up.*member = in.*member + kStep * direction;
+      down.*member = in.*member - kStep * direction;
+      const double slope = (loss(up) - loss(down)) / (2 * kStep);
+      const double expected = (value(at_point, name) * direction.reshape({-1, direction.size(-1)})).sum().item<double>();
+      EXPECT_NEAR(slope, expected, 1e-5 * (1 + std::abs(expected))) << line << " " << name;
+    }
+  }
+}
+
+TEST(LayerReference, OneTokenIsItsValueProjectedTwice) {
+  const Case c = parse_case("llama hq=4 hkv=2 d=8 s=1 dtype=bf16");
+  const LlamaInputs in = in_float64(c);
+  const Tensor v = in.hidden.view({1, -1}).matmul(in.wv.t()).view({2, 8}).repeat_interleave(2, 0).view({1, -1});
+  EXPECT_LE(largest(value(make_layer_reference(c, in, {}, kFlash, Pass::forward), "out") - v.matmul(in.wo.t())), 1e-12);
+}
+
+TEST(LayerReference, PackedSamplesAreComputedAlone) {
+  const Case packed = parse_case("llama hq=2 d=8 layout=packed lens=5+3 tail=2 dtype=bf16"),
+             alone = parse_case("llama hq=2 d=8 s=3 dtype=bf16");
+  const LlamaInputs in = in_float64(packed);
+  LlamaInputs second = in;
+  second.hidden = in.hidden.narrow(1, 5, 3);
+  second.dout = in.dout.narrow(1, 5, 3);
+  second.position_ids = in.position_ids.narrow(1, 0, 3);
+  second.cu_seqlens = Tensor();
+  const Tensor together = value(make_layer_reference(packed, in, {}, kFlash, Pass::forward), "out");
+  EXPECT_LE(largest(together.narrow(0, 5, 3) - value(make_layer_reference(alone, second, {}, kFlash, Pass::forward), "out")),
+            1e-12);
+}
+
+TEST(LayerReference, ChunksAndThePastAreTheSameTokens) {
+  const Case whole = parse_case("llama hq=2 d=8 s=6 cache=on dtype=bf16"),
+             rest = parse_case("llama hq=2 d=8 s=2 past=4 cache=on dtype=bf16");
+  const LlamaInputs in = in_float64(whole);
+  const LayerReference all = make_layer_reference(whole, in, {}, kFlash, Pass::forward);
+  LlamaInputs last = in;
+  last.hidden = in.hidden.narrow(1, 4, 2);
+  last.dout = in.dout.narrow(1, 4, 2);
+  last.position_ids = in.position_ids.narrow(1, 4, 2);
+  const auto first_four = [&](const char* name) {
+    return value(all, name).view({6, 2, 8}).narrow(0, 0, 4).transpose(0, 1).unsqueeze(0);
+  };
+  last.past_k = first_four("cache_k");
+  last.past_v = first_four("cache_v");
+  EXPECT_LE(
+      largest(value(all, "out").narrow(0, 4, 2) - value(make_layer_reference(rest, last, {}, kFlash, Pass::forward), "out")),
+      1e-12);
+}
+
+/// What a mechanism computes in the place of the case has to be something else.
+TEST(LayerReference, OtherSemanticsAreOtherNumbers) {
+  const Case c = parse_case("llama hq=2 d=8 s=4 past=2 lens=6+3 pad=left dtype=bf16");
+  const LlamaInputs in = in_float64(c);
+  const Tensor expected = value(make_layer_reference(c, in, {}, kFlash, Pass::forward), "out");
+  for (bool Semantics::*member : {&Semantics::key_mask, &Semantics::causal, &Semantics::top_left}) {
+    Semantics other;
+    other.*member = !(other.*member);
+    EXPECT_GT(largest(value(make_layer_reference(c, in, other, kFlash, Pass::forward), "out") - expected), 1e-2);
+  }
+}
+
+/// A variance has to be that of the roundings which make it: an ordinary implementation is about one sigma off.
+TEST(LayerReference, OrdinaryRoundingIsAboutOneSigma) {
+  for (const char* line : {"llama hq=2 d=64 s=24 dtype=bf16", "llama hq=4 hkv=2 d=64 s=17 lens=17+9 dtype=fp16 seed=5"}) {
+    const Case c = parse_case(line);
+    const LlamaInputs in = make_llama_inputs(c);
+    for (const auto& [name, tensor] : make_layer_reference(c, in, {}, kFlash, Pass::backward)) {
+      const Expected& x = tensor.expected;
+      const Tensor z2 = at::where(x.variance > 0, (tensor.ordinary - x.value).square() / x.variance, 0.0);
+      const double rms = std::sqrt(z2.sum().item<double>() / (x.variance > 0).sum().item<double>());
+      EXPECT_GT(rms, 0.6) << line << " " << name;
+      EXPECT_LT(rms, 1.5) << line << " " << name;
+    }
+  }
+}
+
+}  // namespace
+}  // namespace attnbench
