@@ -36,6 +36,11 @@ Device find_device(const std::string& text) {
   return device;
 }
 
+const Backend& backend_named(const Bench& bench, const std::string& name) {
+  const auto named = [&](const auto& backend) { return backend->declaration().name == name; };
+  return **std::ranges::find_if(bench.backends, named);
+}
+
 }  // namespace
 
 int main(int argc, char** argv) {
@@ -66,6 +71,7 @@ int main(int argc, char** argv) {
   try {
     const Device found = find_device(device);
     Bench bench{found, make_backends(found), read_calibration(calibration_file(found.kind), found.kind)};
+    bench.layers = make_llama_backends(found, backend_named(bench, "flash_varlen"));
     if (planted) std::ranges::move(make_planted_backends(found), std::back_inserter(bench.backends));
     if (hello) {
       fmt::print("{}\n", nlohmann::json(make_hello(bench)).dump(2));

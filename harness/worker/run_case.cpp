@@ -8,23 +8,13 @@
 #include "harness/run/planted.hpp"
 #include "harness/worker/attempt.hpp"
 #include "harness/worker/cuda_device.hpp"
+#include "harness/worker/llama_case.hpp"
 #include "harness/worker/memory.hpp"
 #include "harness/worker/process_state.hpp"
 
 namespace attnbench {
 
 namespace {
-
-void answer_with_error(const Request& request, const std::string& backend, Pass pass, const std::string& reason,
-                       const Replies& replies) {
-  Record record;
-  record.case_line = request.case_line;
-  record.backend = backend;
-  record.pass = pass;
-  record.status = Status::error;
-  record.reason = reason;
-  replies.record(record);
-}
 
 const Backend* find_backend(const Bench& bench, const std::string& name) {
   for (const auto& backend : bench.backends)
@@ -115,14 +105,25 @@ void compare(const std::deque<Attempt>& attempts, Pass pass, const Case& c, cons
 
 }  // namespace
 
+Record error_record(const Request& request, const std::string& backend, Pass pass, const std::string& reason) {
+  Record record;
+  record.case_line = request.case_line;
+  record.backend = backend;
+  record.pass = pass;
+  record.status = Status::error;
+  record.reason = reason;
+  return record;
+}
+
 void run_case(const Request& request, const Bench& bench, const Replies& replies) {
   std::optional<CaseData> data;
   try {
     Case c = parse_case(request.case_line, "request");
+    if (c.llama) return run_llama_case(c, request, bench, replies);
     if (request.check_only) c.metadata.timed = false;  // backends ask the case whether it will be timed
     data.emplace(c, bench.device, bench.calibration);
   } catch (const std::exception& e) {
-    for (const auto& [backend, pass] : request.runs) answer_with_error(request, backend, pass, e.what(), replies);
+    for (const auto& [backend, pass] : request.runs) replies.record(error_record(request, backend, pass, e.what()));
     return;
   }
   const auto announce = [&](const Attempt& attempt, const char* stage) {
@@ -133,7 +134,7 @@ void run_case(const Request& request, const Bench& bench, const Replies& replies
   for (const auto& [name, pass] : request.runs) {
     const Backend* backend = find_backend(bench, name);
     if (!backend) {
-      answer_with_error(request, name, pass, unknown_backend(bench, name), replies);
+      replies.record(error_record(request, name, pass, unknown_backend(bench, name)));
       continue;
     }
     Attempt& attempt = attempts.emplace_back(*backend, pass, bench.device, *data, announce);

@@ -8,6 +8,7 @@
 #include "harness/run/calibration.hpp"
 #include "harness/run/protocol.hpp"
 #include "harness/worker/backend.hpp"
+#include "harness/worker/llama_backend.hpp"
 #include "harness/worker/measure.hpp"
 
 namespace attnbench {
@@ -18,6 +19,7 @@ struct Bench {
   std::vector<std::unique_ptr<Backend>> backends;
   Calibration calibration;        ///< of this kind of device
   MeasureOptions measuring = {};  ///< order_seed and cooled are each case's own
+  std::vector<std::unique_ptr<LlamaBackend>> layers = {};
 };
 
 /// Where the answers go, as they come.
@@ -26,6 +28,9 @@ struct Replies {
   std::function<void(const Record&)> record;
   std::function<void(const Comparison&)> comparison;
 };
+
+/// What cannot even be asked.
+Record error_record(const Request& request, const std::string& backend, Pass pass, const std::string& reason);
 
 /// Judges every (backend, pass) of the request, then times those that passed against each other, then judges them again.
 /// One record for each, whatever happens: an unreadable case or an unknown backend becomes `error` with the sentence.

@@ -96,6 +96,7 @@ Hello make_hello(const Bench& bench) {
   hello.worker = "attnbench-worker";
   hello.device = bench.device;
   for (const auto& backend : bench.backends) hello.backends.push_back(backend->declaration());
+  for (const auto& layer : bench.layers) hello.backends.push_back(layer->declaration());
   hello.environment = environment();
   if (bench.device.kind == "cuda") hello.environment["gpu"] = gpu_environment(bench.device);
   return hello;

@@ -1,0 +1,131 @@
+#include "harness/worker/llama_case.hpp"
+
+#include <chrono>
+#include <exception>
+#include <map>
+
+#include <fmt/format.h>
+
+#include "harness/worker/cuda_device.hpp"
+#include "harness/worker/llama_verdict.hpp"
+#include "harness/worker/sentence.hpp"
+
+namespace attnbench {
+
+std::optional<std::string> LlamaBackend::why_not(const Case&, Pass, const Device& device) const {
+  if (!declaration().why_unavailable.empty()) return declaration().why_unavailable;
+  if (!runs_on(declaration(), device)) return fmt::format("device {}: {} does not run there", device.kind, declaration().name);
+  return std::nullopt;
+}
+
+namespace {
+
+/// One layer and one pass of one case.
+class LayerAttempt {
+ public:
+  LayerAttempt(const LlamaBackend& layer, const Case& c, Pass pass, const Bench& bench) : layer_(layer), c_(c), bench_(bench) {
+    const Declaration& declaration = layer.declaration();
+    record_.case_line = format_case(c);
+    record_.name = c.metadata.name;
+    record_.expect = c.metadata.expect;
+    record_.backend = declaration.name;
+    record_.version = declaration.version;
+    record_.device = device_text(bench.device);
+    record_.sm = bench.device.sm;
+    record_.pass = pass;
+  }
+
+  const Record& run(const std::function<void(const char*)>& announce) {
+    const auto start = std::chrono::steady_clock::now();
+    try {
+      if (const auto why = layer_.why_not(c_, record_.pass, bench_.device)) {
+        end(Status::unsupported, *why);
+      } else {
+        announce("run");
+        run_and_judge(announce);
+      }
+    } catch (const std::exception& e) {
+      end(Status::error, sentence_of(e));
+    }
+    record_.seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+    return record_;
+  }
+
+ private:
+  void end(Status status, const std::string& reason) {
+    record_.status = status;
+    record_.reason = reason;
+  }
+
+  void run_and_judge(const std::function<void(const char*)>& announce) {
+    const LlamaInputs inputs = make_llama_inputs(c_);
+    const LlamaInputs there = to_device(inputs, c10::Device(device_text(bench_.device)));
+    LlamaOutputs outputs;
+    try {
+      outputs = layer_.run(c_, there, record_.pass);
+      check_context(bench_.device);
+    } catch (const std::exception& e) {
+      return thrown(sentence_of(e));
+    }
+    if (record_.expect == Expect::must_throw) return end(Status::failed, "computed a result, and the case expects it to throw");
+    announce("judge");
+    record_.oracle = "torch";
+    const Verdict verdict = judge(outputs, inputs, {});
+    record_.errors = verdict.errors;
+    if (record_.expect == Expect::equal) return end(verdict.status, verdict.reason);
+    must_differ(outputs, inputs, verdict);
+  }
+
+  /// What the case expects to be thrown has to say so.
+  void thrown(const std::string& sentence) {
+    if (record_.expect != Expect::must_throw) return end(Status::error, sentence);
+    const std::string& message = c_.metadata.message;
+    if (sentence.find(message) == std::string::npos)
+      return end(Status::failed, fmt::format("throws, as the case expects, but says \"{}\" and not \"{}\"", sentence, message));
+    end(Status::passed, "throws, as the case expects: " + sentence);
+  }
+
+  Verdict judge(const LlamaOutputs& outputs, const LlamaInputs& inputs, const Semantics& semantics) const {
+    const Declaration& declaration = layer_.declaration();
+    const LayerReference reference = make_layer_reference(c_, inputs, semantics, declaration.profile, record_.pass);
+    const bool zero = declaration.conventions.padded_rows_zero && semantics.key_mask;
+    return judge_layer(outputs, {c_, inputs, reference, bench_.calibration, zero});
+  }
+
+  /// It is another value than the case's, and the one that the case names instead: both are judged.
+  void must_differ(const LlamaOutputs& outputs, const LlamaInputs& inputs, const Verdict& verdict) {
+    if (verdict.status != Status::failed || verdict.malformed)
+      return end(Status::failed, "does not differ, as the case expects" + (verdict.reason.empty() ? "" : ": " + verdict.reason));
+    if (!c_.metadata.instead)
+      return end(Status::failed, "differs, but the case does not say what it equals instead (instead=): " + verdict.reason);
+    const Verdict instead = judge(outputs, inputs, *c_.metadata.instead);
+    for (const auto& [name, errors] : instead.errors) record_.errors[name + "_instead"] = errors;
+    if (instead.status != Status::passed)
+      return end(Status::failed, "differs, but is not what the case says it equals instead: " + instead.reason);
+    end(Status::passed, "differs, as the case expects, and equals what it names instead: " + verdict.reason);
+  }
+
+  const LlamaBackend& layer_;
+  const Case& c_;
+  const Bench& bench_;
+  Record record_;
+};
+
+}  // namespace
+
+void run_llama_case(const Case& c, const Request& request, const Bench& bench, const Replies& replies) {
+  for (const auto& [name, pass] : request.runs) {
+    const auto named = [&, &wanted = name](const auto& layer) { return layer->declaration().name == wanted; };
+    const auto layer = std::ranges::find_if(bench.layers, named);
+    if (layer == bench.layers.end()) {
+      replies.record(error_record(request, name, pass, fmt::format("this worker has no layer '{}'", name)));
+      continue;
+    }
+    LayerAttempt attempt(**layer, c, pass, bench);
+    replies.record(attempt.run([&, &backend = name, pass = pass](const char* stage) {
+      replies.stage({request.id, backend, pass, stage});
+    }));
+  }
+}
+
+}  // namespace attnbench

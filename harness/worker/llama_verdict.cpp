@@ -1,0 +1,82 @@
+#include "harness/worker/llama_verdict.hpp"
+
+#include <fmt/format.h>
+
+#include <ATen/ops/nonzero.h>
+
+#include "harness/attention/error_model.hpp"
+#include "harness/worker/verdict_gates.hpp"
+#include "harness/worker/verdict_report.hpp"
+
+namespace attnbench {
+namespace {
+
+at::ScalarType type_of(Dtype dtype) {
+  return dtype == Dtype::bf16 ? at::kBFloat16 : dtype == Dtype::fp16 ? at::kHalf : at::kFloat;
+}
+
+/// The limits of the formulas: no layer is calibrated.
+Limits limits_of(const std::string& name, const LayerYardstick& y) {
+  return {&y.calibration, "llama", false, y.c.problem.dtype, name};
+}
+
+TensorErrors errors_of(const std::string& name, const at::Tensor& got, const LayerTensor& tensor, const LayerYardstick& y) {
+  const Expected& x = tensor.expected;
+  const TokenShape shape{{0, x.value.size(0)}, 1, x.value.size(2)};
+  const Limits limits = limits_of(name, y);
+  const double limit = z_limit(shape.elements(), limits);
+  const Dtype dtype = y.c.problem.dtype;
+  const ErrorStatistics s = measure_errors(got, x, dtype, limit);
+  TensorErrors errors = report(got, x.value, shape, s);
+  errors.gates = exact_gates(s);
+  if (s.elements == 0) return errors;
+  const ErrorStatistics ordinary = measure_errors(tensor.ordinary, x, dtype, kInfinity);
+  GateScale scale;
+  scale.limits = limits;
+  scale.u = std::ldexp(1.0, dtype == Dtype::bf16 ? -8 : dtype == Dtype::fp16 ? -11 : -24);
+  scale.emulator_rms = ordinary.rms_z;
+  scale.samples = effective_samples(ordinary.row_energy, x.freedom);
+  scale.distinct = kInfinity;
+  errors.gates.merge(error_gates(s, scale));
+  return errors;
+}
+
+/// Outputs of padded queries that are not 0 fail the gate "exact_zero".
+void judge_padded_rows(const at::Tensor& out, const LayerYardstick& y, Verdict& verdict) {
+  const at::Tensor padded = at::nonzero(y.inputs.real_queries().logical_not().flatten()).flatten();
+  const at::Tensor rows = out.detach().to(at::kCPU).flatten(0, 1).index_select(0, padded);
+  const auto violations = rows.ne(0).sum().item<int64_t>();
+  verdict.errors["out"].gates["exact_zero"] = {static_cast<double>(violations), 0, rows.numel(),
+                                               violations > 0 ? Gate::Verdict::fail : Gate::Verdict::pass, 0};
+}
+
+}  // namespace
+
+Verdict judge_layer(const LlamaOutputs& outputs, const LayerYardstick& y) {
+  Verdict verdict;
+  const std::map<std::string, at::Tensor> got = by_name(outputs);
+  for (const auto& [name, tensor] : y.reference) {
+    const at::Tensor& output = got.at(name);
+    if (!output.defined()) {
+      fail_malformed(verdict, fmt::format("{} is missing from the outputs", name));
+      continue;
+    }
+    if (output.scalar_type() != type_of(y.c.problem.dtype)) {
+      fail_malformed(verdict, fmt::format("{}: dtype {}, expected {}", name, c10::toString(output.scalar_type()),
+                                          name_of(y.c.problem.dtype)));
+      continue;
+    }
+    const at::Tensor rows = judged_rows(name, output, y.inputs);
+    if (rows.sizes() != tensor.expected.value.sizes()) {
+      fail_malformed(verdict, fmt::format("{}: {} values in {} rows, expected {} in {}", name, rows.numel(), rows.size(0),
+                                          tensor.expected.value.numel(), tensor.expected.value.size(0)));
+      continue;
+    }
+    verdict.errors[name] = errors_of(name, rows, tensor, y);
+  }
+  if (y.padded_rows_zero && verdict.errors.contains("out")) judge_padded_rows(outputs.out, y, verdict);
+  for (const auto& [name, errors] : verdict.errors) apply_gates(name, errors, verdict);
+  return verdict;
+}
+
+}  // namespace attnbench

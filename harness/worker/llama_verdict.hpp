@@ -1,0 +1,23 @@
+// Judges the outputs of a LLaMA layer: the gates of verdict_gates.hpp on every tensor, with the variances of the layer's own
+// reference (harness/llama/reference.hpp).
+#pragma once
+
+#include "harness/llama/reference.hpp"
+#include "harness/run/calibration.hpp"
+#include "harness/worker/verdict.hpp"
+
+namespace attnbench {
+
+/// What a layer is held to; `inputs`, on the CPU, and `calibration` outlive it.
+struct LayerYardstick {
+  const Case& c;
+  const LlamaInputs& inputs;
+  const LayerReference& reference;
+  const Calibration& calibration;
+  bool padded_rows_zero = false;  ///< outputs of padded queries are exactly 0
+};
+
+/// Every tensor of the reference has to be among the outputs, in the case's dtype and of the reference's shape.
+Verdict judge_layer(const LlamaOutputs& outputs, const LayerYardstick& yardstick);
+
+}  // namespace attnbench
