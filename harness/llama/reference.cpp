@@ -218,13 +218,21 @@ Tensor judged_rows(const std::string& name, const Tensor& output, const LlamaInp
   return host.transpose(1, 2).flatten(0, 1).index_select(0, real).reshape({-1, 1, host.size(-1)});
 }
 
+LlamaOutputs ordinary_layer(const Case& c, const LlamaInputs& inputs, const Semantics& semantics, const Profile& profile,
+                            Pass pass) {
+  LlamaOutputs o = Layer(c, inputs, semantics, profile, {Arithmetic::rounded, c.problem.dtype, {}}).compute(pass);
+  for (Tensor* t : {&o.out, &o.cache_k, &o.cache_v, &o.weights, &o.dhidden, &o.dwq, &o.dwk, &o.dwv, &o.dwo})
+    if (t->defined()) *t = t->to(torch_type(c.problem.dtype));
+  return o;
+}
+
 LayerReference make_layer_reference(const Case& c, const LlamaInputs& inputs, const Semantics& semantics, const Profile& profile,
                                     Pass pass) {
   const auto rows = [&](Arithmetic arithmetic, uint64_t seed) {
     const Storing storing{arithmetic, c.problem.dtype, at::make_generator<at::CPUGeneratorImpl>(seed)};
     return rows_of(Layer(c, inputs, semantics, profile, storing).compute(pass), inputs);
   };
-  const Rows exact = rows(Arithmetic::exact, 0), ordinary = rows(Arithmetic::rounded, 0);
+  const Rows exact = rows(Arithmetic::exact, 0), ordinary = rows_of(ordinary_layer(c, inputs, semantics, profile, pass), inputs);
   Rows squares;
   for (const auto& [name, x] : exact) squares[name] = at::zeros_like(x);
   for (int draw = 1; draw <= kDraws; ++draw)

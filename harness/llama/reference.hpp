@@ -31,6 +31,10 @@ using LayerReference = std::map<std::string, LayerTensor>;
 LayerReference make_layer_reference(const Case& c, const LlamaInputs& inputs, const Semantics& semantics, const Profile& profile,
                                     Pass pass);
 
+/// One implementation that rounds where the profile does, to nearest: outputs in the case's dtype.
+LlamaOutputs ordinary_layer(const Case& c, const LlamaInputs& inputs, const Semantics& semantics, const Profile& profile,
+                            Pass pass);
+
 /// The rows of an output that are judged, as LayerTensor has them; float64, on the CPU.
 at::Tensor judged_rows(const std::string& name, const at::Tensor& output, const LlamaInputs& inputs);
 

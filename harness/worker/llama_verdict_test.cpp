@@ -1,0 +1,102 @@
+// A layer that rounds as it declares passes; one planted mistake in any tensor fails.
+#include "harness/worker/llama_verdict.hpp"
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include <ATen/TensorOperators.h>
+
+#include "harness/worker/test_calibration.hpp"
+
+namespace attnbench {
+namespace {
+
+using testing::HasSubstr;
+
+const Profile kRounds{.name = "flash"};
+
+struct Judged {
+  explicit Judged(const char* line)
+      : c(parse_case(line)),
+        inputs(make_llama_inputs(c)),
+        reference(make_layer_reference(c, inputs, {}, kRounds, Pass::backward)),
+        outputs(ordinary_layer(c, inputs, {}, kRounds, Pass::backward)) {}
+
+  Verdict verdict(bool padded_rows_zero = false) const {
+    return judge_layer(outputs, {c, inputs, reference, judge_test::formula_alone(), padded_rows_zero});
+  }
+
+  Case c;
+  LlamaInputs inputs;
+  LayerReference reference;
+  LlamaOutputs outputs;
+};
+
+constexpr const char* kLines[] = {"llama hq=4 hkv=2 d=64 s=24 cache=on weights=on seed=1",
+                                  "llama hq=2 d=64 s=20 lens=20+11 pad=left dtype=fp16 cache=on weights=on seed=2",
+                                  "llama hq=2 d=64 s=12 past=9 dtype=fp16 cache=on weights=on seed=3"};
+
+TEST(LayerVerdict, OfASoundLayerIsPassed) {
+  for (const char* line : kLines) {
+    const Verdict verdict = Judged(line).verdict();
+    EXPECT_EQ(verdict.status, Status::passed) << line << ": " << verdict.reason;
+    EXPECT_EQ(verdict.errors.size(), 9u) << line;
+  }
+}
+
+constexpr std::pair<const char*, at::Tensor LlamaOutputs::*> kTensors[] = {
+    {"out", &LlamaOutputs::out},         {"cache_k", &LlamaOutputs::cache_k}, {"cache_v", &LlamaOutputs::cache_v},
+    {"weights", &LlamaOutputs::weights}, {"dhidden", &LlamaOutputs::dhidden}, {"dwq", &LlamaOutputs::dwq},
+    {"dwk", &LlamaOutputs::dwk},         {"dwv", &LlamaOutputs::dwv},         {"dwo", &LlamaOutputs::dwo}};
+
+TEST(LayerVerdict, OfOneTensorThatIsAFiftiethTooLargeIsFailed) {
+  for (const char* line : kLines)
+    for (const auto& [name, tensor] : kTensors) {
+      Judged judged(line);
+      judged.outputs.*tensor = (judged.outputs.*tensor * 1.02).to((judged.outputs.*tensor).scalar_type());
+      EXPECT_EQ(judged.verdict().status, Status::failed) << line << ", tensor " << name;
+    }
+}
+
+TEST(LayerVerdict, OfOneElementThatIsOffIsFailed) {
+  for (const char* line : kLines)
+    for (const auto& [name, tensor] : kTensors) {
+      Judged judged(line);
+      const at::Tensor x = judged.outputs.*tensor = (judged.outputs.*tensor).contiguous();
+      x.view({-1}).narrow(0, x.numel() - 1, 1).add_(x.abs().max());
+      EXPECT_EQ(judged.verdict().status, Status::failed) << line << ", tensor " << name;
+    }
+}
+
+TEST(LayerVerdict, OfNaNIsFailed) {
+  Judged judged(kLines[0]);
+  judged.outputs.dwv[0][0].fill_(NAN);
+  EXPECT_THAT(judged.verdict().reason, HasSubstr("dwv"));
+}
+
+TEST(LayerVerdict, OfWhatIsMissingOrOfAnotherFormIsASentence) {
+  Judged judged(kLines[0]);
+  judged.outputs.dwk = at::Tensor();
+  EXPECT_THAT(judged.verdict().reason, HasSubstr("dwk is missing"));
+  judged = Judged(kLines[0]);
+  judged.outputs.out = judged.outputs.out.to(at::kFloat);
+  EXPECT_THAT(judged.verdict().reason, HasSubstr("out: dtype Float, expected bf16"));
+  judged = Judged(kLines[0]);
+  judged.outputs.cache_k = judged.outputs.cache_k.narrow(2, 0, 3);
+  const Verdict verdict = judged.verdict();
+  EXPECT_THAT(verdict.reason, HasSubstr("cache_k"));
+  EXPECT_TRUE(verdict.malformed);
+}
+
+/// A layer that pads its outputs with zeros has zeros there, to the last bit.
+TEST(LayerVerdict, OfPaddedRowsThatAreNotZeroIsFailedWhereTheyHaveToBe) {
+  Judged judged("llama hq=2 d=64 s=20 lens=20+11 seed=2");
+  EXPECT_EQ(judged.verdict(false).status, Status::passed);
+  EXPECT_EQ(judged.verdict(true).status, Status::failed);
+  judged.outputs.out = judged.outputs.out * judged.inputs.real_queries().unsqueeze(-1);
+  EXPECT_EQ(judged.verdict(true).status, Status::passed);
+  EXPECT_EQ(judged.verdict(true).errors.at("out").gates.count("exact_zero"), 1u);
+}
+
+}  // namespace
+}  // namespace attnbench
