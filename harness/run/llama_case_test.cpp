@@ -1,0 +1,100 @@
+// Case lines of the operation `llama`: what they stand for, their canonical form, what is refused; and who is planned for them.
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include "harness/run/case.hpp"
+#include "harness/run/plan.hpp"
+
+namespace attnbench {
+namespace {
+
+using testing::ElementsAre;
+using testing::HasSubstr;
+
+std::string canonical_layer(std::string_view line) {
+  return format_case(parse_case(line));
+}
+
+std::string refusal_of_layer(const std::string& line) {
+  try {
+    parse_case(line, "x.suite:3");
+  } catch (const CaseError& error) {
+    return error.what();
+  }
+  return "accepted";
+}
+
+TEST(LlamaCase, IsALayerAroundAnAttentionProblem) {
+  const Case c = parse_case("llama hq=4 hkv=2 d=64 s=16 past=8 lens=24+17 pad=left");
+  EXPECT_EQ(operation_of(c), "llama");
+  EXPECT_EQ(c.problem.b, 2);
+  EXPECT_EQ(c.problem.lq, 16);
+  EXPECT_EQ(c.problem.lk, 24);
+  EXPECT_EQ(c.problem.dv, 64);
+  EXPECT_EQ(c.problem.mask, Mask::causal);
+  EXPECT_EQ(c.problem.layout, Layout::padded);
+  EXPECT_TRUE(c.llama->mask);
+  EXPECT_FALSE(parse_case("llama hq=4 d=64 s=16").llama->mask);
+  EXPECT_EQ(operation_of(parse_case("attention d=64 lq=16")), "attention");
+}
+
+TEST(LlamaCase, HasACanonicalForm) {
+  EXPECT_EQ(canonical_layer("llama seed=3 s=16 d=64 hq=4 hkv=4 b=1 mask=off layout=padded causal=on"),
+            "llama hq=4 d=64 s=16 seed=3");
+  const std::string all =
+      "llama hq=4 hkv=2 d=64 s=16 past=8 lens=24+17 pad=holes dtype=fp16 causal=off window=5 chunks=2 cache=on weights=on "
+      "train=off positions=one_row shift=7 pad_dout=on gain=2.5 seed=9";
+  EXPECT_EQ(canonical_layer(all), all);
+  EXPECT_EQ(canonical_layer("llama hq=2 d=8 layout=packed lens=4+3 tail=2"), "llama hq=2 d=8 lens=4+3 layout=packed tail=2");
+  EXPECT_NE(parse_case("llama hq=2 d=8 s=4"), parse_case("llama hq=2 d=8 s=4 cache=on"));
+}
+
+TEST(LlamaCase, RefusesWhatMeansNothing) {
+  EXPECT_THAT(refusal_of_layer("llama hq=2 d=7 s=4"), HasSubstr("an even number"));
+  EXPECT_THAT(refusal_of_layer("llama hq=2 d=8"), HasSubstr("s= (new tokens) is missing"));
+  EXPECT_THAT(refusal_of_layer("llama hq=2 s=4"), HasSubstr("d= is missing"));
+  EXPECT_THAT(refusal_of_layer("llama hq=3 hkv=2 d=8 s=4"), HasSubstr("a divisor of hq=3"));
+  EXPECT_THAT(refusal_of_layer("llama hq=2 d=8 s=4 lens=5"), HasSubstr("at most past + s = 4"));
+  EXPECT_THAT(refusal_of_layer("llama hq=2 d=8 s=4 lens=3 mask=off"), HasSubstr("lens= is what it says"));
+  EXPECT_THAT(refusal_of_layer("llama hq=2 d=8 s=4 lens=uniform(1,3)"), HasSubstr("a list of lengths"));
+  EXPECT_THAT(refusal_of_layer("llama hq=2 d=8 s=4 b=2 lens=3+4"), HasSubstr("the list gives the number of rows"));
+  EXPECT_THAT(refusal_of_layer("llama hq=2 d=8 s=4 chunks=3"), HasSubstr("a divisor of s=4"));
+  EXPECT_THAT(refusal_of_layer("llama hq=2 d=8 s=4 tail=3"), HasSubstr("layout=packed beside it"));
+  EXPECT_THAT(refusal_of_layer("llama hq=2 d=8 layout=packed"), HasSubstr("needs lens="));
+  EXPECT_THAT(refusal_of_layer("llama hq=2 d=8 layout=packed lens=4 s=4"), HasSubstr("no layout=packed beside it"));
+  EXPECT_THAT(refusal_of_layer("llama hq=2 d=8 layout=packed lens=4 past=2"), HasSubstr("no past="));
+  EXPECT_THAT(refusal_of_layer("llama hq=2 d=8 s=4 gain=0"), HasSubstr("a number above 0"));
+  EXPECT_THAT(refusal_of_layer("llama hq=2 d=8 s=4 scale=2"), HasSubstr("unknown key 'scale'"));
+}
+
+TEST(LlamaCase, SaysWhoRunsItAndWhatItEqualsInstead) {
+  const Case c = parse_case("llama hq=2 d=8 s=4 # backend=a+b expect=must_differ instead=top_left+ignores_mask");
+  EXPECT_THAT(c.metadata.backends, ElementsAre("a", "b"));
+  EXPECT_EQ(c.metadata.instead, (Semantics{.key_mask = false, .top_left = true}));
+  EXPECT_EQ(parse_case(format_line(c)).metadata, c.metadata);
+  EXPECT_EQ(parse_case("llama hq=2 d=8 s=4 # expect=must_throw message=\"no past\"").metadata.message, "no past");
+  EXPECT_THAT(refusal_of_layer("llama hq=2 d=8 s=4 # instead=not_casual"), HasSubstr("did you mean 'not_causal'?"));
+}
+
+TEST(LlamaCase, IsPlannedForLayersAloneAndForThoseItNames) {
+  std::vector<Declaration> backends(3);
+  const char* names[] = {"kernel", "layer", "other_layer"};
+  for (size_t i = 0; i < backends.size(); ++i) {
+    backends[i].name = names[i];
+    backends[i].operation = i == 0 ? "attention" : "llama";
+    backends[i].capabilities.devices = {"cpu"};
+  }
+  const auto planned = [&](const char* line) {
+    std::vector<std::string> chosen;
+    for (const PlannedCase& one : make_plan({{"s", expand_line(line, "here")}}, {}, backends, {"cpu", 0, {}, ""}))
+      for (const auto& [name, pass] : one.runs)
+        if (pass == Pass::forward) chosen.push_back(name);
+    return chosen;
+  };
+  EXPECT_THAT(planned("llama hq=2 d=8 s=4"), ElementsAre("layer", "other_layer"));
+  EXPECT_THAT(planned("llama hq=2 d=8 s=4 # backend=other_layer"), ElementsAre("other_layer"));
+  EXPECT_THAT(planned("attention d=8 lq=4"), ElementsAre("kernel"));
+}
+
+}  // namespace
+}  // namespace attnbench
