@@ -226,6 +226,25 @@ TEST(FastchatLlama2, IsTheLayerWithFewerKeyHeadsPaddingAndACache) {
     expect_dense(make_fastchat_llama2, keys);
 }
 
+TEST(FastchatLlama2, IsTheLayerOverEveryAttentionBackendOfACpu) {
+  const Case c = make_case("lens=5+9 pad=left hq=4 hkv=2 d=8 s=9 dtype=fp32");
+  const LlamaInputs in = make_llama_inputs(c);
+  const LlamaOutputs expected = dense(c, in);
+  int layers = 0;
+  for (const auto& attention : make_backends(kCpu)) {
+    const auto layer = make_fastchat_llama2(kCpu, *attention);
+    const std::string name = attention->declaration().name;
+    EXPECT_EQ(layer->declaration().implementation, attention->declaration().implementation);
+    if (layer->why_not(c, Pass::backward, kCpu)) continue;  // it does not run on a CPU
+    const LlamaOutputs got = layer->run(c, in, Pass::backward);
+    EXPECT_LT(error(got.out, expected.out, in.real_queries().unsqueeze(-1)), limit_of(Dtype::fp32)) << name;
+    EXPECT_LT(error(got.dhidden, expected.dhidden), limit_of(Dtype::fp32)) << name;
+    EXPECT_LT(error(got.dwk, expected.dwk), limit_of(Dtype::fp32)) << name;
+    ++layers;
+  }
+  EXPECT_GE(layers, 4);
+}
+
 TEST(FastchatLlama2, ChunksThroughTheCacheAreTheLayerInOneCall) {
   for (const char* keys :
        {"b=2 hq=4 hkv=2 d=8 s=16 chunks=4 cache=on", "lens=14+16 hq=4 hkv=2 d=8 s=16 chunks=4", "hq=2 d=8 s=8 past=5 chunks=8"})
