@@ -1,0 +1,13 @@
+// Packed QKV: queries, keys and values of one length and as many heads each in one tensor [tokens, 3, heads, d], with the 2-D
+// mask of the real tokens where the model would have made a 4-D one. Without a mask every row is a sequence of s tokens; with one
+// the real tokens are. keys and values go out as a cache, but none can come in.
+#pragma once
+
+#include "backends/llama/flash_layer.hpp"
+
+namespace attnbench {
+
+/// Throws where the case has fewer key heads than query heads, a past, or chunks: the three do not fit in one tensor then.
+std::unique_ptr<LlamaBackend> make_packed_qkv(std::string name, const Backend& attention);
+
+}  // namespace attnbench
