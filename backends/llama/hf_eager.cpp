@@ -3,19 +3,18 @@
 #include <ATen/ops/constant_pad_nd.h>
 #include <ATen/ops/ones.h>
 
-#include "backends/llama/declare.hpp"
+#include "backends/llama/declared_layer.hpp"
 #include "backends/llama/eager_attention.hpp"
 #include "backends/llama/layer.hpp"
-#include "harness/worker/llama_backend.hpp"
 
 namespace attnbench {
 namespace {
 
 using at::Tensor;
 
-class HfEager : public LlamaBackend {
+class HfEager : public DeclaredLayer {
  public:
-  const Declaration& declaration() const override { return declaration_; }
+  HfEager() : DeclaredLayer(eager_layer("hf_eager")) {}
 
   LlamaOutputs run(const Case& c, const LlamaInputs& inputs, Pass pass) const override {
     const LayerTensors x = leaves(inputs, pass);
@@ -49,8 +48,6 @@ class HfEager : public LlamaBackend {
     const Tensor now = tokens.transpose(1, 2);
     return past.defined() ? at::cat({past, now}, 2) : now;
   }
-
-  Declaration declaration_ = eager_layer("hf_eager");
 };
 
 }  // namespace

@@ -7,26 +7,23 @@
 #include <ATen/ops/matmul.h>
 #include <ATen/ops/softmax.h>
 
-#include "backends/llama/declare.hpp"
+#include "backends/llama/declared_layer.hpp"
 #include "backends/llama/layer.hpp"
-#include "harness/worker/llama_backend.hpp"
 
 namespace attnbench {
 namespace {
 
 using at::Tensor;
 
-class Internvit : public LlamaBackend {
+class Internvit : public DeclaredLayer {
  public:
-  Internvit() {
+  Internvit() : DeclaredLayer(eager_layer("internvit")) {
     declaration_.capabilities.masks = {Mask::none};
     declaration_.capabilities.gqa = false;
   }
 
-  const Declaration& declaration() const override { return declaration_; }
-
   std::optional<std::string> why_not(const Case& c, Pass pass, const Device& device) const override {
-    if (const auto why = LlamaBackend::why_not(c, pass, device)) return why;
+    if (const auto why = DeclaredLayer::why_not(c, pass, device)) return why;
     if (c.llama->mask) return "internvit takes no mask: images have no padding";
     if (c.llama->past > 0 || c.llama->cache || c.llama->chunks > 1) return "internvit has no cache";
     if (c.llama->weights) return "internvit returns no probabilities";
@@ -43,9 +40,6 @@ class Internvit : public LlamaBackend {
     add_gradients(outputs, x, inputs, pass);
     return outputs;
   }
-
- private:
-  Declaration declaration_ = eager_layer("internvit");
 };
 
 }  // namespace

@@ -6,10 +6,9 @@
 #include <fmt/format.h>
 
 #include "backends/attention/eager.hpp"
-#include "backends/llama/declare.hpp"
+#include "backends/llama/declared_layer.hpp"
 #include "backends/llama/internvl.hpp"
 #include "backends/llama/packed_attention.hpp"
-#include "harness/worker/llama_backend.hpp"
 
 namespace attnbench {
 namespace {
@@ -19,14 +18,12 @@ using at::Tensor;
 enum class FlashEntry { v1, v2 };
 constexpr int64_t kLargestHeadDimOfV1 = 128;
 
-class InternvlFlash : public LlamaBackend {
+class InternvlFlash : public DeclaredLayer {
  public:
   InternvlFlash(const Backend& attention, FlashEntry entry)
-      : attention_(attention),
-        entry_(entry),
-        declaration_(fused_layer(entry == FlashEntry::v1 ? "internvl_flash_v1" : "internvl_flash_v2", attention)) {}
-
-  const Declaration& declaration() const override { return declaration_; }
+      : DeclaredLayer(fused_layer(entry == FlashEntry::v1 ? "internvl_flash_v1" : "internvl_flash_v2", attention)),
+        attention_(attention),
+        entry_(entry) {}
 
   LlamaOutputs run(const Case& c, const LlamaInputs& inputs, Pass pass) const override {
     refuse_beyond_training(declaration_.name, c);
@@ -46,7 +43,6 @@ class InternvlFlash : public LlamaBackend {
  private:
   const Backend& attention_;
   FlashEntry entry_;
-  Declaration declaration_;
 };
 
 /// [b, s, hkv, d] -> [b, s, hkv group, d]
@@ -54,14 +50,12 @@ Tensor repeat_heads(const Tensor& x, int64_t group) {
   return repeat_kv(x.transpose(1, 2), group).transpose(1, 2);
 }
 
-class InternvlLlava : public LlamaBackend {
+class InternvlLlava : public DeclaredLayer {
  public:
   explicit InternvlLlava(const Backend& attention)
-      : attention_(attention), declaration_(fused_layer("internvl_llava", attention)) {
+      : DeclaredLayer(fused_layer("internvl_llava", attention)), attention_(attention) {
     declaration_.capabilities.gqa = true;  // what it calls never sees grouped heads
   }
-
-  const Declaration& declaration() const override { return declaration_; }
 
   /// output_attentions is warned about, and nothing is returned for it.
   LlamaOutputs run(const Case& c, const LlamaInputs& inputs, Pass pass) const override {
@@ -85,7 +79,6 @@ class InternvlLlava : public LlamaBackend {
 
  private:
   const Backend& attention_;
-  Declaration declaration_;
 };
 
 }  // namespace

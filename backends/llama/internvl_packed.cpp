@@ -1,9 +1,8 @@
 // internvl_packed: InternVL's packed training. The place of the attention mask carries cu_seqlens of the samples in one row; what
 // stands behind them is a sample of its own. A sliding window is handed on as (w, w): w + 1 keys where the mask is causal.
 #include "backends/llama/attention_call.hpp"
-#include "backends/llama/declare.hpp"
+#include "backends/llama/declared_layer.hpp"
 #include "backends/llama/layer.hpp"
-#include "harness/worker/llama_backend.hpp"
 
 namespace attnbench {
 namespace {
@@ -16,10 +15,10 @@ std::vector<int64_t> sample_lengths(const Tensor& cu_seqlens) {
   return {host.const_data_ptr<int64_t>(), host.const_data_ptr<int64_t>() + host.numel()};
 }
 
-class InternvlPacked : public LlamaBackend {
+class InternvlPacked : public DeclaredLayer {
  public:
   explicit InternvlPacked(const Backend& attention)
-      : attention_(attention), declaration_(fused_layer("internvl_packed", attention)) {
+      : DeclaredLayer(fused_layer("internvl_packed", attention)), attention_(attention) {
     const Capabilities& its = attention.declaration().capabilities;
     Capabilities& can = declaration_.capabilities;
     can.layouts = {Layout::packed};
@@ -28,10 +27,8 @@ class InternvlPacked : public LlamaBackend {
     can.tail = true;
   }
 
-  const Declaration& declaration() const override { return declaration_; }
-
   std::optional<std::string> why_not(const Case& c, Pass pass, const Device& device) const override {
-    if (const auto why = LlamaBackend::why_not(c, pass, device)) return why;
+    if (const auto why = DeclaredLayer::why_not(c, pass, device)) return why;
     if (c.llama->cache || c.llama->chunks > 1) return "internvl_packed is for training, and has no cache";
     if (c.llama->weights) return "internvl_packed returns no probabilities";
     return std::nullopt;
@@ -56,7 +53,6 @@ class InternvlPacked : public LlamaBackend {
 
  private:
   const Backend& attention_;
-  Declaration declaration_;
 };
 
 }  // namespace

@@ -4,22 +4,20 @@
 #include <ATen/ops/ones.h>
 #include <torch/version.h>
 
-#include "backends/llama/declare.hpp"
+#include "backends/llama/declared_layer.hpp"
 #include "backends/llama/eager_attention.hpp"
 #include "backends/llama/internvl.hpp"
 #include "backends/llama/layer.hpp"
-#include "harness/worker/llama_backend.hpp"
 
 namespace attnbench {
 namespace {
 
 using at::Tensor;
 
-class InternvlSdpa : public LlamaBackend {
+class InternvlSdpa : public DeclaredLayer {
  public:
-  InternvlSdpa() { declaration_.implementation = "pytorch_math"; }
-
-  const Declaration& declaration() const override { return declaration_; }
+  /// Rounds where the coarser of its two paths does.
+  InternvlSdpa() : DeclaredLayer(eager_layer("internvl_sdpa")) { declaration_.implementation = "pytorch_math"; }
 
   LlamaOutputs run(const Case& c, const LlamaInputs& inputs, Pass pass) const override {
     refuse_beyond_training(declaration_.name, c);
@@ -45,8 +43,6 @@ class InternvlSdpa : public LlamaBackend {
         mask.defined() ? mask : at::ones({k.size(0), k.size(2)}, k.options().dtype(at::kBool).requires_grad(false));
     return eager_attention(q, k, v, additive_mask(real, q.size(2), q.scalar_type())).o;
   }
-
-  Declaration declaration_ = eager_layer("internvl_sdpa");  // rounds where the coarser of its two paths does
 };
 
 }  // namespace

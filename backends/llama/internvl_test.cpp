@@ -181,6 +181,22 @@ std::string refusal(LlamaMaker* make, const std::string& keys) {
   return refusal(make, c, make_llama_inputs(c));
 }
 
+TEST(DenseLayer, ATensorThatIsOffIsSeen) {
+  const Case c = llama("hq=2 d=16 s=12 lens=5+12 cache=on weights=on dtype=fp32");
+  const LlamaInputs in = make_llama_inputs(c);
+  const LlamaOutputs right = dense(c, in, {});
+  EXPECT_EQ(difference(c, in, right, right), 0);
+  for (Tensor LlamaOutputs::*off :
+       {&LlamaOutputs::out, &LlamaOutputs::cache_k, &LlamaOutputs::cache_v, &LlamaOutputs::weights, &LlamaOutputs::dhidden,
+        &LlamaOutputs::dwq, &LlamaOutputs::dwk, &LlamaOutputs::dwv, &LlamaOutputs::dwo}) {
+    LlamaOutputs got = right;
+    got.*off = right.*off * 1.1;
+    EXPECT_NEAR(difference(c, in, got, right), 0.1, 0.001);
+    got.*off = Tensor();
+    EXPECT_EQ(difference(c, in, got, right), INFINITY);
+  }
+}
+
 TEST(HfEager, IsTheDenseLayer) {
   expect_dense(make_hf_eager, {"b=2 hq=2 d=16 s=9", "hq=4 hkv=2 d=16 s=12 lens=5+12", "hq=2 d=16 s=12 lens=5+12 pad=left",
                                "hq=2 d=16 s=12 lens=5+9 pad=holes", "b=2 hq=2 d=16 s=6 positions=one_row shift=40"});

@@ -1,4 +1,4 @@
-#include "backends/llama/declare.hpp"
+#include "backends/llama/declared_layer.hpp"
 
 #include "backends/attention/eager.hpp"
 
