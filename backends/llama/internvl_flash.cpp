@@ -8,6 +8,7 @@
 #include "backends/attention/eager.hpp"
 #include "backends/llama/declared_layer.hpp"
 #include "backends/llama/internvl.hpp"
+#include "backends/llama/layer.hpp"
 #include "backends/llama/packed_attention.hpp"
 
 namespace attnbench {
@@ -33,9 +34,10 @@ class InternvlFlash : public DeclaredLayer {
           fmt::format("{}: head dim {}, where flash-attn 1 ends at {}", declaration_.name, c.problem.d, kLargestHeadDimOfV1));
     const LayerTensors x = leaves(inputs, pass);
     const Projected tokens = project(x, c, inputs, 0, c.problem.lq);
-    const Align align = is_v1 ? Align::top_left : Align::bottom_right;
     LlamaOutputs outputs;
-    outputs.out = project_out(packed_attention(attention_, tokens, inputs.mask, align), x);
+    const Align align = is_v1 ? Align::top_left : Align::bottom_right;
+    const Tensor o = attend_padded(attention_, {tokens.q, tokens.k, tokens.v, inputs.mask, true, align});
+    outputs.out = project_out(o, x);
     add_gradients(outputs, x, inputs, pass);
     return outputs;
   }
@@ -66,9 +68,9 @@ class InternvlLlava : public DeclaredLayer {
     const LayerTensors x = leaves(inputs, pass);
     const Projected tokens = project(x, c, inputs, 0, s);
     const int64_t group = c.problem.group();
-    const Projected repeated = {tokens.q, repeat_heads(tokens.k, group), repeat_heads(tokens.v, group)};
+    const Tensor k = repeat_heads(tokens.k, group), v = repeat_heads(tokens.v, group);
     LlamaOutputs outputs;
-    outputs.out = project_out(packed_attention(attention_, repeated, inputs.mask, Align::bottom_right), x);
+    outputs.out = project_out(attend_padded(attention_, {.q = tokens.q, .k = k, .v = v, .mask = inputs.mask}), x);
     if (c.llama->cache) {
       outputs.cache_k = tokens.k.transpose(1, 2);
       outputs.cache_v = tokens.v.transpose(1, 2);

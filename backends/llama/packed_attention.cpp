@@ -1,22 +1,29 @@
 #include "backends/llama/packed_attention.hpp"
 
-#include <ATen/ops/stack.h>
+#include "backends/llama/layer.hpp"
 
 namespace attnbench {
 
-at::Tensor packed_attention(const Backend& attention, const Projected& x, const at::Tensor& mask, Align align) {
-  const int64_t b = x.q.size(0), s = x.q.size(1);
-  const at::Tensor qkv = at::stack({x.q, x.k, x.v}, 2);  // [b, s, 3, heads, d]
-  const Unpadding real = mask.defined() ? unpadding_of(mask) : Unpadding{{}, std::vector<int64_t>(static_cast<size_t>(b), s)};
-  const at::Tensor packed = mask.defined() ? unpad(qkv, real) : qkv.flatten(0, 1);
-  AttentionCall call;
-  call.q = packed.select(1, 0);
-  call.k = packed.select(1, 1);
-  call.v = packed.select(1, 2);
-  call.q_lengths = call.k_lengths = real.lengths;
-  call.align = align;
-  const at::Tensor o = attend(attention, call);
-  return mask.defined() ? pad(o, real, b, s) : o.unflatten(0, {b, s});
+at::Tensor attend_padded(const Backend& attention, const PaddedCall& call) {
+  const int64_t b = call.q.size(0), s = call.q.size(1), skv = call.k.size(1);
+  AttentionCall packed;
+  packed.causal = call.causal;
+  packed.align = call.align;
+  if (!call.mask.defined()) {
+    packed.q = call.q.flatten(0, 1);
+    packed.k = call.k.flatten(0, 1);
+    packed.v = call.v.flatten(0, 1);
+    packed.q_lengths.assign(static_cast<size_t>(b), s);
+    packed.k_lengths.assign(static_cast<size_t>(b), skv);
+    return attend(attention, packed).unflatten(0, {b, s});
+  }
+  const Unpadding queries = unpadding_of(call.mask.narrow(1, skv - s, s)), keys = unpadding_of(call.mask);
+  packed.q = unpad(call.q, queries);
+  packed.k = unpad(call.k, keys);
+  packed.v = unpad(call.v, keys);
+  packed.q_lengths = queries.lengths;
+  packed.k_lengths = keys.lengths;
+  return pad(attend(attention, packed), queries, b, s);
 }
 
 }  // namespace attnbench

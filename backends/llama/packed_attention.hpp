@@ -1,13 +1,19 @@
-// Self-attention of padded rows as the packed-QKV patches do it: stacked, unpadded, one call over the real tokens, padded again.
+// Attention of padded tensors through packed sequences: unpad -> attend -> pad.
 #pragma once
 
 #include "backends/llama/attention_call.hpp"
-#include "backends/llama/layer.hpp"
 
 namespace attnbench {
 
-/// x: as many key heads as query heads. mask: bool [b, s], true: a real token; undefined: all are. Causal.
-/// o [b, s, heads, d], 0 on padded rows.
-at::Tensor packed_attention(const Backend& attention, const Projected& x, const at::Tensor& mask, Align align);
+struct PaddedCall {
+  at::Tensor q;     ///< [b, s, hq, d]
+  at::Tensor k, v;  ///< [b, skv, hkv, d], skv >= s
+  at::Tensor mask;  ///< bool [b, skv], true: a real token; the queries are the last s. Undefined: every token is real
+  bool causal = true;
+  Align align = Align::bottom_right;
+};
+
+/// [b, s, hq, d]; rows of padded queries are exactly 0, and what gradient comes in there is dropped.
+at::Tensor attend_padded(const Backend& attention, const PaddedCall& call);
 
 }  // namespace attnbench
