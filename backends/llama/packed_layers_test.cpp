@@ -23,10 +23,6 @@ namespace attnbench {
 using LlamaMaker = std::unique_ptr<LlamaBackend>(const Device& device, const Backend& attention);
 LlamaMaker make_flagembedding, make_fastchat_llama1, make_fastchat_llama2, make_fastchat_xformers;
 
-std::optional<std::string> LlamaBackend::why_not(const Case& c, Pass pass, const Device& device) const {
-  return attnbench::why_not(declaration(), c, pass, device);
-}
-
 namespace {
 
 using at::Tensor;

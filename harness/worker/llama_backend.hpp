@@ -17,8 +17,8 @@ class LlamaBackend {
  public:
   virtual ~LlamaBackend() = default;
   virtual const Declaration& declaration() const = 0;
-  /// A sentence why the layer does not take such a case at all; what it takes and gets wrong, or refuses as the original does,
-  /// is computed, or thrown.
+  /// A sentence why the layer does not take such a case at all, by default from the declared capabilities; what it takes and gets
+  /// wrong, or refuses as the original does, is computed, or thrown.
   virtual std::optional<std::string> why_not(const Case& c, Pass pass, const Device& device) const;
   /// forward: out, and cache and weights where the case asks for them; backward: the gradients too. Throws with a sentence what
   /// the original refuses.

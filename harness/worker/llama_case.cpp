@@ -12,10 +12,8 @@
 
 namespace attnbench {
 
-std::optional<std::string> LlamaBackend::why_not(const Case&, Pass, const Device& device) const {
-  if (!declaration().why_unavailable.empty()) return declaration().why_unavailable;
-  if (!runs_on(declaration(), device)) return fmt::format("device {}: {} does not run there", device.kind, declaration().name);
-  return std::nullopt;
+std::optional<std::string> LlamaBackend::why_not(const Case& c, Pass pass, const Device& device) const {
+  return attnbench::why_not(declaration(), c, pass, device);
 }
 
 namespace {

@@ -1,0 +1,39 @@
+#include "backends/llama/declared_layer.hpp"
+
+#include "backends/attention/eager.hpp"
+
+namespace attnbench {
+namespace {
+
+/// Of capabilities that speak of attention, what a layer makes of them.
+void be_causal_layer(Declaration& declaration, const std::string& name) {
+  declaration.name = name;
+  declaration.operation = "llama";
+  declaration.ours = true;
+  declaration.conventions.lse_empty = Conventions::LseEmpty::none;
+  Capabilities& can = declaration.capabilities;
+  can.layouts = {Layout::padded};
+  can.masks = {Mask::causal};
+  can.strides = {Strides::contiguous};
+  can.window = can.softcap = can.alibi = can.sink = can.dropout = can.dv_differs = can.tail = can.returns_lse = false;
+  can.varying.clear();  // its names are those of attention's tensors
+  can.invariant_to.clear();
+}
+
+}  // namespace
+
+Declaration eager_layer(const std::string& name) {
+  Declaration declaration = Eager().declaration();
+  be_causal_layer(declaration, name);
+  return declaration;
+}
+
+Declaration fused_layer(const std::string& name, const Backend& attention) {
+  Declaration declaration = attention.declaration();
+  be_causal_layer(declaration, name);
+  declaration.conventions.empty_row = Conventions::EmptyRow::zero;
+  declaration.conventions.padded_rows_zero = true;
+  return declaration;
+}
+
+}  // namespace attnbench

@@ -1,0 +1,30 @@
+// A layer that takes what it declares; what layers declare follows from what computes their attention.
+#pragma once
+
+#include <string>
+
+#include "harness/worker/backend.hpp"
+#include "harness/worker/llama_backend.hpp"
+
+namespace attnbench {
+
+/// Causal, over padded rows, the attention written out in LibTorch operations as `eager` does.
+Declaration eager_layer(const std::string& name);
+
+/// Causal, over padded rows whose real tokens alone reach `attention`; padded rows of the output are 0.
+Declaration fused_layer(const std::string& name, const Backend& attention);
+
+class DeclaredLayer : public LlamaBackend {
+ public:
+  const Declaration& declaration() const override { return declaration_; }
+  /// Follows from the declared capabilities.
+  std::optional<std::string> why_not(const Case& c, Pass pass, const Device& device) const override {
+    return attnbench::why_not(declaration_, c, pass, device);
+  }
+
+ protected:
+  explicit DeclaredLayer(Declaration declaration) : declaration_(std::move(declaration)) {}
+  Declaration declaration_;
+};
+
+}  // namespace attnbench

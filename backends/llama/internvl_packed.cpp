@@ -1,0 +1,64 @@
+// internvl_packed: InternVL's packed training. The place of the attention mask carries cu_seqlens of the samples in one row; what
+// stands behind them is a sample of its own. A sliding window is handed on as (w, w): w + 1 keys where the mask is causal.
+#include "backends/llama/attention_call.hpp"
+#include "backends/llama/declared_layer.hpp"
+#include "backends/llama/layer.hpp"
+
+namespace attnbench {
+namespace {
+
+using at::Tensor;
+
+/// cu_seqlens int32 [samples + 1]
+std::vector<int64_t> sample_lengths(const Tensor& cu_seqlens) {
+  const Tensor host = cu_seqlens.to(at::kCPU).to(at::kLong).diff().contiguous();
+  return {host.const_data_ptr<int64_t>(), host.const_data_ptr<int64_t>() + host.numel()};
+}
+
+class InternvlPacked : public DeclaredLayer {
+ public:
+  explicit InternvlPacked(const Backend& attention)
+      : DeclaredLayer(fused_layer("internvl_packed", attention)), attention_(attention) {
+    const Capabilities& its = attention.declaration().capabilities;
+    Capabilities& can = declaration_.capabilities;
+    can.layouts = {Layout::packed};
+    can.masks = its.masks;
+    can.window = its.window;
+    can.tail = true;
+  }
+
+  std::optional<std::string> why_not(const Case& c, Pass pass, const Device& device) const override {
+    if (const auto why = DeclaredLayer::why_not(c, pass, device)) return why;
+    if (c.llama->cache || c.llama->chunks > 1) return "internvl_packed is for training, and has no cache";
+    if (c.llama->weights) return "internvl_packed returns no probabilities";
+    return std::nullopt;
+  }
+
+  LlamaOutputs run(const Case& c, const LlamaInputs& inputs, Pass pass) const override {
+    const Problem& p = c.problem;
+    const LayerTensors x = leaves(inputs, pass);
+    const Projected tokens = project(x, c, inputs, 0, p.lq);
+    AttentionCall call;
+    call.q = tokens.q.squeeze(0);
+    call.k = tokens.k.squeeze(0);
+    call.v = tokens.v.squeeze(0);
+    call.q_lengths = call.k_lengths = sample_lengths(inputs.cu_seqlens);
+    call.causal = p.mask == Mask::causal;
+    if (p.window) call.window = {p.window->left, p.window->left};
+    LlamaOutputs outputs;
+    outputs.out = project_out(attend(attention_, call).unsqueeze(0), x);
+    add_gradients(outputs, x, inputs, pass);
+    return outputs;
+  }
+
+ private:
+  const Backend& attention_;
+};
+
+}  // namespace
+
+std::unique_ptr<LlamaBackend> make_internvl_packed(const Device&, const Backend& attention) {
+  return std::make_unique<InternvlPacked>(attention);
+}
+
+}  // namespace attnbench

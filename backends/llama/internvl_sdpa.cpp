@@ -1,0 +1,54 @@
+// internvl_sdpa: InternVL's patch of LLaMA wherever LibTorch has scaled_dot_product_attention. In training it says is_causal and
+// looks at no mask; in evaluation it is eager, with the mask that the model's own hook has made.
+#include <ATen/ops/_scaled_dot_product_attention_math.h>
+#include <ATen/ops/ones.h>
+#include <torch/version.h>
+
+#include "backends/llama/declared_layer.hpp"
+#include "backends/llama/eager_attention.hpp"
+#include "backends/llama/internvl.hpp"
+#include "backends/llama/layer.hpp"
+
+namespace attnbench {
+namespace {
+
+using at::Tensor;
+
+class InternvlSdpa : public DeclaredLayer {
+ public:
+  /// Rounds where the coarser of its two paths does.
+  InternvlSdpa() : DeclaredLayer(eager_layer("internvl_sdpa")) { declaration_.implementation = "pytorch_math"; }
+
+  LlamaOutputs run(const Case& c, const LlamaInputs& inputs, Pass pass) const override {
+    refuse_beyond_training(declaration_.name, c);
+    const LayerTensors x = leaves(inputs, pass);
+    const Projected tokens = project(x, c, inputs, 0, c.problem.lq);
+    const Tensor q = tokens.q.transpose(1, 2), k = tokens.k.transpose(1, 2), v = tokens.v.transpose(1, 2);
+    LlamaOutputs outputs;
+    outputs.out = project_out(c.llama->train ? in_training(q, k, v) : in_evaluation(q, k, v, inputs.mask), x);
+    add_gradients(outputs, x, inputs, pass);
+    return outputs;
+  }
+
+ private:
+  /// Pinned to the implementation that every device has, where the original leaves the choice to the dispatcher.
+  static Tensor in_training(const Tensor& q, const Tensor& k, const Tensor& v) {
+    const Tensor o = std::get<0>(at::_scaled_dot_product_attention_math(q, k, v, std::nullopt, 0.0, true));
+    return o.transpose(1, 2);
+  }
+
+  /// Without a mask the model makes one of all keys, so that the layer always has one.
+  static Tensor in_evaluation(const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& mask) {
+    const Tensor real =
+        mask.defined() ? mask : at::ones({k.size(0), k.size(2)}, k.options().dtype(at::kBool).requires_grad(false));
+    return eager_attention(q, k, v, additive_mask(real, q.size(2), q.scalar_type())).o;
+  }
+};
+
+}  // namespace
+
+std::unique_ptr<LlamaBackend> make_internvl_sdpa(const Device&, const Backend&) {
+  return std::make_unique<InternvlSdpa>();
+}
+
+}  // namespace attnbench
