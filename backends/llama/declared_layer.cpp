@@ -1,5 +1,9 @@
 #include "backends/llama/declared_layer.hpp"
 
+#include <stdexcept>
+
+#include <fmt/format.h>
+
 #include "backends/attention/eager.hpp"
 
 namespace attnbench {
@@ -31,9 +35,19 @@ Declaration eager_layer(const std::string& name) {
 Declaration fused_layer(const std::string& name, const Backend& attention) {
   Declaration declaration = attention.declaration();
   be_causal_layer(declaration, name);
+  declaration.capabilities.aligns = {Align::bottom_right, Align::top_left};  // what `attention` lacks it refuses when called
+  declaration.capabilities.gqa = declaration.capabilities.unequal_lengths = true;
   declaration.conventions.empty_row = Conventions::EmptyRow::zero;
   declaration.conventions.padded_rows_zero = true;
   return declaration;
+}
+
+void require_equal_heads(const Declaration& layer, const Case& c) {
+  const Problem& p = c.problem;
+  if (p.hq == p.hkv) return;
+  throw std::invalid_argument(
+      fmt::format("hq={} hkv={}: {} views keys and values as {} heads, as many as queries have, and their projections give {}",
+                  p.hq, p.hkv, layer.name, p.hq, p.hkv));
 }
 
 }  // namespace attnbench

@@ -14,13 +14,12 @@ Declaration eager_layer(const std::string& name);
 /// Causal, over padded rows whose real tokens alone reach `attention`; padded rows of the output are 0.
 Declaration fused_layer(const std::string& name, const Backend& attention);
 
+/// Throws where the case has fewer key heads than query heads: the layer projects both to as many.
+void require_equal_heads(const Declaration& layer, const Case& c);
+
 class DeclaredLayer : public LlamaBackend {
  public:
   const Declaration& declaration() const override { return declaration_; }
-  /// Follows from the declared capabilities.
-  std::optional<std::string> why_not(const Case& c, Pass pass, const Device& device) const override {
-    return attnbench::why_not(declaration_, c, pass, device);
-  }
 
  protected:
   explicit DeclaredLayer(Declaration declaration) : declaration_(std::move(declaration)) {}

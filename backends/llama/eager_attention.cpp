@@ -14,6 +14,16 @@
 #include "backends/attention/eager.hpp"
 
 namespace attnbench {
+namespace {
+
+void check_shape(const at::Tensor& mask, const std::vector<int64_t>& wanted) {
+  const at::IntArrayRef got = mask.sizes();
+  if (got != at::IntArrayRef(wanted))
+    throw std::invalid_argument(
+        fmt::format("the attention mask has the shape [{}], expected [{}]", fmt::join(got, ", "), fmt::join(wanted, ", ")));
+}
+
+}  // namespace
 
 at::Tensor additive_mask(const at::Tensor& keys, int64_t lq, at::ScalarType dtype) {
   const int64_t lk = keys.size(1);
@@ -24,15 +34,12 @@ at::Tensor additive_mask(const at::Tensor& keys, int64_t lq, at::ScalarType dtyp
 }
 
 EagerAttention eager_attention(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v, const at::Tensor& mask) {
-  const at::IntArrayRef got = mask.sizes();
-  const std::vector<int64_t> wanted = {q.size(0), 1, q.size(2), k.size(2)};
-  if (got != at::IntArrayRef(wanted))
-    throw std::invalid_argument(
-        fmt::format("the attention mask has the shape [{}], expected [{}]", fmt::join(got, ", "), fmt::join(wanted, ", ")));
+  if (mask.defined()) check_shape(mask, {q.size(0), 1, q.size(2), k.size(2)});
   const int64_t group = q.size(1) / k.size(1);
   const at::Tensor products = at::matmul(q, repeat_kv(k, group).transpose(2, 3)) / std::sqrt(static_cast<double>(q.size(3)));
   // The larger of two tensors, not a clamp: where they are equal the gradient is halved, as in the original.
-  const at::Tensor scores = at::maximum(products + mask, at::scalar_tensor(lowest(q.scalar_type()), q.options()));
+  const at::Tensor lowest_score = at::scalar_tensor(lowest(q.scalar_type()), q.options());
+  const at::Tensor scores = mask.defined() ? at::maximum(products + mask, lowest_score) : products;
   const at::Tensor weights = at::softmax(scores, -1, at::kFloat).to(q.scalar_type());
   return {at::matmul(weights, repeat_kv(v, group)).transpose(1, 2), weights};
 }

@@ -17,7 +17,7 @@ struct EagerAttention {
 };
 
 /// Scores plus mask are clamped at finfo(dtype).min: a query that sees no key weighs all of them alike.
-/// q [b, hq, lq, d]; k, v [b, hkv, lk, d]; mask [b, 1, lq, lk]: another shape is a std::invalid_argument.
+/// q [b, hq, lq, d]; k, v [b, hkv, lk, d]; mask [b, 1, lq, lk]: another shape is a std::invalid_argument; undefined: none.
 EagerAttention eager_attention(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v, const at::Tensor& mask);
 
 }  // namespace attnbench

@@ -4,8 +4,7 @@
 // - without a mask it is not causal;
 // - padded keys are seen (behind real queries in right padding, which the triangle hides; not in left padding);
 // - with a past the first query sees key 1, so that a chunk sees its own future, unless key 1 of the first row is padding: then
-// the
-//   triangle begins at the first key, whatever the past;
+//   the triangle begins at the first key, whatever the past;
 // - with one key there is no such element.
 // weights=on takes the eager path, with the whole mask.
 #include <fmt/format.h>
@@ -13,31 +12,21 @@
 #include <stdexcept>
 
 #include "backends/llama/cached_layer.hpp"
-#include "backends/llama/layer_declaration.hpp"
-#include "backends/llama/masked_eager.hpp"
+#include "backends/llama/declared_layer.hpp"
+#include "backends/llama/eager_attention.hpp"
 #include "backends/llama/packed_attention.hpp"
-#include "harness/worker/llama_backend.hpp"
 
 namespace attnbench {
 namespace {
 
-class FastchatXformers : public LlamaBackend {
+class FastchatXformers : public DeclaredLayer {
  public:
+  /// Its profile is that of the path with weights, which rounds more than the other.
   explicit FastchatXformers(const Backend& attention)
-      : attention_(attention), declaration_(declare_layer("fastchat_xformers", attention.declaration())) {
-    declaration_.conventions.empty_row = Conventions::EmptyRow::uniform;
-    declaration_.conventions.padded_rows_zero = false;
-    declaration_.profile = {.name = "eager",  // of the path with weights, which rounds more than the other
-                            .p = Profile::Probabilities::normalised,
-                            .rounds_ds = true,
-                            .rounds_scores = true,
-                            .d = Profile::RowSum::from_p_dp};
-  }
-
-  const Declaration& declaration() const override { return declaration_; }
-
-  std::optional<std::string> why_not(const Case& c, Pass pass, const Device& device) const override {
-    return attnbench::why_not(declaration_, c, pass, device);
+      : DeclaredLayer(fused_layer("fastchat_xformers", attention)), attention_(attention) {
+    const Declaration eager = eager_layer(declaration_.name);
+    declaration_.conventions = eager.conventions;
+    declaration_.profile = eager.profile;
   }
 
   LlamaOutputs run(const Case& c, const LlamaInputs& inputs, Pass pass) const override {
@@ -45,9 +34,10 @@ class FastchatXformers : public LlamaBackend {
     return run_layer(c, inputs, pass, [&](const ChunkCall& chunk) -> ChunkResult {
       at::Tensor mask;
       if (inputs.mask.defined())
-        mask = decoder_mask(inputs.mask.narrow(1, 0, chunk.before + chunk.count), chunk.count, chunk.q.scalar_type());
+        mask = additive_mask(inputs.mask.narrow(1, 0, chunk.before + chunk.count), chunk.count, chunk.q.scalar_type());
       if (c.llama->weights) {
-        const EagerResult eager = attend_eagerly(chunk.q, chunk.k, chunk.v, mask);
+        const auto heads_first = [](const at::Tensor& x) { return x.transpose(1, 2); };
+        const EagerAttention eager = eager_attention(heads_first(chunk.q), heads_first(chunk.k), heads_first(chunk.v), mask);
         return {eager.o, eager.weights};
       }
       const bool causal = is_triangular(mask);
@@ -68,7 +58,6 @@ class FastchatXformers : public LlamaBackend {
   }
 
   const Backend& attention_;
-  Declaration declaration_;
 };
 
 }  // namespace

@@ -6,7 +6,6 @@
 #include <utility>
 
 #include "backends/llama/cached_layer.hpp"
-#include "backends/llama/layer_declaration.hpp"
 #include "backends/llama/packed_attention.hpp"
 
 namespace attnbench {

@@ -28,8 +28,8 @@ using torch::autograd::variable_list;
 
 enum class Arithmetic : int64_t { exact, noisy, rounded };
 
-/// Draws of the noise, and how much one variance of an element weighs beside those of its row.
-constexpr int kDraws = 24;
+/// Draws of the noise, and how much those of its row weigh beside the mean square of an element.
+constexpr int kDraws = 16;
 constexpr double kRowWeight = 8;
 
 /// In fp32 what errs is not the storing but the sums of float32, of a few hundred terms.
@@ -73,6 +73,28 @@ struct Store : torch::autograd::Function<Store> {
   }
 };
 
+/// Softmax, whose backward dS = P (dP - D) has a D of its own error: of a D from the rounded O as much as the dtype rounds, else
+/// as float32 does. Where one key is seen dP = D, and that error is all that there is of dS.
+struct Softmax : torch::autograd::Function<Softmax> {
+  static Tensor forward(AutogradContext* ctx, const Tensor& scores, int64_t storing, double error) {
+    const Tensor P = at::softmax(scores, -1);
+    ctx->save_for_backward({P});
+    ctx->saved_data["storing"] = storing;
+    ctx->saved_data["error"] = error;
+    return P;
+  }
+  static variable_list backward(AutogradContext* ctx, const variable_list& gradients) {
+    const Tensor P = ctx->get_saved_variables()[0], dP = gradients[0];
+    const auto* storing = reinterpret_cast<const Storing*>(ctx->saved_data["storing"].toInt());
+    Tensor D = (P * dP).sum(-1, true);
+    if (storing->arithmetic == Arithmetic::noisy) {
+      const Tensor size = (P * dP.square()).sum(-1, true).sqrt() * ctx->saved_data["error"].toDouble();
+      D = D + at::empty_like(D).uniform_(-1, 1, storing->generator) * size;
+    }
+    return {P * (dP - D), Tensor(), Tensor()};
+  }
+};
+
 /// The layer, once.
 class Layer {
  public:
@@ -101,7 +123,7 @@ class Layer {
 
 /// [b, s, E] -> [b, heads, s, d]
 Tensor Layer::heads(const Tensor& x, const Tensor& w) const {
-  return stored(given(x).matmul(given(w).t())).unflatten(-1, {-1, c_.problem.d}).transpose(1, 2);
+  return stored(given(x).matmul(w.t())).unflatten(-1, {-1, c_.problem.d}).transpose(1, 2);
 }
 
 /// RoPE; angles are float32, cos and sin are what the dtype makes of them.
@@ -148,7 +170,9 @@ Tensor Layer::probabilities(const Tensor& q, const Tensor& k) const {
   if (profile_.rounds_ds && !profile_.rounds_scores) scores = given(scores);
   const Tensor sees = visible().unsqueeze(1);
   const Tensor none = sees.any(-1, true).logical_not();
-  Tensor P = at::softmax(at::where(sees | none, scores, -INFINITY), -1);
+  const bool from_output = profile_.d == Profile::RowSum::from_output && c_.problem.dtype != Dtype::fp32;
+  const double error = from_output ? ulp(c_.problem.dtype, 1) / 2 : kFp32Sums * ulp(Dtype::fp32, 1) / 2;
+  Tensor P = Softmax::apply(at::where(sees | none, scores, -INFINITY), address(), error);
   const Tensor alike = at::ones({}, at::kDouble) / static_cast<double>(c_.problem.lk);
   P = at::where(none, semantics_.uniform_rows ? alike : alike * 0, at::where(sees, P, 0.0));
   return profile_.p == Profile::Probabilities::not_rounded ? P : stored(P);
@@ -167,7 +191,7 @@ LlamaOutputs Layer::compute(Pass pass) {
   const Tensor P = probabilities(q, given(k).repeat_interleave(group, 1));
   const Tensor o = stored(P.matmul(given(v).repeat_interleave(group, 1)));
   LlamaOutputs outputs;
-  const Tensor out = stored(o.transpose(1, 2).flatten(2).matmul(given(x[4]).t()));
+  const Tensor out = stored(o.transpose(1, 2).flatten(2).matmul(x[4].t()));
   if (pass == Pass::backward) {
     const Tensor dout = in_.dout.to(at::kDouble) * in_.real_queries().unsqueeze(-1);
     const variable_list gradients = torch::autograd::grad({out}, {x[0], x[1], x[2], x[3], x[4]}, {dout});
@@ -195,10 +219,22 @@ Rows rows_of(const LlamaOutputs& outputs, const LlamaInputs& inputs) {
   return rows;
 }
 
-/// An element's own mean square says little after a few draws, that of its row nothing of the element: between them.
-Tensor variance_of(const Tensor& squares) {
+/// An element's own mean square says little after a few draws, that of its row nothing of the element: between them. Gradients of
+/// weights are too many to draw their own rounding: it is added, for the share of each chunk and for each sum of two.
+Tensor variance_of(const std::string& name, const Tensor& squares, const Case& c, const Tensor& x) {
   const Tensor row = at::where(squares != 0, squares.mean(-1, true), 0.0);
-  return (squares * kDraws + row * kRowWeight) / (kDraws + kRowWeight);
+  const Tensor variance = (squares * kDraws + row * kRowWeight) / (kDraws + kRowWeight);
+  if (!name.starts_with("dw")) return variance;
+  return variance + spacing(c.problem.dtype, x).square() * (static_cast<double>(2 * c.llama->chunks - 1) / 12);
+}
+
+/// The gain that the draws have in the mean square: errors of P or K come to whole heads alike.
+double gain_deviation(const std::vector<Rows>& draws, const std::string& name, const Tensor& x, const Tensor& variance) {
+  const Tensor weight = at::where(variance > 0, x / variance, 0.0);
+  const double all = (weight * x).sum().item<double>();
+  double squares = 0;
+  for (const Rows& draw : draws) squares += std::pow(((draw.at(name) - x) * weight).sum().item<double>() / all, 2);
+  return all > 0 ? std::sqrt(squares / static_cast<double>(draws.size())) : 0;
 }
 
 }  // namespace
@@ -233,14 +269,17 @@ LayerReference make_layer_reference(const Case& c, const LlamaInputs& inputs, co
     return rows_of(Layer(c, inputs, semantics, profile, storing).compute(pass), inputs);
   };
   const Rows exact = rows(Arithmetic::exact, 0), ordinary = rows_of(ordinary_layer(c, inputs, semantics, profile, pass), inputs);
-  Rows squares;
-  for (const auto& [name, x] : exact) squares[name] = at::zeros_like(x);
-  for (int draw = 1; draw <= kDraws; ++draw)
-    for (const auto& [name, x] : rows(Arithmetic::noisy, static_cast<uint64_t>(draw)))
-      squares[name] += (x - exact.at(name)).square() / kDraws;
+  std::vector<Rows> draws;
+  for (int draw = 1; draw <= kDraws; ++draw) draws.push_back(rows(Arithmetic::noisy, static_cast<uint64_t>(draw)));
   LayerReference reference;
-  for (const auto& [name, x] : exact)
-    reference[name] = {{x, variance_of(squares.at(name)), Tensor(), at::ones({x.size(0), 1}, at::kDouble)}, ordinary.at(name)};
+  for (const auto& [name, x] : exact) {
+    Tensor squares = at::zeros_like(x);
+    for (const Rows& draw : draws) squares += (draw.at(name) - x).square() / kDraws;
+    const Tensor variance = variance_of(name, squares, c, x);
+    reference[name] = {{x, variance, Tensor(), at::ones({x.size(0), 1}, at::kDouble)},
+                       ordinary.at(name),
+                       gain_deviation(draws, name, x, variance)};
+  }
   return reference;
 }
 

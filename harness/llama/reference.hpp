@@ -19,8 +19,9 @@ namespace attnbench {
 
 /// One tensor as rows: float64 on the CPU, [rows, 1, channels].
 struct LayerTensor {
-  Expected expected;    ///< freedom: 1 for each row, since errors of P or dS come to all channels of a row together
-  at::Tensor ordinary;  ///< of `rounded`
+  Expected expected;          ///< freedom: 1 for each row, since errors of P or dS come to all channels of a row together
+  at::Tensor ordinary;        ///< of `rounded`
+  double gain_deviation = 0;  ///< root mean square of the gain (verdict_gates.hpp) that `noisy` has
 };
 
 /// By name: "out"; "cache_k", "cache_v", "weights" where the case asks for them; in a backward pass "dhidden", "dwq", "dwk",

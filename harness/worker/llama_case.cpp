@@ -1,8 +1,9 @@
 #include "harness/worker/llama_case.hpp"
 
 #include <chrono>
+#include <deque>
 #include <exception>
-#include <map>
+#include <tuple>
 
 #include <fmt/format.h>
 
@@ -18,14 +19,37 @@ std::optional<std::string> LlamaBackend::why_not(const Case& c, Pass pass, const
 
 namespace {
 
+/// What the layers of a case share: its inputs, and a reference for each way to round and to read the case.
+class LayerCase {
+ public:
+  explicit LayerCase(const Case& c) : c_(c), inputs_(make_llama_inputs(c)) {}
+
+  const Case& test_case() const { return c_; }
+  const LlamaInputs& inputs() const { return inputs_; }
+
+  /// Of both passes.
+  const LayerReference& reference(const Profile& profile, const Semantics& semantics) {
+    for (const auto& [of_profile, of_semantics, reference] : references_)
+      if (of_profile == profile && of_semantics == semantics) return reference;
+    const LayerReference made = make_layer_reference(c_, inputs_, semantics, profile, Pass::backward);
+    return std::get<LayerReference>(references_.emplace_back(profile, semantics, made));
+  }
+
+ private:
+  const Case& c_;
+  const LlamaInputs inputs_;
+  std::deque<std::tuple<Profile, Semantics, LayerReference>> references_;
+};
+
 /// One layer and one pass of one case.
 class LayerAttempt {
  public:
-  LayerAttempt(const LlamaBackend& layer, const Case& c, Pass pass, const Bench& bench) : layer_(layer), c_(c), bench_(bench) {
+  LayerAttempt(const LlamaBackend& layer, LayerCase& data, Pass pass, const Bench& bench)
+      : layer_(layer), data_(data), c_(data.test_case()), bench_(bench) {
     const Declaration& declaration = layer.declaration();
-    record_.case_line = format_case(c);
-    record_.name = c.metadata.name;
-    record_.expect = c.metadata.expect;
+    record_.case_line = format_case(c_);
+    record_.name = c_.metadata.name;
+    record_.expect = c_.metadata.expect;
     record_.backend = declaration.name;
     record_.version = declaration.version;
     record_.device = device_text(bench.device);
@@ -56,8 +80,7 @@ class LayerAttempt {
   }
 
   void run_and_judge(const std::function<void(const char*)>& announce) {
-    const LlamaInputs inputs = make_llama_inputs(c_);
-    const LlamaInputs there = to_device(inputs, c10::Device(device_text(bench_.device)));
+    const LlamaInputs there = to_device(data_.inputs(), c10::Device(device_text(bench_.device)));
     LlamaOutputs outputs;
     try {
       outputs = layer_.run(c_, there, record_.pass);
@@ -68,10 +91,10 @@ class LayerAttempt {
     if (record_.expect == Expect::must_throw) return end(Status::failed, "computed a result, and the case expects it to throw");
     announce("judge");
     record_.oracle = "torch";
-    const Verdict verdict = judge(outputs, inputs, {});
+    const Verdict verdict = judge(outputs, {});
     record_.errors = verdict.errors;
     if (record_.expect == Expect::equal) return end(verdict.status, verdict.reason);
-    must_differ(outputs, inputs, verdict);
+    must_differ(outputs, verdict);
   }
 
   /// What the case expects to be thrown has to say so.
@@ -83,20 +106,20 @@ class LayerAttempt {
     end(Status::passed, "throws, as the case expects: " + sentence);
   }
 
-  Verdict judge(const LlamaOutputs& outputs, const LlamaInputs& inputs, const Semantics& semantics) const {
+  Verdict judge(const LlamaOutputs& outputs, const Semantics& semantics) const {
     const Declaration& declaration = layer_.declaration();
-    const LayerReference reference = make_layer_reference(c_, inputs, semantics, declaration.profile, record_.pass);
     const bool zero = declaration.conventions.padded_rows_zero && semantics.key_mask;
-    return judge_layer(outputs, {c_, inputs, reference, bench_.calibration, zero});
+    return judge_layer(outputs, record_.pass,
+                       {c_, data_.inputs(), data_.reference(declaration.profile, semantics), bench_.calibration, zero});
   }
 
   /// It is another value than the case's, and the one that the case names instead: both are judged.
-  void must_differ(const LlamaOutputs& outputs, const LlamaInputs& inputs, const Verdict& verdict) {
+  void must_differ(const LlamaOutputs& outputs, const Verdict& verdict) {
     if (verdict.status != Status::failed || verdict.malformed)
       return end(Status::failed, "does not differ, as the case expects" + (verdict.reason.empty() ? "" : ": " + verdict.reason));
     if (!c_.metadata.instead)
       return end(Status::failed, "differs, but the case does not say what it equals instead (instead=): " + verdict.reason);
-    const Verdict instead = judge(outputs, inputs, *c_.metadata.instead);
+    const Verdict instead = judge(outputs, *c_.metadata.instead);
     for (const auto& [name, errors] : instead.errors) record_.errors[name + "_instead"] = errors;
     if (instead.status != Status::passed)
       return end(Status::failed, "differs, but is not what the case says it equals instead: " + instead.reason);
@@ -104,6 +127,7 @@ class LayerAttempt {
   }
 
   const LlamaBackend& layer_;
+  LayerCase& data_;
   const Case& c_;
   const Bench& bench_;
   Record record_;
@@ -112,6 +136,7 @@ class LayerAttempt {
 }  // namespace
 
 void run_llama_case(const Case& c, const Request& request, const Bench& bench, const Replies& replies) {
+  LayerCase data(c);
   for (const auto& [name, pass] : request.runs) {
     const auto named = [&, &wanted = name](const auto& layer) { return layer->declaration().name == wanted; };
     const auto layer = std::ranges::find_if(bench.layers, named);
@@ -119,7 +144,7 @@ void run_llama_case(const Case& c, const Request& request, const Bench& bench, c
       replies.record(error_record(request, name, pass, fmt::format("this worker has no layer '{}'", name)));
       continue;
     }
-    LayerAttempt attempt(**layer, c, pass, bench);
+    LayerAttempt attempt(**layer, data, pass, bench);
     replies.record(attempt.run([&, &backend = name, pass = pass](const char* stage) {
       replies.stage({request.id, backend, pass, stage});
     }));

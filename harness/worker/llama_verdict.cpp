@@ -1,5 +1,8 @@
 #include "harness/worker/llama_verdict.hpp"
 
+#include <algorithm>
+#include <cmath>
+
 #include <fmt/format.h>
 
 #include <ATen/ops/nonzero.h>
@@ -15,6 +18,9 @@ at::ScalarType type_of(Dtype dtype) {
   return dtype == Dtype::bf16 ? at::kBFloat16 : dtype == Dtype::fp16 ? at::kHalf : at::kFloat;
 }
 
+/// Of the standard deviation of a gain that few draws estimated: 16 of them may say a third too little.
+constexpr double kFewDraws = 1.5;
+
 /// The limits of the formulas: no layer is calibrated.
 Limits limits_of(const std::string& name, const LayerYardstick& y) {
   return {&y.calibration, "llama", false, y.c.problem.dtype, name};
@@ -26,7 +32,8 @@ TensorErrors errors_of(const std::string& name, const at::Tensor& got, const Lay
   const Limits limits = limits_of(name, y);
   const double limit = z_limit(shape.elements(), limits);
   const Dtype dtype = y.c.problem.dtype;
-  const ErrorStatistics s = measure_errors(got, x, dtype, limit);
+  ErrorStatistics s = measure_errors(got, x, dtype, limit);
+  s.gain_error = std::max(s.gain_error, kFewDraws * tensor.gain_deviation);
   TensorErrors errors = report(got, x.value, shape, s);
   errors.gates = exact_gates(s);
   if (s.elements == 0) return errors;
@@ -52,10 +59,11 @@ void judge_padded_rows(const at::Tensor& out, const LayerYardstick& y, Verdict& 
 
 }  // namespace
 
-Verdict judge_layer(const LlamaOutputs& outputs, const LayerYardstick& y) {
+Verdict judge_layer(const LlamaOutputs& outputs, Pass pass, const LayerYardstick& y) {
   Verdict verdict;
   const std::map<std::string, at::Tensor> got = by_name(outputs);
   for (const auto& [name, tensor] : y.reference) {
+    if (pass == Pass::forward && name.starts_with('d')) continue;
     const at::Tensor& output = got.at(name);
     if (!output.defined()) {
       fail_malformed(verdict, fmt::format("{} is missing from the outputs", name));

@@ -23,7 +23,7 @@ struct Judged {
         outputs(ordinary_layer(c, inputs, {}, kRounds, Pass::backward)) {}
 
   Verdict verdict(bool padded_rows_zero = false) const {
-    return judge_layer(outputs, {c, inputs, reference, judge_test::formula_alone(), padded_rows_zero});
+    return judge_layer(outputs, Pass::backward, {c, inputs, reference, judge_test::formula_alone(), padded_rows_zero});
   }
 
   Case c;

@@ -125,7 +125,9 @@ void add_keys(const Variant& variant, const Forward& args, const Place& place, c
   multiply<Left::plain, Start::zero>(tiles.K, tiles.Qt.from(0, first), St, keys.size(), count, variant.depth(shape.d));
   variant.scores_computed(St, keys.size(), count);
   const int64_t first_query = queries.begin + first;
-  if (!band.all_visible({first_query, seen_by.end}, keys)) hide(band, St, keys, first_query, count);
+  // The softmax takes whole groups of kLanes: queries behind the last one that sees a key take part in it, and must not see it.
+  const int64_t last_lane = std::min((count + kLanes - 1) / kLanes * kLanes, queries.size() - first);
+  if (!band.all_visible({first_query, first_query + last_lane}, keys)) hide(band, St, keys, first_query, count);
   for (int64_t query = 0; query < count; query += kLanes) {
     const int64_t at = first + query;
     softmax_step(variant, tiles.St.from(0, at), keys.size(), tiles.m + at, tiles.l + at, tiles.alpha + at);
