@@ -89,7 +89,8 @@ TEST_F(EndToEnd, SmokePassesWithinAMinuteAndJudgesWhatItShould) {
   }
   EXPECT_EQ(judged, expected_counts().at("smoke")) << json::diff(expected_counts().at("smoke"), judged);
   for (const Declaration& backend : smoke.backends.at("cpu"))
-    EXPECT_EQ(timed.contains(backend.name), runs_on(backend, kCpu)) << backend.name << ": every backend of the CPU has a number";
+    EXPECT_EQ(timed.contains(backend.name), backend.operation == "attention" && runs_on(backend, kCpu))
+        << backend.name << ": every backend of the CPU has a number";
   EXPECT_FALSE(smoke.comparisons.empty());
   for (const char* report : {"results.csv", "summary.md", "benchmark.json"})
     EXPECT_TRUE(fs::exists(folder_ / "out" / report)) << report;
