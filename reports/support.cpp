@@ -121,7 +121,14 @@ std::string safety_text(const Hello& hello, std::optional<int> assume_sm) {
 }  // namespace
 
 std::string support_report(const Hello& hello, std::optional<int> assume_sm, const TextStyle& style) {
-  return fmt::format("{}\n{}\n{}", to_text(capability_table(hello), style), refusals(hello), safety_text(hello, assume_sm));
+  Hello kernels = hello;  // layers call these, and are no columns beside them
+  std::erase_if(kernels.backends, [](const Declaration& declaration) { return declaration.operation != "attention"; });
+  std::string layers;
+  for (const Declaration& declaration : hello.backends)
+    if (declaration.operation == "llama") layers += (layers.empty() ? "" : ", ") + declaration.name;
+  if (!layers.empty()) layers = "\nLayers of the operation llama (cases/README.md): " + layers + "\n";
+  return fmt::format("{}\n{}\n{}{}", to_text(capability_table(kernels), style), refusals(kernels),
+                     safety_text(kernels, assume_sm), layers);
 }
 
 }  // namespace attnbench

@@ -9,32 +9,22 @@
 #include <ATen/ops/tensor.h>
 #include <ATen/ops/zeros.h>
 
-#include "harness/attention/normal.hpp"
-#include "harness/attention/philox.hpp"
+#include "harness/llama/numbers.hpp"
 
 namespace attnbench {
 namespace {
 
 using at::Tensor;
 
-/// Streams of random numbers: the second word of the counter, apart from those of `attention`.
-enum class LayerStream : uint32_t { hidden = 64, wq, wk, wv, wo, past_k, past_v, dout };
-
-at::ScalarType torch_type(Dtype dtype) {
+at::ScalarType type_of_inputs(Dtype dtype) {
   return dtype == Dtype::bf16 ? at::kBFloat16 : dtype == Dtype::fp16 ? at::kHalf : at::kFloat;
 }
 
 /// factor N, rounded to the dtype.
 Tensor draw(LayerStream stream, const Case& c, std::vector<int64_t> sizes, double factor) {
   const Tensor numbers = at::empty(sizes, at::kFloat);
-  float* to = numbers.mutable_data_ptr<float>();
-  for (int64_t i = 0; i < numbers.numel(); ++i) {
-    const PhiloxWords words =
-        philox4x32_10({static_cast<uint32_t>(i), static_cast<uint32_t>(stream), static_cast<uint32_t>(i >> 32), 0},
-                      static_cast<uint32_t>(c.seed), static_cast<uint32_t>(c.seed >> 32));
-    to[i] = normal_from(words.a, words.b);
-  }
-  return (numbers * factor).to(torch_type(c.problem.dtype));
+  draw_normal(stream, c.seed, numbers.mutable_data_ptr<float>(), numbers.numel());
+  return (numbers * factor).to(type_of_inputs(c.problem.dtype));
 }
 
 /// Real tokens among past + s, in each row where the case's padding leaves them.

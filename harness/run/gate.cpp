@@ -1,6 +1,8 @@
 #include "harness/run/gate.hpp"
 
 #include <algorithm>
+#include <iterator>
+#include <set>
 #include <sstream>
 
 #include <fmt/format.h>
@@ -93,6 +95,15 @@ CanaryCount count_canaries(const RunData& run) {
 
 }  // namespace
 
+/// Those of them that have a result, in their order; all where none has.
+std::vector<std::string> gated_here(const RunData& run) {
+  std::set<std::string> seen;
+  for (const Record& record : run.records) seen.insert(record.backend);
+  std::vector<std::string> names;
+  std::ranges::copy_if(run.gated, std::back_inserter(names), [&](const std::string& name) { return seen.contains(name); });
+  return names.empty() ? run.gated : names;
+}
+
 GateResult apply_gate(const RunData& run) {
   const bool gates_nothing = run.gated.empty();
   const auto is_gated = [&](const Record& record) { return std::ranges::find(run.gated, record.backend) != run.gated.end(); };
@@ -109,7 +120,7 @@ GateResult apply_gate(const RunData& run) {
     ++set_aside;  // skipped, or outside what the backend declares
     if (why_set_aside.empty()) why_set_aside = record.reason;
   }
-  const std::string who = gates_nothing ? "no backend is gated" : fmt::format("gated: {}", fmt::join(run.gated, ", "));
+  const std::string who = gates_nothing ? "no backend is gated" : fmt::format("gated: {}", fmt::join(gated_here(run), ", "));
   const CanaryCount canaries = count_canaries(run);
   const std::string seen =
       run.canaries.empty() ? "" : fmt::format("; {} of {} canaries caught", canaries.caught, canaries.caught + canaries.others);

@@ -59,7 +59,7 @@ Record record_of(const Case& c, WantedLayer::Body body, Pass pass = Pass::backwa
   return got;
 }
 
-LlamaOutputs right(const Case& c, const LlamaInputs& inputs, Pass pass, const Profile& profile) {
+LlamaOutputs right_layer(const Case& c, const LlamaInputs& inputs, Pass pass, const Profile& profile) {
   return ordinary_layer(c, inputs, {}, profile, pass);
 }
 
@@ -69,7 +69,7 @@ TEST(LlamaCases, ThatExpectADifferenceOrAnErrorFailWhereTheLayerIsRight) {
   for (const SuiteCase& line : load_suite("llama").cases) {
     const Case& c = line.c;
     if (c.metadata.expect == Expect::equal || c.problem.d > 64 || c.problem.dtype != Dtype::bf16) continue;
-    const Record record = record_of(c, right, Pass::forward);
+    const Record record = record_of(c, right_layer, Pass::forward);
     EXPECT_EQ(record.status, Status::failed) << format_line(c);
     if (c.metadata.expect == Expect::must_throw) {
       ++throws;
@@ -103,7 +103,7 @@ TEST(LlamaCases, ThatDifferHaveToEqualWhatTheyName) {
 TEST(LlamaCases, ThatDifferInAGradientAloneDiffer) {
   const Case c = parse_case("llama hq=2 d=64 s=24 seed=5");
   const Record record = record_of(c, [](const Case& of, const LlamaInputs& inputs, Pass pass, const Profile& profile) {
-    LlamaOutputs outputs = right(of, inputs, pass, profile);
+    LlamaOutputs outputs = right_layer(of, inputs, pass, profile);
     outputs.dwk = outputs.dwk * 1.02;
     return outputs;
   });
