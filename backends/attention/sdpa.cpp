@@ -3,6 +3,7 @@
 #include <algorithm>
 
 #include <ATen/Parallel.h>
+#include <ATen/native/CPUBlas.h>
 
 namespace attnbench {
 namespace {
@@ -22,6 +23,19 @@ int64_t flash_block_bytes(const DenseCall& call, Pass pass) {
   const int64_t scores = queries * keys * (4 + half);
   if (pass == Pass::forward) return scores + queries * (4 * call.v.size(3) + row);
   return 2 * scores + half * ((queries + keys) * channels + queries * keys) + queries * row;
+}
+
+int64_t rounded_up(int64_t number, int64_t multiple) {
+  return (number + multiple - 1) / multiple * multiple;
+}
+
+/// Where the processor multiplies tiles of the dtype (AMX) the forward repacks K and V for every query head, and a block of keys
+/// and one of queries for every thread.
+int64_t flash_pack_bytes(const DenseCall& call, Pass pass) {
+  if (pass == Pass::backward || !at::native::cpublas::could_pack(call.q.scalar_type())) return 0;
+  const int64_t size = call.q.element_size(), keys = rounded_up(call.k.size(2), 64), channels = call.q.size(3) + call.v.size(3);
+  const int64_t of_thread = (query_block(call.q.size(2)) + std::min(kKeyBlock, keys)) * channels;
+  return size * (call.q.size(0) * call.q.size(1) * keys * channels + at::get_num_threads() * of_thread);
 }
 
 }  // namespace
@@ -57,14 +71,18 @@ int64_t sdpa_math_bytes(const std::vector<DenseCall>& calls, const Inputs& input
   return output_bytes(inputs, pass, false) + triangle + copies + 8 * scores.largest + kept;
 }
 
-/// The outputs, twice where those of several calls are joined, the blocks of all threads, and copies of dK and dV that GQA
-/// sums.
+/// The outputs, twice where those of several calls are joined, the blocks of all threads, what is repacked, and copies of dK and
+/// dV that GQA sums.
 int64_t sdpa_flash_bytes(const std::vector<DenseCall>& calls, const Inputs& inputs, Pass pass) {
-  int64_t block = 0;
-  for (const DenseCall& call : calls) block = std::max(block, flash_block_bytes(call, pass));
+  int64_t block = 0, packed = 0;
+  for (const DenseCall& call : calls) {
+    block = std::max(block, flash_block_bytes(call, pass));
+    packed = std::max(packed, flash_pack_bytes(call, pass));
+  }
   const int64_t outputs = output_bytes(inputs, pass, true) * (calls.size() > 1 ? 2 : 1);
   const bool sums = pass == Pass::backward && inputs.q.size(-2) != inputs.k.size(-2);
-  return outputs + block * at::get_num_threads() + (sums ? static_cast<int64_t>(inputs.k.nbytes() + inputs.v.nbytes()) : 0);
+  return outputs + packed + block * at::get_num_threads() +
+         (sums ? static_cast<int64_t>(inputs.k.nbytes() + inputs.v.nbytes()) : 0);
 }
 
 }  // namespace attnbench
