@@ -18,6 +18,7 @@
 #include "harness/attention/emulator_batch.hpp"
 #include "harness/attention/kept.hpp"
 #include "harness/attention/parallel.hpp"
+#include "harness/attention/torch_dtype.hpp"
 
 namespace attnbench {
 namespace {
@@ -73,7 +74,7 @@ Emulation::Emulation(const Case& c, const Inputs& inputs, const Profile& profile
   arithmetic_.rounding = rounding_of(profile, p);
   arithmetic_.scale = inputs.scale;
   arithmetic_.filler = empty_row == Conventions::EmptyRow::nan ? std::nan("") : 0;
-  arithmetic_.dtype = p.dtype == Dtype::bf16 ? at::kBFloat16 : p.dtype == Dtype::fp16 ? at::kHalf : at::kFloat;
+  arithmetic_.dtype = torch_dtype(p.dtype);
   arithmetic_.operand = inputs.q.is_cuda() ? arithmetic_.dtype : at::kFloat;
   const auto storage = [&](int64_t rows, int64_t heads, int64_t channels) {
     return at::zeros({rows, heads, channels}, inputs.q.options());

@@ -11,6 +11,7 @@
 #include <ATen/ops/zeros.h>
 
 #include "harness/attention/fills.hpp"
+#include "harness/attention/torch_dtype.hpp"
 
 #ifndef _OPENMP
 #error "at::parallel_for is a plain loop where its caller is compiled without -fopenmp"
@@ -20,18 +21,6 @@ namespace attnbench {
 namespace {
 
 constexpr int64_t kRowsPerTask = 64;
-
-at::ScalarType scalar_type(Dtype dtype) {
-  switch (dtype) {
-    case Dtype::bf16:
-      return at::kBFloat16;
-    case Dtype::fp16:
-      return at::kHalf;
-    case Dtype::fp32:
-      return at::kFloat;
-  }
-  throw std::invalid_argument("inputs: unknown dtype number " + std::to_string(static_cast<int>(dtype)));
-}
 
 /// Where the tokens of one side (queries or keys) lie. packed: one row of pitch = tokens and tail.
 struct Side {
@@ -141,7 +130,7 @@ at::Tensor allocate(const Side& side, int64_t heads, int64_t channels, Strides s
     elements = (heads - 1) * head_stride + rows * channels;
   }
   if (broadcast_head) head_stride = 0;
-  const at::Tensor storage = at::empty({elements + offset}, scalar_type(dtype));
+  const at::Tensor storage = at::empty({elements + offset}, torch_dtype(dtype));
   if (!side.is_padded) return storage.as_strided({side.pitch, heads, channels}, {token_stride, head_stride, 1}, offset);
   return storage.as_strided({side.sequences, side.pitch, heads, channels}, {sequence_stride, token_stride, head_stride, 1},
                             offset);

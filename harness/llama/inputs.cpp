@@ -9,6 +9,7 @@
 #include <ATen/ops/tensor.h>
 #include <ATen/ops/zeros.h>
 
+#include "harness/attention/torch_dtype.hpp"
 #include "harness/llama/numbers.hpp"
 
 namespace attnbench {
@@ -16,15 +17,11 @@ namespace {
 
 using at::Tensor;
 
-at::ScalarType type_of_inputs(Dtype dtype) {
-  return dtype == Dtype::bf16 ? at::kBFloat16 : dtype == Dtype::fp16 ? at::kHalf : at::kFloat;
-}
-
 /// factor N, rounded to the dtype.
 Tensor draw(LayerStream stream, const Case& c, std::vector<int64_t> sizes, double factor) {
   const Tensor numbers = at::empty(sizes, at::kFloat);
   draw_normal(stream, c.seed, numbers.mutable_data_ptr<float>(), numbers.numel());
-  return (numbers * factor).to(type_of_inputs(c.problem.dtype));
+  return (numbers * factor).to(torch_dtype(c.problem.dtype));
 }
 
 /// Real tokens among past + s, in each row where the case's padding leaves them.

@@ -2,6 +2,8 @@
 #pragma once
 
 #include <cstdint>
+#include <optional>
+#include <string>
 #include <vector>
 
 #include <ATen/core/Tensor.h>
@@ -38,6 +40,8 @@ struct LlamaOutputs {
   at::Tensor weights;           ///< [b, hq, s, past + s]
   at::Tensor dhidden;           ///< as hidden
   at::Tensor dwq, dwk, dwv, dwo;
+  std::optional<Implementation> ran;  ///< where that can be switched
+  std::vector<std::string> warnings;  ///< sentences that the original prints
 };
 
 }  // namespace attnbench

@@ -18,6 +18,7 @@
 #include <torch/csrc/autograd/custom_function.h>
 
 #include "harness/attention/error_model.hpp"
+#include "harness/attention/torch_dtype.hpp"
 
 namespace attnbench {
 namespace {
@@ -35,10 +36,6 @@ constexpr double kRowWeight = 8;
 /// In fp32 what errs is not the storing but the sums of float32, of a few hundred terms.
 constexpr double kFp32Sums = 8;
 
-at::ScalarType torch_type(Dtype dtype) {
-  return dtype == Dtype::bf16 ? at::kBFloat16 : dtype == Dtype::fp16 ? at::kHalf : at::kFloat;
-}
-
 /// Spacing of the dtype at each element: the exponent's bits alone are the power of two at or below |x|.
 Tensor spacing(Dtype dtype, const Tensor& x) {
   const Tensor power = x.contiguous().view(at::kLong).bitwise_and(int64_t(0x7ff) << 52).view(at::kDouble);
@@ -52,7 +49,7 @@ struct Storing {
   at::Generator generator;  ///< of the noise
 
   Tensor operator()(const Tensor& x) const {
-    if (arithmetic == Arithmetic::rounded) return x.to(torch_type(dtype)).to(at::kDouble);
+    if (arithmetic == Arithmetic::rounded) return x.to(torch_dtype(dtype)).to(at::kDouble);
     if (arithmetic == Arithmetic::exact) return x;
     const double width = dtype == Dtype::fp32 ? kFp32Sums : 1;
     const Tensor noise = at::empty_like(x).uniform_(-0.5, 0.5, generator).mul_(spacing(dtype, x)).mul_(width);
@@ -131,7 +128,7 @@ Tensor Layer::turned(const Tensor& x) const {
   const int64_t d = c_.problem.d;
   const Tensor frequencies = at::pow(10000.0, at::arange(0, d, 2, at::kFloat) / static_cast<double>(d)).reciprocal();
   const Tensor angles = (in_.position_ids.to(at::kFloat).unsqueeze(-1) * frequencies).unsqueeze(1);  // [b or 1, 1, s, d / 2]
-  const at::ScalarType type = torch_type(c_.problem.dtype);
+  const at::ScalarType type = torch_dtype(c_.problem.dtype);
   const Tensor cos = angles.cos().to(type).to(at::kDouble), sin = angles.sin().to(type).to(at::kDouble);
   const Tensor low = x.narrow(-1, 0, d / 2), high = x.narrow(-1, d / 2, d / 2);
   const Tensor new_low = stored(low * cos) - stored(high * sin), new_high = stored(high * cos) + stored(low * sin);
@@ -258,7 +255,7 @@ LlamaOutputs ordinary_layer(const Case& c, const LlamaInputs& inputs, const Sema
                             Pass pass) {
   LlamaOutputs o = Layer(c, inputs, semantics, profile, {Arithmetic::rounded, c.problem.dtype, {}}).compute(pass);
   for (Tensor* t : {&o.out, &o.cache_k, &o.cache_v, &o.weights, &o.dhidden, &o.dwq, &o.dwk, &o.dwv, &o.dwo})
-    if (t->defined()) *t = t->to(torch_type(c.problem.dtype));
+    if (t->defined()) *t = t->to(torch_dtype(c.problem.dtype));
   return o;
 }
 

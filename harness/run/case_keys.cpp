@@ -182,6 +182,60 @@ std::string format_layer_switch(const Case& c) {
   return (*c.llama).*member ? "on" : "off";
 }
 
+template <auto member>
+void parse_layer_name(const Token& token, Case& c) {
+  using E = std::remove_reference_t<decltype((*c.llama).*member)>;
+  (*c.llama).*member = one_of<E>(token);
+}
+template <auto member>
+std::string format_layer_name(const Case& c) {
+  return std::string(find_name((*c.llama).*member));
+}
+
+std::vector<std::string> names_joined(const std::string& text) {
+  std::vector<std::string> names;
+  std::istringstream parts(text);
+  for (std::string name; std::getline(parts, name, '+');) names.push_back(name);
+  return names;
+}
+
+void parse_steps(const Token& token, Case& c) {
+  for (const std::string& name : names_joined(token.value))
+    c.llama->switching.push_back(one_of<SwitchStep>({token.key, name, token.place}));
+}
+
+std::string format_steps(const Case& c) {
+  std::vector<std::string_view> names;
+  for (const SwitchStep step : c.llama->switching) names.push_back(find_name(step));
+  return names.empty() ? "none" : fmt::format("{}", fmt::join(names, "+"));
+}
+
+/// A compute capability, 8.6.
+void parse_assumed_sm(const Token& token, Case& c) {
+  constexpr std::string_view kExpected = "a compute capability, as in 7.5";
+  const size_t dot = token.value.find('.');
+  if (dot == std::string::npos) refuse(token, kExpected);
+  const std::string_view value = token.value;
+  c.llama->assume.sm =
+      static_cast<int>(10 * whole_number(token, value.substr(0, dot), 0, 99) + whole_number(token, value.substr(dot + 1), 0, 9));
+}
+
+std::string format_assumed_sm(const Case& c) {
+  const std::optional<int> sm = c.llama->assume.sm;
+  return sm ? fmt::format("{}.{}", *sm / 10, *sm % 10) : "own";
+}
+
+template <auto member>
+void parse_assumed_version(const Token& token, Case& c) {
+  const bool digits_and_dots = token.value.find_first_not_of("0123456789.") == std::string::npos && !token.value.empty();
+  if (!digits_and_dots) refuse(token, "a version, as in 2.1.0");
+  c.llama->assume.*member = token.value;
+}
+template <auto member>
+std::string format_assumed_version(const Case& c) {
+  return c.llama->assume.*member;
+}
+
 void parse_gain(const Token& token, Case& c) {
   constexpr std::string_view kExpected = "a number above 0";
   c.llama->gain = real_number(token, token.value, kExpected);
@@ -193,22 +247,17 @@ void parse_left_window(const Token& token, Case& c) {
   if (token.value != "none") c.problem.window = {whole_number(token, 0, kMaxLength), -1};
 }
 
-std::vector<std::string> names_joined(const std::string& text) {
-  std::vector<std::string> names;
-  std::istringstream parts(text);
-  for (std::string name; std::getline(parts, name, '+');) names.push_back(name);
-  return names;
-}
-
 struct NamedSemantics {
   std::string_view name;
-  bool Semantics::*member;
-  bool value;
+  void (*set)(Semantics&);
 };
-constexpr NamedSemantics kSemantics[] = {{"ignores_mask", &Semantics::key_mask, false},
-                                         {"not_causal", &Semantics::causal, false},
-                                         {"top_left", &Semantics::top_left, true},
-                                         {"uniform_rows", &Semantics::uniform_rows, true}};
+constexpr NamedSemantics kSemantics[] = {{"ignores_mask", [](Semantics& s) { s.key_mask = false; }},
+                                         {"not_causal", [](Semantics& s) { s.causal = false; }},
+                                         {"top_left", [](Semantics& s) { s.top_left = true; }},
+                                         {"uniform_rows", [](Semantics& s) { s.uniform_rows = true; }},
+                                         {"no_weights", [](Semantics& s) { s.weights = false; }},
+                                         {"original", [](Semantics& s) { s.runs = Implementation::original; }},
+                                         {"patched", [](Semantics& s) { s.runs = Implementation::patched; }}};
 
 void parse_instead(const Token& token, Case& c) {
   std::vector<std::string_view> known;
@@ -218,7 +267,7 @@ void parse_instead(const Token& token, Case& c) {
     const auto found = std::ranges::find(kSemantics, name, &NamedSemantics::name);
     if (found == std::end(kSemantics))
       refuse(token, fmt::format("some of {}, joined by +{}", fmt::join(known, ", "), did_you_mean(name, known)));
-    instead.*(found->member) = found->value;
+    found->set(instead);
   }
   c.metadata.instead = instead;
 }
@@ -226,8 +275,11 @@ void parse_instead(const Token& token, Case& c) {
 std::string format_instead(const Case& c) {
   if (!c.metadata.instead) return "";
   std::vector<std::string_view> names;
-  for (const NamedSemantics& named : kSemantics)
-    if (*c.metadata.instead.*(named.member) == named.value) names.push_back(named.name);
+  for (const NamedSemantics& named : kSemantics) {
+    Semantics with = *c.metadata.instead;
+    named.set(with);
+    if (with == *c.metadata.instead) names.push_back(named.name);
+  }
   return fmt::format("{}", fmt::join(names, "+"));
 }
 
@@ -329,11 +381,23 @@ const Key kLlamaKeys[] = {
     {"cache", parse_layer_switch<&LlamaLayer::cache>, format_layer_switch<&LlamaLayer::cache>, off},
     {"weights", parse_layer_switch<&LlamaLayer::weights>, format_layer_switch<&LlamaLayer::weights>, off},
     {"train", parse_layer_switch<&LlamaLayer::train>, format_layer_switch<&LlamaLayer::train>, [](const Case&) { return std::string("on"); }},
-    {"positions", [](const Token& t, Case& c) { c.llama->positions = one_of<PositionIds>(t); },
-     [](const Case& c) { return std::string(find_name(c.llama->positions)); }, [](const Case&) { return std::string("own"); }},
+    {"positions", parse_layer_name<&LlamaLayer::positions>, format_layer_name<&LlamaLayer::positions>, [](const Case&) { return std::string("own"); }},
     {"shift", parse_layer_count<&LlamaLayer::shift, 0, kMaxLength>, format_layer_count<&LlamaLayer::shift>, zero},
     {"pad_dout", parse_layer_switch<&LlamaLayer::pad_dout>, format_layer_switch<&LlamaLayer::pad_dout>, off},
     {"gain", parse_gain, [](const Case& c) { return fmt::format("{}", c.llama->gain); }, [](const Case&) { return std::string("1"); }},
+    {"norm", parse_layer_name<&LlamaLayer::norm>, format_layer_name<&LlamaLayer::norm>, none},
+    {"qk_norm", parse_layer_switch<&LlamaLayer::qk_norm>, format_layer_switch<&LlamaLayer::qk_norm>, off},
+    {"lora", parse_layer_count<&LlamaLayer::lora, 0, kMaxHeadDim>, format_layer_count<&LlamaLayer::lora>, zero},
+    {"lora_dtype", parse_layer_name<&LlamaLayer::lora_dtype>, format_layer_name<&LlamaLayer::lora_dtype>, [](const Case&) { return std::string("same"); }},
+    {"cast", parse_layer_name<&LlamaLayer::cast>, format_layer_name<&LlamaLayer::cast>, none},
+    {"int8", parse_layer_switch<&LlamaLayer::int8>, format_layer_switch<&LlamaLayer::int8>, off},
+    {"switch", parse_steps, format_steps, none},
+    {"runs", [](const Token& t, Case& c) { c.llama->runs = one_of<Implementation>(t); },
+     [](const Case& c) { return std::string(c.llama->runs ? find_name(*c.llama->runs) : "any"); }, [](const Case&) { return std::string("any"); }},
+    {"assume_sm", parse_assumed_sm, format_assumed_sm, [](const Case&) { return std::string("own"); }},
+    {"assume_flash_attn", parse_assumed_version<&AssumedPlace::flash_attn>, format_assumed_version<&AssumedPlace::flash_attn>, no_default},
+    {"assume_torch", parse_assumed_version<&AssumedPlace::torch>, format_assumed_version<&AssumedPlace::torch>, no_default},
+    {"strides", parse_case_name<&Case::strides>, format_case_name<&Case::strides>, [](const Case&) { return std::string("contiguous"); }},
     {"seed", [](const Token& t, Case& c) { c.seed = seed_number(t, t.value); }, [](const Case& c) { return std::to_string(c.seed); }, zero},
 };
 

@@ -43,7 +43,9 @@ TEST(LlamaCase, HasACanonicalForm) {
             "llama hq=4 d=64 s=16 seed=3");
   const std::string all =
       "llama hq=4 hkv=2 d=64 s=16 past=8 lens=24+17 pad=holes dtype=fp16 causal=off window=5 chunks=2 cache=on weights=on "
-      "train=off positions=one_row shift=7 pad_dout=on gain=2.5 seed=9";
+      "train=off positions=one_row shift=7 pad_dout=on gain=2.5 norm=fp32 qk_norm=on lora=4 lora_dtype=fp32 cast=norms int8=on "
+      "switch=enable_class+disable_instance runs=original assume_sm=8.6 assume_flash_attn=2.0.9 assume_torch=1.13 "
+      "strides=transposed seed=9";
   EXPECT_EQ(canonical_layer(all), all);
   EXPECT_EQ(canonical_layer("llama hq=2 d=8 layout=packed lens=4+3 tail=2"), "llama hq=2 d=8 lens=4+3 layout=packed tail=2");
   EXPECT_NE(parse_case("llama hq=2 d=8 s=4"), parse_case("llama hq=2 d=8 s=4 cache=on"));
@@ -65,12 +67,19 @@ TEST(LlamaCase, RefusesWhatMeansNothing) {
   EXPECT_THAT(refusal_of_layer("llama hq=2 d=8 layout=packed lens=4 past=2"), HasSubstr("no past="));
   EXPECT_THAT(refusal_of_layer("llama hq=2 d=8 s=4 gain=0"), HasSubstr("a number above 0"));
   EXPECT_THAT(refusal_of_layer("llama hq=2 d=8 s=4 scale=2"), HasSubstr("unknown key 'scale'"));
+  EXPECT_THAT(refusal_of_layer("llama hq=2 d=8 s=4 lora_dtype=fp32"), HasSubstr("lora= beside it"));
+  EXPECT_THAT(refusal_of_layer("llama hq=2 d=8 s=4 cast=norms"), HasSubstr("nothing to cast"));
+  EXPECT_THAT(refusal_of_layer("llama hq=2 d=8 s=4 switch=enable_class+disable"), HasSubstr("did you mean 'disable_class'?"));
+  EXPECT_THAT(refusal_of_layer("llama hq=2 d=8 s=4 assume_sm=86"), HasSubstr("as in 7.5"));
+  EXPECT_THAT(refusal_of_layer("llama hq=2 d=8 s=4 assume_torch=two"), HasSubstr("a version"));
 }
 
 TEST(LlamaCase, SaysWhoRunsItAndWhatItEqualsInstead) {
   const Case c = parse_case("llama hq=2 d=8 s=4 # backend=a+b expect=must_differ instead=top_left+ignores_mask");
   EXPECT_THAT(c.metadata.backends, ElementsAre("a", "b"));
   EXPECT_EQ(c.metadata.instead, (Semantics{.key_mask = false, .top_left = true}));
+  EXPECT_EQ(parse_case("llama hq=2 d=8 s=4 # expect=must_differ instead=patched+no_weights").metadata.instead,
+            (Semantics{.weights = false, .runs = Implementation::patched}));
   EXPECT_EQ(parse_case(format_line(c)).metadata, c.metadata);
   EXPECT_EQ(parse_case("llama hq=2 d=8 s=4 # expect=must_throw message=\"no past\"").metadata.message, "no past");
   EXPECT_THAT(refusal_of_layer("llama hq=2 d=8 s=4 # instead=not_casual"), HasSubstr("did you mean 'not_causal'?"));

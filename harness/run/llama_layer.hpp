@@ -10,10 +10,49 @@
 #pragma once
 
 #include <cstdint>
+#include <optional>
+#include <string>
+#include <string_view>
+#include <vector>
 
 namespace attnbench {
 
-enum class PositionIds { own, one_row };  ///< [b, s], or [1, s] for all rows
+enum class PositionIds { own, one_row, none };  ///< [b, s]; [1, s] for all rows; no RoPE
+
+/// Of what is float32 beside states of another dtype, or would be.
+enum class PartDtype { same, fp32 };
+
+/// An RMSNorm of the states before the projections: none, or one whose weight has such a dtype.
+enum class InputNorm { none, same, fp32 };
+
+/// What a training script cast to the states' dtype before the layer ran: nothing, norms (FastChat), norms and adapters
+/// (FlagEmbedding).
+enum class CastParts { none, norms, norms_and_adapters };
+
+/// What runs in a layer whose attention can be switched.
+enum class Implementation { original, patched };
+
+/// What was done to a model, or to the class that it is of, before its layer ran, in turn.
+enum class SwitchStep {
+  enable_class,      ///< the patch is asked for without a model
+  enable_instance,   ///< … for the model
+  enable_layer,      ///< … for the layer of the model that runs
+  disable_class,     ///< the patch is taken back without a model
+  disable_instance,  ///< … for the model
+  disable_layer,     ///< … for the layer of the model that runs
+  lora_wrap,         ///< the model is wrapped for adapters, in a class of another name
+  reimport,          ///< the class is looked up anew in its module
+  new_instance       ///< the model is one made now, of the class as it was looked up last
+};
+std::string_view name_of(SwitchStep);
+
+/// Where the layer believes to run; unset: where it does.
+struct AssumedPlace {
+  std::optional<int> sm;   ///< 86 = SM 8.6
+  std::string flash_attn;  ///< version, as in 2.0.9
+  std::string torch;       ///< version, as in 1.13
+  bool operator==(const AssumedPlace&) const = default;
+};
 
 struct LlamaLayer {
   int64_t past = 0;      ///< tokens before, whose rotated keys and values are given
@@ -26,15 +65,26 @@ struct LlamaLayer {
   int64_t shift = 0;      ///< added to every position id
   bool pad_dout = false;  ///< the gradient of the output is not 0 on padded rows
   double gain = 1;        ///< factor of the hidden states
+  InputNorm norm = InputNorm::none;
+  bool qk_norm = false;                    ///< an RMSNorm of q and one of k, over the channels of all heads, before RoPE
+  int64_t lora = 0;                        ///< rank of low-rank adapters beside the projections of q and v; 0: none
+  PartDtype lora_dtype = PartDtype::same;  ///< of those adapters
+  CastParts cast = CastParts::none;
+  bool int8 = false;  ///< weights of the four projections are int8, with a scale for each output channel
+  std::vector<SwitchStep> switching;
+  std::optional<Implementation> runs;  ///< what is meant to run, where that can be switched
+  AssumedPlace assume;
   bool operator==(const LlamaLayer&) const = default;
 };
 
 /// Where a mechanism computes something else than the case asks for, on purpose to be shown: what that is, to be judged too.
 struct Semantics {
-  bool key_mask = true;       ///< padded keys are hidden
-  bool causal = true;         ///< unless the case says causal=off
-  bool top_left = false;      ///< the causal triangle starts at the first key, whatever the past
-  bool uniform_rows = false;  ///< a query that sees no key has the mean of V over all keys, else 0
+  bool key_mask = true;                ///< padded keys are hidden
+  bool causal = true;                  ///< unless the case says causal=off
+  bool top_left = false;               ///< the causal triangle starts at the first key, whatever the past
+  bool uniform_rows = false;           ///< a query that sees no key has the mean of V over all keys, else 0
+  bool weights = true;                 ///< the probabilities are returned where the case asks for them
+  std::optional<Implementation> runs;  ///< it is this that runs
   bool operator==(const Semantics&) const = default;
 };
 

@@ -37,7 +37,29 @@ inline constexpr auto kNames<Pad> =
     std::to_array<Named<Pad>>({{Pad::right, "right"}, {Pad::left, "left"}, {Pad::holes, "holes"}});
 template <>
 inline constexpr auto kNames<PositionIds> = std::to_array<Named<PositionIds>>({{PositionIds::own, "own"},
-                                                                               {PositionIds::one_row, "one_row"}});
+                                                                               {PositionIds::one_row, "one_row"},
+                                                                               {PositionIds::none, "none"}});
+template <>
+inline constexpr auto kNames<PartDtype> = std::to_array<Named<PartDtype>>({{PartDtype::same, "same"}, {PartDtype::fp32, "fp32"}});
+template <>
+inline constexpr auto kNames<InputNorm> =
+    std::to_array<Named<InputNorm>>({{InputNorm::none, "none"}, {InputNorm::same, "same"}, {InputNorm::fp32, "fp32"}});
+template <>
+inline constexpr auto kNames<CastParts> = std::to_array<Named<CastParts>>(
+    {{CastParts::none, "none"}, {CastParts::norms, "norms"}, {CastParts::norms_and_adapters, "norms_and_adapters"}});
+template <>
+inline constexpr auto kNames<Implementation> = std::to_array<Named<Implementation>>({{Implementation::original, "original"},
+                                                                                     {Implementation::patched, "patched"}});
+template <>
+inline constexpr auto kNames<SwitchStep> = std::to_array<Named<SwitchStep>>({{SwitchStep::enable_class, "enable_class"},
+                                                                             {SwitchStep::enable_instance, "enable_instance"},
+                                                                             {SwitchStep::enable_layer, "enable_layer"},
+                                                                             {SwitchStep::disable_class, "disable_class"},
+                                                                             {SwitchStep::disable_instance, "disable_instance"},
+                                                                             {SwitchStep::disable_layer, "disable_layer"},
+                                                                             {SwitchStep::lora_wrap, "lora_wrap"},
+                                                                             {SwitchStep::reimport, "reimport"},
+                                                                             {SwitchStep::new_instance, "new_instance"}});
 template <>
 inline constexpr auto kNames<Pass> = std::to_array<Named<Pass>>({{Pass::forward, "forward"}, {Pass::backward, "backward"}});
 template <>

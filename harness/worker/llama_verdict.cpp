@@ -8,15 +8,12 @@
 #include <ATen/ops/nonzero.h>
 
 #include "harness/attention/error_model.hpp"
+#include "harness/attention/torch_dtype.hpp"
 #include "harness/worker/verdict_gates.hpp"
 #include "harness/worker/verdict_report.hpp"
 
 namespace attnbench {
 namespace {
-
-at::ScalarType type_of(Dtype dtype) {
-  return dtype == Dtype::bf16 ? at::kBFloat16 : dtype == Dtype::fp16 ? at::kHalf : at::kFloat;
-}
 
 /// Of the standard deviation of a gain that few draws estimated: 16 of them may say a third too little.
 constexpr double kFewDraws = 1.5;
@@ -69,7 +66,7 @@ Verdict judge_layer(const LlamaOutputs& outputs, Pass pass, const LayerYardstick
       fail_malformed(verdict, fmt::format("{} is missing from the outputs", name));
       continue;
     }
-    if (output.scalar_type() != type_of(y.c.problem.dtype)) {
+    if (output.scalar_type() != torch_dtype(y.c.problem.dtype)) {
       fail_malformed(verdict, fmt::format("{}: dtype {}, expected {}", name, c10::toString(output.scalar_type()),
                                           name_of(y.c.problem.dtype)));
       continue;

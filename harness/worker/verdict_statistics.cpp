@@ -16,6 +16,7 @@
 
 #include "harness/attention/error_model.hpp"
 #include "harness/attention/parallel.hpp"
+#include "harness/attention/torch_dtype.hpp"
 
 namespace attnbench {
 namespace {
@@ -71,13 +72,9 @@ Tensor beyond_limit(const Tensor& got, const Tensor& value, const Tensor& varian
   return measured & (difference / variance.sqrt() <= z_limit).logical_not();
 }
 
-at::ScalarType scalar_type_of(Dtype dtype) {
-  return dtype == Dtype::bf16 ? at::kBFloat16 : dtype == Dtype::fp16 ? at::kHalf : at::kFloat;
-}
-
 /// Float64 x in the dtype.
 Tensor rounded(const Tensor& x, Dtype dtype) {
-  return x.to(at::kFloat).to(scalar_type_of(dtype)).to(at::kDouble);
+  return x.to(at::kFloat).to(torch_dtype(dtype)).to(at::kDouble);
 }
 
 /// Spacing of the dtype at float64 x: the bits of the exponent alone are the power of two at or below |x|.
