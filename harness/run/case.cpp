@@ -15,7 +15,7 @@
 namespace attnbench {
 namespace {
 
-constexpr std::string_view kAttention = "attention", kLlama = "llama";
+constexpr std::string_view kAttention = "attention", kLlama = "llama", kTraining = "training";
 
 const std::vector<int64_t>* list_in(const LengthSpec& spec) {
   return std::get_if<std::vector<int64_t>>(&spec);
@@ -138,27 +138,45 @@ std::string_view name_of(SwitchStep value) {
 }
 
 std::string_view operation_of(const Case& c) {
-  return c.llama ? kLlama : kAttention;
+  return c.llama ? kLlama : c.training ? kTraining : kAttention;
 }
 
 std::span<const Key> keys_of(std::string_view operation) {
-  return operation == kLlama ? llama_keys() : case_keys();
+  return operation == kLlama ? llama_keys() : operation == kTraining ? training_keys() : case_keys();
 }
 
 void check_operation(const CaseText& text) {
-  if (text.operation == kAttention || text.operation == kLlama) return;
-  throw CaseError(fmt::format("{}: unknown operation '{}' (known: {}, {}){}", text.place, printable(text.operation), kAttention,
-                              kLlama, did_you_mean(text.operation, {kAttention, kLlama})));
+  const std::vector<std::string_view> known = {kAttention, kLlama, kTraining};
+  if (std::ranges::find(known, text.operation) != known.end()) return;
+  throw CaseError(fmt::format("{}: unknown operation '{}' (known: {}){}", text.place, printable(text.operation),
+                              fmt::join(known, ", "), did_you_mean(text.operation, known)));
 }
 
-void complete_llama(const CaseText& text, Case& c) {
-  Problem& p = c.problem;
-  LlamaLayer& layer = *c.llama;
+namespace {
+
+/// What the attention of a model needs: heads of an even size, for RoPE.
+void complete_model_heads(const CaseText& text, Problem& p) {
   if (!given(text, "d")) throw CaseError(fmt::format("{}: d= is missing", text.place));
   if (p.d % 2 != 0) refuse(*given(text, "d"), "an even number: RoPE turns pairs of channels");
   p.dv = p.d;
   if (!given(text, "hkv")) p.hkv = p.hq;
   if (p.hq % p.hkv != 0) refuse(*given(text, "hkv"), fmt::format("a divisor of hq={}", p.hq));
+}
+
+}  // namespace
+
+void complete_training(const CaseText& text, Case& c) {
+  Problem& p = c.problem;
+  complete_model_heads(text, p);
+  if (!given(text, "s")) throw CaseError(fmt::format("{}: s= (bytes of the longest sequence) is missing", text.place));
+  p.lk = p.lq;
+  p.mask = Mask::causal;
+}
+
+void complete_llama(const CaseText& text, Case& c) {
+  Problem& p = c.problem;
+  LlamaLayer& layer = *c.llama;
+  complete_model_heads(text, p);
   if (!given(text, "layout")) p.layout = Layout::padded;
   if (!given(text, "causal")) p.mask = Mask::causal;
   const auto* list = list_in(p.lens);
@@ -190,9 +208,16 @@ Case case_from(const CaseText& text) {
   check_operation(text);
   Case c;
   if (text.operation == kLlama) c.llama.emplace();
+  if (text.operation == kTraining) c.training.emplace();
   for (const Token& token : text.keys) find_key(keys_of(text.operation), token).parse(token, c);
   for (const Token& token : text.metadata) find_key(metadata_keys(), token).parse(token, c);
-  c.llama ? complete_llama(text, c) : Completion(text, c).run();
+  if (c.llama) {
+    complete_llama(text, c);
+  } else if (c.training) {
+    complete_training(text, c);
+  } else {
+    Completion(text, c).run();
+  }
   return c;
 }
 

@@ -9,6 +9,7 @@
 
 #include "harness/run/llama_layer.hpp"
 #include "harness/run/problem.hpp"
+#include "harness/run/training_run.hpp"
 
 namespace attnbench {
 
@@ -47,7 +48,8 @@ struct Metadata {
 
 struct Case {
   Problem problem;
-  std::optional<LlamaLayer> llama;  ///< the operation is `llama`, and the problem its attention; else `attention`
+  std::optional<LlamaLayer> llama;      ///< the operation is `llama`, and the problem its attention
+  std::optional<TrainingRun> training;  ///< the operation is `training`, likewise; neither: `attention`
   Fill fill = Fill::normal;
   Dout dout = Dout::normal;
   Strides strides = Strides::contiguous;
@@ -55,12 +57,12 @@ struct Case {
   Metadata metadata;
   /// Identity only: metadata is not compared.
   bool operator==(const Case& other) const {
-    return problem == other.problem && llama == other.llama && fill == other.fill && dout == other.dout &&
-           strides == other.strides && seed == other.seed;
+    return problem == other.problem && llama == other.llama && training == other.training && fill == other.fill &&
+           dout == other.dout && strides == other.strides && seed == other.seed;
   }
 };
 
-/// "attention" or "llama".
+/// "attention", "llama" or "training".
 std::string_view operation_of(const Case& c);
 
 /// A sentence that names the file, the line, the column and the nearest known key.

@@ -173,6 +173,14 @@ template <auto member>
 std::string format_layer_count(const Case& c) {
   return std::to_string((*c.llama).*member);
 }
+template <auto member, int64_t low, int64_t high>
+void parse_training_count(const Token& token, Case& c) {
+  (*c.training).*member = whole_number(token, low, high);
+}
+template <auto member>
+std::string format_training_count(const Case& c) {
+  return std::to_string((*c.training).*member);
+}
 template <auto member>
 void parse_layer_switch(const Token& token, Case& c) {
   (*c.llama).*member = one_of_two(token, "on", "off");
@@ -401,6 +409,22 @@ const Key kLlamaKeys[] = {
     {"seed", [](const Token& t, Case& c) { c.seed = seed_number(t, t.value); }, [](const Case& c) { return std::to_string(c.seed); }, zero},
 };
 
+const Key kTrainingKeys[] = {
+    {"b", parse_count<&Problem::b, 1, kMaxSequences>, format_count<&Problem::b>, [](const Case&) { return std::string("1"); }},
+    {"hq", parse_count<&Problem::hq, 1, kMaxHeads>, format_count<&Problem::hq>, [](const Case&) { return std::string("1"); }},
+    {"hkv", parse_count<&Problem::hkv, 1, kMaxHeads>, format_count<&Problem::hkv>, format_count<&Problem::hq>},
+    {"d", parse_count<&Problem::d, 2, kMaxHeadDim>, format_count<&Problem::d>, no_default},
+    {"s", parse_count<&Problem::lq, 4, kMaxTrainedLength>, format_count<&Problem::lq>, no_default},
+    {"dtype", parse_problem_name<&Problem::dtype>, format_problem_name<&Problem::dtype>, [](const Case&) { return std::string("bf16"); }},
+    {"layout", parse_problem_name<&Problem::layout>, format_problem_name<&Problem::layout>, [](const Case&) { return std::string("packed"); }},
+    {"layers", parse_training_count<&TrainingRun::layers, 1, 64>, format_training_count<&TrainingRun::layers>, [](const Case&) { return std::string("2"); }},
+    {"steps", parse_training_count<&TrainingRun::steps, 1, kMaxSteps>, format_training_count<&TrainingRun::steps>, [](const Case&) { return std::string("200"); }},
+    {"lora", parse_training_count<&TrainingRun::lora, 0, kMaxHeadDim>, format_training_count<&TrainingRun::lora>, zero},
+    {"tied", [](const Token& t, Case& c) { c.training->tied = one_of_two(t, "on", "off"); },
+     [](const Case& c) { return std::string(c.training->tied ? "on" : "off"); }, off},
+    {"seed", [](const Token& t, Case& c) { c.seed = seed_number(t, t.value); }, [](const Case& c) { return std::to_string(c.seed); }, zero},
+};
+
 const Key kMetadataKeys[] = {
     {"name", [](const Token& t, Case& c) { c.metadata.name = t.value; }, [](const Case& c) { return c.metadata.name; }, no_default},
     {"expect", [](const Token& t, Case& c) { c.metadata.expect = one_of<Expect>(t); },
@@ -429,6 +453,9 @@ std::span<const Key> case_keys() {
 }
 std::span<const Key> llama_keys() {
   return kLlamaKeys;
+}
+std::span<const Key> training_keys() {
+  return kTrainingKeys;
 }
 std::span<const Key> metadata_keys() {
   return kMetadataKeys;

@@ -17,8 +17,9 @@ struct Key {
   std::string (*default_text)(const Case&);  ///< the text that is left out; "" = there is no default, the key always stands
 };
 
-std::span<const Key> case_keys();   ///< of the operation `attention`; the identity
-std::span<const Key> llama_keys();  ///< of the operation `llama`; parsing one makes the case a layer's
+std::span<const Key> case_keys();      ///< of the operation `attention`; the identity
+std::span<const Key> llama_keys();     ///< of the operation `llama`, for a case that has its part
+std::span<const Key> training_keys();  ///< of the operation `training`, likewise
 std::span<const Key> keys_of(std::string_view operation);
 std::span<const Key> metadata_keys();  ///< what may stand after '#'
 
@@ -28,8 +29,9 @@ const Key& find_key(std::span<const Key> keys, const Token& token);
 /// Throws CaseError that names the known operations.
 void check_operation(const CaseText& text);
 
-/// Keys of a layer that depend on each other, once each has been read.
+/// Keys of a layer, and of a training run, that depend on each other, once each has been read.
 void complete_llama(const CaseText& text, Case& c);
+void complete_training(const CaseText& text, Case& c);
 
 /// A case from a line without sweeps; keys that depend on others are filled in and checked together.
 Case case_from(const CaseText& text);

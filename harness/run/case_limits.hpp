@@ -13,6 +13,10 @@ inline constexpr int64_t kMaxSequences = 1 << 20;
 inline constexpr int64_t kMaxHeads = 1 << 16;
 inline constexpr int64_t kMaxHeadDim = 1 << 12;
 
+/// A model is trained on pieces of a text of this repository, whose reference keeps whole score matrices.
+inline constexpr int64_t kMaxTrainedLength = 1 << 15;
+inline constexpr int64_t kMaxSteps = 100'000;
+
 /// Cases that one suite, or one line with sweeps, may expand into.
 inline constexpr int64_t kMaxCases = 100'000;
 

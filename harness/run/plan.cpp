@@ -74,10 +74,12 @@ bool is_canary(const Declaration& declaration, const SuiteCase& suite_case, cons
   return selection.backends.empty() || std::ranges::find(selection.backends, real) != selection.backends.end();
 }
 
-/// A backend of the case's operation, and one of those that the case names, if it names any.
+/// A backend of the case's operation, and one of those that the case names, if it names any. A model is trained with the backends
+/// of attention.
 bool takes(const Declaration& declaration, const Case& c) {
   const std::vector<std::string>& named = c.metadata.backends;
-  return declaration.operation == operation_of(c) && (named.empty() || std::ranges::find(named, declaration.name) != named.end());
+  const std::string_view operation = c.training ? "attention" : operation_of(c);
+  return declaration.operation == operation && (named.empty() || std::ranges::find(named, declaration.name) != named.end());
 }
 
 PlannedCase plan_case(const SuiteCase& suite_case, const std::string& suite, const Selection& selection, const Filter& filter,
@@ -90,6 +92,7 @@ PlannedCase plan_case(const SuiteCase& suite_case, const std::string& suite, con
     const std::vector<Pass>& passes = declaration.capabilities.passes;
     for (Pass pass : {Pass::forward, Pass::backward}) {
       if (selection.pass && *selection.pass != pass) continue;
+      if (suite_case.c.training && pass == Pass::forward) continue;  // training is both, and judged by the backward
       if (canary && std::ranges::find(passes, pass) == passes.end()) continue;
       if (filter.takes(fmt::format("{} {} {}", declaration.name, name_of(pass), planned.case_line)))
         planned.runs.emplace_back(declaration.name, pass);

@@ -12,6 +12,24 @@ using nlohmann::json;
 constexpr auto kStatuses = {Status::passed,      Status::failed,  Status::mistrusted,
                             Status::unsupported, Status::skipped, Status::error};
 
+json to_json_curves(const Curves& curves) {
+  json object = json::object();
+  for (const auto& [name, numbers] : curves) {
+    json& array = object[name] = json::array();
+    for (const double number : numbers) array.push_back(number_to_json(number));
+  }
+  return object;
+}
+
+Curves curves_from(const JsonReader& in) {
+  Curves curves;
+  for (const auto& [name, array] : in.json().items()) {
+    std::vector<double>& numbers = curves[name];
+    for (const json& number : in.array(name.c_str())) numbers.push_back(number_from_json(number, in.field(name)));
+  }
+  return curves;
+}
+
 json text_or_null(const std::string& text) {
   return text.empty() ? json(nullptr) : json(text);
 }
@@ -321,6 +339,13 @@ json to_line(const Record& record) {
                       {"workspace_bytes", record.memory->workspace_bytes},
                       {"predicted_bytes", record.memory->predicted_bytes}};
   }
+  if (record.training) {
+    line["training"] = {{"measured", to_json_curves(record.training->measured)},
+                        {"low", to_json_curves(record.training->low)},
+                        {"high", to_json_curves(record.training->high)},
+                        {"step_us", number_to_json(record.training->step_us)},
+                        {"peak_bytes", record.training->peak_bytes}};
+  }
   return line;
 }
 
@@ -349,6 +374,11 @@ Record record_from(const json& line) {
   }
   if (in.has("invariance"))
     for (const json& value : in.array("invariance")) record.invariance.push_back(invariance_from(value, in.field("invariance")));
+  if (in.has("training")) {
+    const JsonReader training = in.object("training");
+    record.training = {curves_from(training.object("measured")), curves_from(training.object("low")),
+                       curves_from(training.object("high")), training.number("step_us"), training.integer("peak_bytes")};
+  }
   record.kernels = in.optional_text("kernels");
   record.seconds = in.number("seconds");
   if (in.has("spent")) record.spent = spending_from(in.object("spent"));

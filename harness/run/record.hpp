@@ -132,10 +132,11 @@ struct Record {
   std::optional<Timing> time;                  ///< absent unless passed; in the first regime that was measured
   std::vector<Timing> other_regimes;           ///< of a record with a time: the others; on a GPU sustained has every window
   std::optional<Memory> memory;
-  std::vector<Invariance> invariance;  ///< bits held against the judged ones: of an audit, and of a case with repeats
-  std::string kernels;                 ///< what a dispatcher picked; empty: not asked
-  double seconds = 0;                  ///< spent on this record, judging included
-  Spending spent;                      ///< their parts; empty in records of older versions
+  std::vector<Invariance> invariance;      ///< bits held against the judged ones: of an audit, and of a case with repeats
+  std::optional<TrainingCurves> training;  ///< of a case of that operation
+  std::string kernels;                     ///< what a dispatcher picked; empty: not asked
+  double seconds = 0;                      ///< spent on this record, judging included
+  Spending spent;                          ///< their parts; empty in records of older versions
   std::string repro;
 };
 

@@ -155,15 +155,21 @@ class SuiteReader {
     overrides_ = outer;
   }
 
+  /// Of the first operation that has such a key; attention's where none has.
+  static std::span<const Key> keys_that_know(std::string_view name) {
+    for (const std::span<const Key> keys : {case_keys(), llama_keys(), training_keys()})
+      if (std::ranges::find(keys, name, &Key::name) != keys.end()) return keys;
+    return case_keys();
+  }
+
   /// A value that no case below makes use of is checked all the same.
   static void check_defaults(const CaseText& text) {
     count_sweep(text, kMaxCases);
     Case scratch;
     scratch.llama.emplace();
+    scratch.training.emplace();
     for (const Token& token : text.keys) {
-      const bool of_attention = std::ranges::find(case_keys(), token.key, &Key::name) != case_keys().end();
-      const bool of_llama = std::ranges::find(llama_keys(), token.key, &Key::name) != llama_keys().end();
-      const Key& key = find_key(of_attention || !of_llama ? case_keys() : llama_keys(), token);
+      const Key& key = find_key(keys_that_know(token.key), token);
       for (const Token& value : sweep_values(token)) key.parse(value, scratch);
     }
     for (const Token& token : text.metadata) find_key(metadata_keys(), token).parse(token, scratch);

@@ -18,6 +18,7 @@
 #include "harness/worker/dump.hpp"
 #include "harness/worker/memory.hpp"
 #include "harness/worker/process_state.hpp"
+#include "harness/worker/run_case.hpp"
 #include "harness/worker/sentence.hpp"
 #include "harness/worker/spending.hpp"
 #include "harness/worker/verdict_report.hpp"
@@ -146,18 +147,11 @@ std::string borrowed(const Outputs& outputs, const NamedTensors& held) {
 
 Attempt::Attempt(const Backend& backend, Pass pass, const Device& device, CaseData& data,
                  std::function<void(const Attempt&, const char*)> announce)
-    : backend_(backend), device_(device), data_(data), announce_(std::move(announce)) {
-  const Declaration& declaration = backend.declaration();
-  const Case& c = data.test_case();
-  record_.case_line = format_case(c);
-  record_.name = c.metadata.name;
-  record_.expect = c.metadata.expect;
-  record_.backend = declaration.name;
-  record_.version = declaration.version;
-  record_.device = device_text(device);
-  record_.sm = device.sm;
-  record_.pass = pass;
-}
+    : backend_(backend),
+      device_(device),
+      data_(data),
+      announce_(std::move(announce)),
+      record_(record_of(backend.declaration(), data.test_case(), pass, device)) {}
 
 void Attempt::guarded(const std::function<void()>& step) {
   take_spending();  // what was spent on nobody's account, while times were taken

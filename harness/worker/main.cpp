@@ -72,6 +72,7 @@ int main(int argc, char** argv) {
     const Device found = find_device(device);
     Bench bench{found, make_backends(found), read_calibration(calibration_file(found.kind), found.kind)};
     bench.layers = make_llama_backends(found, backend_named(bench, "flash_varlen"));
+    bench.training = make_training_parts();
     if (planted) std::ranges::move(make_planted_backends(found), std::back_inserter(bench.backends));
     if (hello) {
       fmt::print("{}\n", nlohmann::json(make_hello(bench)).dump(2));

@@ -11,6 +11,7 @@
 #include "harness/worker/llama_case.hpp"
 #include "harness/worker/memory.hpp"
 #include "harness/worker/process_state.hpp"
+#include "harness/worker/training_case.hpp"
 
 namespace attnbench {
 
@@ -105,6 +106,19 @@ void compare(const std::deque<Attempt>& attempts, Pass pass, const Case& c, cons
 
 }  // namespace
 
+Record record_of(const Declaration& declaration, const Case& c, Pass pass, const Device& device) {
+  Record record;
+  record.case_line = format_case(c);
+  record.name = c.metadata.name;
+  record.expect = c.metadata.expect;
+  record.backend = declaration.name;
+  record.version = declaration.version;
+  record.device = device_text(device);
+  record.sm = device.sm;
+  record.pass = pass;
+  return record;
+}
+
 Record error_record(const Request& request, const std::string& backend, Pass pass, const std::string& reason) {
   Record record;
   record.case_line = request.case_line;
@@ -120,6 +134,7 @@ void run_case(const Request& request, const Bench& bench, const Replies& replies
   try {
     Case c = parse_case(request.case_line, "request");
     if (c.llama) return run_llama_case(c, request, bench, replies);
+    if (c.training) return run_training_case(c, request, bench, replies);
     if (request.check_only) c.metadata.timed = false;  // backends ask the case whether it will be timed
     data.emplace(c, bench.device, bench.calibration);
   } catch (const std::exception& e) {

@@ -10,6 +10,7 @@
 #include "harness/worker/backend.hpp"
 #include "harness/worker/llama_backend.hpp"
 #include "harness/worker/measure.hpp"
+#include "harness/worker/training.hpp"
 
 namespace attnbench {
 
@@ -20,6 +21,7 @@ struct Bench {
   Calibration calibration;        ///< of this kind of device
   MeasureOptions measuring = {};  ///< order_seed and cooled are each case's own
   std::vector<std::unique_ptr<LlamaBackend>> layers = {};
+  TrainingParts training = {};
 };
 
 /// Where the answers go, as they come.
@@ -28,6 +30,9 @@ struct Replies {
   std::function<void(const Record&)> record;
   std::function<void(const Comparison&)> comparison;
 };
+
+/// A record that says who runs what, and nothing yet of how that went.
+Record record_of(const Declaration& declaration, const Case& c, Pass pass, const Device& device);
 
 /// What cannot even be asked.
 Record error_record(const Request& request, const std::string& backend, Pass pass, const std::string& reason);

@@ -12,6 +12,8 @@ Draws, for each suite, device, dtype and direction of a run that was timed:
   bars-….png/.pdf    cases of equal lengths: a panel for each head dim and mask, a group of bars for each length
   lines-….png/.pdf   the same over the length as lines, the 95% confidence interval of the median as a band
   mixes-….png/.pdf   cases of unequal lengths
+and for each case in which a model was trained:
+  curves-….png/.pdf  loss and gradient norms over the steps, and the band in which rounding alone takes them
 
 A bar is TFLOP/s (GFLOP/s if all are below 1): visible pairs over the median time, as in the run's tables. On padded cases
 the time of a backend for packed sequences includes unpad and pad. A backend that did not pass has no bar: what is written
@@ -37,8 +39,8 @@ def main(arguments: list) -> int:
     except RunError as error:
         return _complain(str(error), EXIT_USAGE)
     regimes = regimes_of(run)
-    if not regimes:
-        return _complain(f"{options.run}: none of its {len(run.results)} records was timed: nothing to draw", EXIT_NO_MATCH)
+    if not regimes and not any(result.training for result in run.results):
+        return _complain(f"{options.run}: none of its {len(run.results)} records was timed or trained: nothing to draw", EXIT_NO_MATCH)
     if options.regime and options.regime not in regimes:
         return _complain(f"{options.run}: no time of the regime {options.regime}; there are: {', '.join(regimes)}", EXIT_NO_MATCH)
     folder = options.out or (options.run if options.run.is_dir() else options.run.parent) / "figures"
@@ -54,6 +56,7 @@ def main(arguments: list) -> int:
 def _draw_all(run, regime: str, folder: pathlib.Path):
     """Yields the files."""
     import bars
+    import curves
     import lines
     import style
     from panels import figures_of_mixes, figures_over_length
@@ -64,6 +67,8 @@ def _draw_all(run, regime: str, folder: pathlib.Path):
             yield from style.save(lines.draw(figure, run.ours), folder, "lines-" + figure.name())
     for figure in figures_of_mixes(run, regime):
         yield from style.save(bars.draw(figure, run.ours, "mask"), folder, "mixes-" + figure.name())
+    for (device, case), results in curves.cases_of(run).items():
+        yield from style.save(curves.draw(device, case, results, run.ours), folder, curves.name_of(device, case))
 
 
 def _complain(sentence: str, code: int) -> int:

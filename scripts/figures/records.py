@@ -26,6 +26,7 @@ class Result:
     suite: str
     device: str  # "cpu: AMD EPYC"
     times: dict  # regime -> the record's timing; empty unless the record passed: no number without a pass
+    training: dict  # "measured", "low", "high": quantity -> a number a step; empty unless a model was trained
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,7 +71,7 @@ def _result(record: dict, headers: list) -> Result:
         for timing in [record["time"], *record.get("other_regimes", [])]:
             times[timing["regime"]] = timing
     return Result(record["case"], record["backend"], record["pass"], record["status"], record["reason"], record["suite"],
-                  _device(record, headers), times)
+                  _device(record, headers), times, record.get("training", {}))
 
 
 def _device(record: dict, headers: list) -> str:

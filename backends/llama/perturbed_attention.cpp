@@ -1,0 +1,102 @@
+// The reference of the training runs: attention written out in float32 whose roundings are drawn, so that runs of it show how far
+// rounding alone takes a training.
+#include "backends/llama/perturbed_attention.hpp"
+
+#include <algorithm>
+#include <cmath>
+#include <memory>
+
+#include <ATen/Context.h>
+#include <ATen/TensorOperators.h>
+#include <ATen/ops/arange.h>
+#include <ATen/ops/empty.h>
+#include <ATen/ops/softmax.h>
+#include <ATen/ops/where.h>
+#include <torch/csrc/autograd/custom_function.h>
+
+#include "backends/llama/layer.hpp"
+
+namespace attnbench {
+namespace {
+
+using at::Tensor;
+
+/// Bits of float32's mantissa that the dtype has not; of fp32 those that sums of a few hundred terms lose.
+int64_t lost_bits(Dtype dtype) {
+  return dtype == Dtype::bf16 ? 16 : dtype == Dtype::fp16 ? 13 : 3;
+}
+
+class RandomRounding {
+ public:
+  RandomRounding(Dtype dtype, uint64_t draw) : bits_(lost_bits(dtype)), draw_(draw) {}
+
+  /// Float32 x, up or down with the probability that makes the mean x: bits below the kept ones are added at random, then cut.
+  Tensor operator()(const Tensor& x) const {
+    if (!generator_.defined()) {
+      generator_ = at::globalContext().defaultGenerator(x.device()).clone();
+      generator_.set_current_seed(draw_);
+    }
+    const Tensor noise = at::empty(x.sizes(), x.options().dtype(at::kInt)).random_(0, int64_t{1} << bits_, generator_);
+    const Tensor sum = x.contiguous().view(at::kInt) + noise;
+    return sum.bitwise_and(-(int64_t{1} << bits_)).view(at::kFloat);
+  }
+
+ private:
+  int64_t bits_;
+  uint64_t draw_;
+  mutable at::Generator generator_;
+};
+
+/// Rounds on the way forward, and the gradient on the way back.
+struct RoundBothWays : torch::autograd::Function<RoundBothWays> {
+  static Tensor forward(torch::autograd::AutogradContext* ctx, const Tensor& x, int64_t rounding) {
+    ctx->saved_data["rounding"] = rounding;
+    return (*reinterpret_cast<const RandomRounding*>(rounding))(x);
+  }
+  static torch::autograd::variable_list backward(torch::autograd::AutogradContext* ctx,
+                                                 const torch::autograd::variable_list& gradients) {
+    return {(*reinterpret_cast<const RandomRounding*>(ctx->saved_data["rounding"].toInt()))(gradients[0]), Tensor()};
+  }
+};
+
+/// Rounds the gradient alone.
+struct RoundBack : torch::autograd::Function<RoundBack> {
+  static Tensor forward(torch::autograd::AutogradContext* ctx, const Tensor& x, int64_t rounding) {
+    ctx->saved_data["rounding"] = rounding;
+    return x.clone();
+  }
+  static torch::autograd::variable_list backward(torch::autograd::AutogradContext* ctx,
+                                                 const torch::autograd::variable_list& gradients) {
+    return {(*reinterpret_cast<const RandomRounding*>(ctx->saved_data["rounding"].toInt()))(gradients[0]), Tensor()};
+  }
+};
+
+Unpadding rows_of(const std::vector<int64_t>& lengths, int64_t longest, at::Device device) {
+  const auto b = static_cast<int64_t>(lengths.size());
+  const Tensor mask = at::empty({b, longest}, at::TensorOptions(at::kBool)).zero_();
+  for (int64_t n = 0; n < b; ++n) mask[n].narrow(0, 0, lengths[static_cast<size_t>(n)]).fill_(true);
+  return unpadding_of(mask.to(device));
+}
+
+}  // namespace
+
+TrainedAttention perturbed_attention(Dtype dtype, uint64_t draw) {
+  const auto rounding = std::make_shared<RandomRounding>(dtype, draw);
+  return [rounding](const Tensor& q, const Tensor& k, const Tensor& v, const std::vector<int64_t>& lengths) {
+    const auto address = reinterpret_cast<int64_t>(rounding.get());
+    const int64_t s = *std::max_element(lengths.begin(), lengths.end()), b = static_cast<int64_t>(lengths.size());
+    const Unpadding rows = rows_of(lengths, s, q.device());
+    const auto padded = [&](const Tensor& x) {
+      const Tensor heads = pad(RoundBack::apply(x.to(at::kFloat), address), rows, b, s).transpose(1, 2);  // [b, heads, s, d]
+      return heads.repeat_interleave(q.size(1) / heads.size(1), 1);
+    };
+    const double scale = 1 / std::sqrt(static_cast<double>(q.size(2)));
+    const Tensor scores = RoundBack::apply(padded(q).matmul(padded(k).mT()) * scale, address);
+    const Tensor i = at::arange(s, q.options().dtype(at::kLong).requires_grad(false));
+    const Tensor P = at::softmax(at::where(i.unsqueeze(0) <= i.unsqueeze(1), scores, -INFINITY), -1);
+    const Tensor o = RoundBothWays::apply(P, address).matmul(padded(v));
+    return RoundBothWays::apply(unpad(o.transpose(1, 2), rows), address).to(q.scalar_type());
+  };
+}
+
+}  // namespace attnbench

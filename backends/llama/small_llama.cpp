@@ -1,0 +1,238 @@
+// The small LLaMA that is trained: what harness/run/training_run.hpp says, in LibTorch operations, with AdamW.
+#include <cmath>
+#include <utility>
+
+#include <ATen/TensorOperators.h>
+#include <ATen/ops/_fused_adamw.h>
+#include <ATen/ops/cross_entropy_loss.h>
+#include <ATen/ops/embedding.h>
+#include <ATen/ops/empty.h>
+#include <ATen/ops/linear.h>
+#include <ATen/ops/ones.h>
+#include <ATen/ops/silu.h>
+#include <ATen/ops/stack.h>
+#include <ATen/ops/tensor.h>
+#include <ATen/ops/zeros.h>
+#include <ATen/ops/zeros_like.h>
+#include <torch/csrc/autograd/autograd.h>
+
+#include "backends/llama/attention_call.hpp"
+#include "backends/llama/layer.hpp"
+#include "backends/llama/perturbed_attention.hpp"
+#include "harness/attention/torch_dtype.hpp"
+#include "harness/run/draws.hpp"
+#include "harness/worker/training.hpp"
+
+namespace attnbench {
+namespace {
+
+using at::Tensor;
+
+constexpr int64_t kBytes = 256;
+constexpr double kRate = 2e-3, kBeta1 = 0.9, kBeta2 = 0.95, kEpsilon = 1e-8, kNormEpsilon = 1e-6;
+
+/// Gradients of a mean over thousands of bytes are too small for fp16 else; a power of two, so that no other dtype is touched.
+constexpr double kLossScale = 4096;
+
+/// Weights by the name under which their gradients are counted; all layers' together.
+struct Weight {
+  std::string group;
+  Tensor value;  ///< float32
+};
+
+struct LayerWeights {
+  Tensor norm1, wq, wk, wv, wo, norm2, gate, up, down;
+  Tensor qa, qb, va, vb;  ///< adapters; undefined without
+};
+
+/// One batch: the bytes of all sequences in a row of their own, or one after the other.
+struct Batch {
+  Tensor bytes;                  ///< int64 [b, s], padded with 0, or [1, tokens]
+  Tensor next;                   ///< int64 [tokens]: what stands behind each real byte
+  Tensor position_ids;           ///< int64 [as bytes]
+  std::vector<int64_t> lengths;  ///< of each sequence
+  Unpadding real;                ///< where bytes are real; padded rows only
+};
+
+class SmallLlama : public Trainer {
+ public:
+  SmallLlama(const Case& c, const std::string& text, const Device& device, TrainedAttention attention)
+      : c_(c), text_(text), device_(device_text(device)), attention_(std::move(attention)) {
+    draw_weights();
+    for (Weight& weight : weights_) {
+      if (c.training->lora > 0 && weight.group != "lora") continue;
+      trained_.push_back(weight.value.requires_grad_(true));
+      groups_.push_back(weight.group);
+      moments_.push_back(at::zeros_like(weight.value));
+      squares_.push_back(at::zeros_like(weight.value));
+      steps_.push_back(at::zeros({}, weight.value.options().requires_grad(false)));
+    }
+  }
+
+  std::map<std::string, double> step() override {
+    const Batch batch = draw_batch(Draws(c_.seed, kBatches + static_cast<uint64_t>(done_++)));
+    const Tensor loss = at::cross_entropy_loss(logits(batch), batch.next);
+    std::vector<Tensor> gradients = torch::autograd::grad({loss * kLossScale}, trained_);
+    std::vector<Tensor> squares;
+    for (Tensor& gradient : gradients) {
+      gradient.div_(kLossScale);
+      squares.push_back(gradient.square().sum(at::kDouble));
+    }
+    const Tensor numbers = at::stack(squares).to(at::kCPU);
+    std::map<std::string, double> measured;
+    for (size_t i = 0; i < groups_.size(); ++i) measured[groups_[i]] += numbers.const_data_ptr<double>()[i];
+    for (auto& [group, norm] : measured) norm = std::sqrt(norm);
+    measured["loss"] = loss.item<double>();
+    const at::NoGradGuard still;
+    at::_fused_adamw_(trained_, gradients, moments_, squares_, {}, next_step(), kRate, kBeta1, kBeta2, 0.0, kEpsilon, false,
+                      false);
+    return measured;
+  }
+
+ private:
+  static constexpr uint64_t kWeights = 1, kBatches = 1000;
+
+  const std::vector<Tensor>& next_step() {
+    for (Tensor& step : steps_) step.add_(1);
+    return steps_;
+  }
+
+  Tensor weight(const std::string& group, std::vector<int64_t> sizes, double deviation) {
+    const Tensor numbers = at::empty(sizes, at::kFloat);
+    Draws draws(c_.seed, kWeights + weights_.size());
+    float* data = numbers.mutable_data_ptr<float>();
+    for (int64_t i = 0; i < numbers.numel();
+         ++i) {  // of a uniform distribution: the sum of the mantissas' bits is exact everywhere
+      const double uniform = static_cast<double>(draws.bits() >> 40) / static_cast<double>(1 << 24);
+      data[i] = static_cast<float>(deviation * std::sqrt(12.0) * (uniform - 0.5));
+    }
+    return weights_.emplace_back(Weight{group, numbers.to(device_)}).value;
+  }
+  Tensor norm_weight(int64_t channels) {
+    return weights_.emplace_back(Weight{"norm", at::ones({channels}, at::kFloat).to(device_)}).value;
+  }
+
+  void draw_weights() {
+    const Problem& p = c_.problem;
+    const TrainingRun& run = *c_.training;
+    const int64_t e = p.hq * p.d, keys = p.hkv * p.d, inner = 2 * e, rank = run.lora;
+    const double width = 1 / std::sqrt(static_cast<double>(e)), out = width / std::sqrt(2.0 * static_cast<double>(run.layers));
+    embed_ = weight("embed", {kBytes, e}, run.tied ? width : 1);
+    for (int64_t i = 0; i < run.layers; ++i) {
+      LayerWeights layer;
+      layer.norm1 = norm_weight(e);
+      layer.wq = weight("wq", {e, e}, width);
+      layer.wk = weight("wk", {keys, e}, width);
+      layer.wv = weight("wv", {keys, e}, width);
+      layer.wo = weight("wo", {e, e}, out);
+      layer.norm2 = norm_weight(e);
+      layer.gate = weight("mlp", {inner, e}, width);
+      layer.up = weight("mlp", {inner, e}, width);
+      layer.down = weight("mlp", {e, inner}, out / std::sqrt(2.0));
+      if (rank > 0) {
+        layer.qa = weight("lora", {rank, e}, width);
+        layer.qb = weight("lora", {e, rank}, width);
+        layer.va = weight("lora", {rank, e}, width);
+        layer.vb = weight("lora", {keys, rank}, width);
+      }
+      layers_.push_back(layer);
+    }
+    last_norm_ = norm_weight(e);
+    head_ = run.tied ? embed_ : weight("head", {kBytes, e}, width);
+  }
+
+  Batch draw_batch(Draws draws) const {
+    const Problem& p = c_.problem;
+    Batch batch;
+    std::vector<int64_t> bytes, next, ids;
+    const bool padded = p.layout == Layout::padded;
+    for (int64_t n = 0; n < p.b; ++n) {
+      const int64_t length = p.lq / 4 + draws.below(p.lq - p.lq / 4 + 1);
+      const int64_t start = draws.below(static_cast<int64_t>(text_.size()) - length);
+      for (int64_t i = 0; i < length; ++i) {
+        bytes.push_back(static_cast<unsigned char>(text_[static_cast<size_t>(start + i)]));
+        next.push_back(static_cast<unsigned char>(text_[static_cast<size_t>(start + i + 1)]));
+        ids.push_back(i);
+      }
+      for (int64_t i = length; padded && i < p.lq; ++i) {
+        bytes.push_back(0);
+        ids.push_back(0);
+      }
+      batch.lengths.push_back(length);
+    }
+    const int64_t rows = padded ? p.b : 1;
+    batch.bytes = at::tensor(bytes, at::kLong).view({rows, -1}).to(device_);
+    batch.position_ids = at::tensor(ids, at::kLong).view({rows, -1}).to(device_);
+    batch.next = at::tensor(next, at::kLong).to(device_);
+    if (padded) {
+      std::vector<int64_t> places;
+      for (int64_t n = 0; n < p.b; ++n)
+        for (int64_t i = 0; i < batch.lengths[static_cast<size_t>(n)]; ++i) places.push_back(n * p.lq + i);
+      batch.real = {at::tensor(places, at::kLong).to(device_), batch.lengths};
+    }
+    return batch;
+  }
+
+  static Tensor normalised(const Tensor& x, const Tensor& weight) {
+    return x * (x.square().mean(-1, true) + kNormEpsilon).rsqrt() * weight;
+  }
+
+  /// x [b, s, E] through a projection and, where it has them, its adapters.
+  static Tensor adapted(const Tensor& x, const Tensor& w, const Tensor& a, const Tensor& b) {
+    const Tensor y = at::linear(x, w);
+    return a.defined() ? y + 2 * at::linear(at::linear(x, a), b) : y;
+  }
+
+  Tensor attention(const Tensor& x, const LayerWeights& w, const Batch& batch) const {
+    const int64_t d = c_.problem.d;
+    const at::ScalarType type = torch_dtype(c_.problem.dtype);
+    const auto heads = [&](const Tensor& y) { return y.unflatten(-1, {-1, d}); };
+    const auto packed = [&](const Tensor& y) {
+      return (batch.real.places.defined() ? unpad(y, batch.real) : y.flatten(0, 1)).to(type);
+    };
+    const Tensor q = rotary(heads(adapted(x, w.wq, w.qa, w.qb)), batch.position_ids);
+    const Tensor k = rotary(heads(at::linear(x, w.wk)), batch.position_ids);
+    const Tensor v = heads(adapted(x, w.wv, w.va, w.vb));
+    const Tensor o = attention_(packed(q), packed(k), packed(v), batch.lengths).to(at::kFloat);
+    const Tensor rows = batch.real.places.defined() ? pad(o, batch.real, x.size(0), x.size(1)) : o.unsqueeze(0);
+    return at::linear(rows.flatten(2), w.wo);
+  }
+
+  /// Of the real bytes, [tokens, 256].
+  Tensor logits(const Batch& batch) const {
+    Tensor x = at::embedding(embed_, batch.bytes);
+    for (const LayerWeights& w : layers_) {
+      x = x + attention(normalised(x, w.norm1), w, batch);
+      const Tensor h = normalised(x, w.norm2);
+      x = x + at::linear(at::silu(at::linear(h, w.gate)) * at::linear(h, w.up), w.down);
+    }
+    const Tensor rows = batch.real.places.defined() ? unpad(x, batch.real) : x.flatten(0, 1);
+    return at::linear(normalised(rows, last_norm_), head_);
+  }
+
+  const Case c_;
+  const std::string text_;
+  const c10::Device device_;
+  const TrainedAttention attention_;
+  std::vector<Weight> weights_;
+  std::vector<LayerWeights> layers_;
+  Tensor embed_, last_norm_, head_;
+  std::vector<Tensor> trained_, moments_, squares_, steps_;
+  std::vector<std::string> groups_;  ///< of `trained_`
+  int64_t done_ = 0;
+};
+
+}  // namespace
+
+TrainingParts make_training_parts() {
+  return {.attention_of = [](const Backend& attention) -> TrainedAttention {
+            return [&attention](const Tensor& q, const Tensor& k, const Tensor& v, const std::vector<int64_t>& lengths) {
+              return attend(attention, {.q = q, .k = k, .v = v, .q_lengths = lengths, .k_lengths = lengths});
+            };
+          },
+          .perturbed_attention = perturbed_attention,
+          .trainer = [](const Case& c, const std::string& text, const Device& device, TrainedAttention attention)
+              -> std::unique_ptr<Trainer> { return std::make_unique<SmallLlama>(c, text, device, std::move(attention)); }};
+}
+
+}  // namespace attnbench
