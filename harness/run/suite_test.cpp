@@ -215,9 +215,9 @@ std::set<std::string> identities(const Suite& suite) {
 TEST(Suites, AreTheseAndFullHoldsThoseOfAChange) {
   EXPECT_EQ(known_suites(),
             (Lines{"audit", "calibration", "calibration_check", "defects", "edge", "flash_attention_tests", "full", "gradient",
-                   "huge", "llama", "nightly", "parity", "perf", "race", "regressions", "smoke"}));
+                   "huge", "llama", "nightly", "parity", "perf", "race", "regressions", "smoke", "training"}));
   const Lines apart{"audit", "calibration", "calibration_check", "defects", "flash_attention_tests",
-                    "huge",  "llama",       "nightly",           "race"};
+                    "huge",  "llama",       "nightly",           "race",    "training"};
   const auto full = identities(load_suite("full"));
   for (const std::string& name : known_suites()) {
     if (std::ranges::count(apart, name) > 0) continue;
@@ -244,8 +244,8 @@ TEST(Suites, ARaceRepeatsEveryCaseAndTheNightKeepsItsRepeats) {
 }
 
 TEST(Suites, OnlySmokeAndPerfAreTimedAndFullKeepsTheirTimes) {
-  for (const std::string name :
-       {"audit", "defects", "edge", "flash_attention_tests", "gradient", "huge", "llama", "parity", "race", "regressions"})
+  for (const std::string name : {"audit", "defects", "edge", "flash_attention_tests", "gradient", "huge", "llama", "parity",
+                                 "race", "regressions", "training"})
     for (const SuiteCase& entry : load_suite(name).cases) EXPECT_FALSE(entry.c.metadata.timed) << entry.where;
   std::set<std::string> timed;
   for (const SuiteCase& entry : load_suite("full").cases)

@@ -10,6 +10,7 @@ import unittest
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent))
 
 import bars  # noqa: E402
+import curves  # noqa: E402
 import lines  # noqa: E402
 import style  # noqa: E402
 import synthetic_run as made  # noqa: E402
@@ -64,6 +65,26 @@ class FiguresTest(unittest.TestCase):
 
     def texts(self, axis) -> list:
         return [text.get_text() for text in axis.texts]
+
+    def test_a_training_is_drawn_with_its_band(self):
+        case = "training b=4 d=64 s=64 steps=3"
+        band = {"low": {"loss": [5.0, 4.0, 3.0], "wk": [0.9, 0.9, 0.9]}, "high": {"loss": [6.0, 4.4, 3.4], "wk": [1.1, 1.1, 1.1]}}
+        made_of = {"flash_varlen": [1.0, 1.05, 1.2], "eager": [1.0, 0.99, 1.0]}
+        run = self.run_of([made.header()] + [
+            made.result(name, case, "backward", training={"measured": {"loss": [5.5, 4.2, 3.2], "wk": norms}, **band})
+            for name, norms in made_of.items()])
+        ((device, drawn_case), results), = curves.cases_of(run).items()
+        self.assertEqual((drawn_case, len(results)), (case, 2))
+        drawing = curves.draw(device, drawn_case, results, run.ours)
+        axis = self.panel_axes(drawing, "gradient norm, wk")
+        for line, norms in zip(axis.lines, made_of.values()):
+            self.assertEqual([round(y, 9) for y in line.get_ydata()], [round(100 * (norm - 1), 9) for norm in norms])
+        edges = axis.collections[0].get_paths()[0].vertices[:, 1]
+        self.assertAlmostEqual(min(edges), -10)
+        self.assertAlmostEqual(max(edges), 10)
+        code, out, _ = called(self.folder / "run", "--out", self.folder / "figures")
+        self.assertEqual(code, 0)
+        self.assertIn("curves-cuda-b4-d64-s64-steps3.png", out)
 
     def check_bars(self, lines_of_run, direction, regime, expected_regime):
         """Every bar is as high as its record says; returns how many there were."""
