@@ -1,9 +1,12 @@
-// The small LLaMA that is trained: what harness/run/training_run.hpp says, in LibTorch operations, with AdamW.
+// The small LLaMA that is trained: what harness/run/training_run.hpp says, in LibTorch operations.
+//
+// The optimiser is SGD with momentum: linear in the gradient, so that rounding moves the weights by as much as it moves the
+// gradient. Adam divides by the gradient's own size: weights whose gradient is hardly more than its rounding go a whole step in a
+// random direction, more of them the coarser the rounding is, and no band of another rounding holds.
 #include <cmath>
 #include <utility>
 
 #include <ATen/TensorOperators.h>
-#include <ATen/ops/_fused_adamw.h>
 #include <ATen/ops/cross_entropy_loss.h>
 #include <ATen/ops/embedding.h>
 #include <ATen/ops/empty.h>
@@ -12,7 +15,6 @@
 #include <ATen/ops/silu.h>
 #include <ATen/ops/stack.h>
 #include <ATen/ops/tensor.h>
-#include <ATen/ops/zeros.h>
 #include <ATen/ops/zeros_like.h>
 #include <torch/csrc/autograd/autograd.h>
 
@@ -29,7 +31,7 @@ namespace {
 using at::Tensor;
 
 constexpr int64_t kBytes = 256;
-constexpr double kRate = 2e-3, kBeta1 = 0.9, kBeta2 = 0.95, kEpsilon = 1e-8, kNormEpsilon = 1e-6;
+constexpr double kRate = 0.1, kMomentum = 0.9, kNormEpsilon = 1e-6;
 
 /// Gradients of a mean over thousands of bytes are too small for fp16 else; a power of two, so that no other dtype is touched.
 constexpr double kLossScale = 4096;
@@ -63,9 +65,7 @@ class SmallLlama : public Trainer {
       if (c.training->lora > 0 && weight.group != "lora") continue;
       trained_.push_back(weight.value.requires_grad_(true));
       groups_.push_back(weight.group);
-      moments_.push_back(at::zeros_like(weight.value));
-      squares_.push_back(at::zeros_like(weight.value));
-      steps_.push_back(at::zeros({}, weight.value.options().requires_grad(false)));
+      velocities_.push_back(at::zeros_like(weight.value));
     }
   }
 
@@ -84,18 +84,15 @@ class SmallLlama : public Trainer {
     for (auto& [group, norm] : measured) norm = std::sqrt(norm);
     measured["loss"] = loss.item<double>();
     const at::NoGradGuard still;
-    at::_fused_adamw_(trained_, gradients, moments_, squares_, {}, next_step(), kRate, kBeta1, kBeta2, 0.0, kEpsilon, false,
-                      false);
+    for (size_t i = 0; i < trained_.size(); ++i) {
+      velocities_[i].mul_(kMomentum).add_(gradients[i]);
+      trained_[i].sub_(velocities_[i], kRate);
+    }
     return measured;
   }
 
  private:
   static constexpr uint64_t kWeights = 1, kBatches = 1000;
-
-  const std::vector<Tensor>& next_step() {
-    for (Tensor& step : steps_) step.add_(1);
-    return steps_;
-  }
 
   Tensor weight(const std::string& group, std::vector<int64_t> sizes, double deviation) {
     const Tensor numbers = at::empty(sizes, at::kFloat);
@@ -217,7 +214,7 @@ class SmallLlama : public Trainer {
   std::vector<Weight> weights_;
   std::vector<LayerWeights> layers_;
   Tensor embed_, last_norm_, head_;
-  std::vector<Tensor> trained_, moments_, squares_, steps_;
+  std::vector<Tensor> trained_, velocities_;
   std::vector<std::string> groups_;  ///< of `trained_`
   int64_t done_ = 0;
 };
