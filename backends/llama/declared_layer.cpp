@@ -42,6 +42,12 @@ Declaration fused_layer(const std::string& name, const Backend& attention) {
   return declaration;
 }
 
+std::optional<std::string> DeclaredLayer::why_not(const Case& c, Pass pass, const Device& device) const {
+  if (!can_be_switched() && (!c.llama->switching.empty() || c.llama->runs))
+    return fmt::format("{} is set: {} cannot be switched", c.llama->switching.empty() ? "runs" : "switch", declaration_.name);
+  return LlamaBackend::why_not(c, pass, device);
+}
+
 void require_equal_heads(const Declaration& layer, const Case& c) {
   const Problem& p = c.problem;
   if (p.hq == p.hkv) return;

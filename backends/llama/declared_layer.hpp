@@ -1,7 +1,9 @@
 // A layer that takes what it declares; what layers declare follows from what computes their attention.
 #pragma once
 
+#include <optional>
 #include <string>
+#include <utility>
 
 #include "harness/worker/backend.hpp"
 #include "harness/worker/llama_backend.hpp"
@@ -20,6 +22,9 @@ void require_equal_heads(const Declaration& layer, const Case& c);
 class DeclaredLayer : public LlamaBackend {
  public:
   const Declaration& declaration() const override { return declaration_; }
+  /// A case that switches, or says what runs, too, unless the layer can be switched.
+  std::optional<std::string> why_not(const Case& c, Pass pass, const Device& device) const override;
+  virtual bool can_be_switched() const { return false; }
 
  protected:
   explicit DeclaredLayer(Declaration declaration) : declaration_(std::move(declaration)) {}

@@ -35,9 +35,10 @@ class FastchatLlama2 : public FlashLayer {
   explicit FastchatLlama2(const Backend& attention) : FlashLayer("fastchat_llama2", attention) {}
 
   LlamaOutputs run(const Case& c, const LlamaInputs& inputs, Pass pass) const override {
-    return run_layer(c, inputs, pass, [&](const ChunkCall& chunk) -> ChunkResult {
+    const auto unpadded = [&](const ChunkCall& chunk) -> ChunkResult {
       return {attend_padded(attention_, {.q = chunk.q, .k = chunk.k, .v = chunk.v, .mask = mask_of(c, inputs, chunk)}), {}};
-    });
+    };
+    return without_weights(c, run_layer(c, inputs, pass, unpadded));
   }
 
  private:

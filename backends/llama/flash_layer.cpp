@@ -1,5 +1,7 @@
 #include "backends/llama/flash_layer.hpp"
 
+#include <utility>
+
 #include "harness/worker/backend.hpp"
 
 namespace attnbench {
@@ -7,9 +9,9 @@ namespace attnbench {
 FlashLayer::FlashLayer(const std::string& name, const Backend& attention)
     : DeclaredLayer(fused_layer(name, attention)), attention_(attention) {}
 
-std::optional<std::string> FlashLayer::why_not(const Case& c, Pass pass, const Device& device) const {
-  if (c.llama->weights) return "weights=on: " + declaration_.name + " warns, and returns none";
-  return DeclaredLayer::why_not(c, pass, device);
+LlamaOutputs FlashLayer::without_weights(const Case& c, LlamaOutputs outputs) const {
+  if (c.llama->weights) outputs.warnings.push_back("output_attentions: " + declaration_.name + " returns none");
+  return outputs;
 }
 
 }  // namespace attnbench

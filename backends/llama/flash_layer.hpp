@@ -1,4 +1,4 @@
-// What the patches for flash-attn that return no weights share: which cases they cannot be asked.
+// What the patches for flash-attn share: asked for weights they warn, and return none.
 #pragma once
 
 #include "backends/llama/declared_layer.hpp"
@@ -9,10 +9,11 @@ class FlashLayer : public DeclaredLayer {
  public:
   /// `attention` outlives the layer.
   FlashLayer(const std::string& name, const Backend& attention);
-  /// weights=on too: the patches warn and return none.
-  std::optional<std::string> why_not(const Case& c, Pass pass, const Device& device) const override;
 
  protected:
+  /// `outputs`, with that warning where the case asks for weights.
+  LlamaOutputs without_weights(const Case& c, LlamaOutputs outputs) const;
+
   const Backend& attention_;
 };
 

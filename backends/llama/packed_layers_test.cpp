@@ -210,8 +210,19 @@ TEST(FlashLayers, SayWhatTheyCannotBeAsked) {
     EXPECT_EQ(why_not(make, "lens=5+9 hq=2 d=8 layout=packed"), "layout=packed: " + name + " takes padded");
     EXPECT_EQ(why_not(make, "hq=2 d=8 s=9 causal=off"), "mask=none: " + name + " takes causal");
     EXPECT_EQ(why_not(make, "hq=2 d=8 s=9 window=3"), "window is set: " + name + " has no window");
-    EXPECT_EQ(why_not(make, "hq=2 d=8 s=9 weights=on"),
-              make == make_fastchat_xformers ? "" : "weights=on: " + name + " warns, and returns none");
+    EXPECT_EQ(why_not(make, "hq=2 d=8 s=9 weights=on"), "");
+  }
+}
+
+TEST(FlashLayers, WarnWhereTheyAreAskedForWeightsAndReturnNone) {
+  for (LlamaMaker* make : {make_flagembedding, make_fastchat_llama1, make_fastchat_llama2}) {
+    const std::string name = make(kCpu, flash_varlen())->declaration().name;
+    const LlamaOutputs asked = run(make, "lens=5+9 hq=2 d=8 s=9 weights=on"), unasked = run(make, "lens=5+9 hq=2 d=8 s=9");
+    EXPECT_FALSE(asked.weights.defined()) << name;
+    ASSERT_EQ(asked.warnings.size(), 1u) << name;
+    EXPECT_EQ(asked.warnings[0], "output_attentions: " + name + " returns none");
+    EXPECT_TRUE(at::equal(asked.out, unasked.out) && at::equal(asked.dwv, unasked.dwv)) << name;
+    EXPECT_TRUE(unasked.warnings.empty()) << name;
   }
 }
 

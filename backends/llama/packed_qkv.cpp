@@ -17,14 +17,15 @@ class PackedQkv : public FlashLayer {
 
   LlamaOutputs run(const Case& c, const LlamaInputs& inputs, Pass pass) const override {
     require_equal_heads(declaration_, c);
-    return run_layer(c, inputs, pass, [&](const ChunkCall& chunk) -> ChunkResult {
+    const auto packed = [&](const ChunkCall& chunk) -> ChunkResult {
       if (chunk.before > 0)
         throw std::invalid_argument(
             fmt::format("a past of {} tokens: {} packs queries, keys and values in one tensor, and {} keys do "
                         "not go with {} queries",
                         chunk.before, declaration_.name, chunk.before + chunk.count, chunk.count));
       return {attend_padded(attention_, {.q = chunk.q, .k = chunk.k, .v = chunk.v, .mask = inputs.mask}), {}};
-    });
+    };
+    return without_weights(c, run_layer(c, inputs, pass, packed));
   }
 };
 

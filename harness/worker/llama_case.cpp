@@ -1,11 +1,15 @@
 #include "harness/worker/llama_case.hpp"
 
+#include <algorithm>
 #include <chrono>
 #include <deque>
 #include <exception>
+#include <string>
 #include <tuple>
+#include <vector>
 
 #include <fmt/format.h>
+#include <fmt/ranges.h>
 
 #include "harness/worker/cuda_device.hpp"
 #include "harness/worker/llama_verdict.hpp"
@@ -28,7 +32,9 @@ class LayerCase {
   const LlamaInputs& inputs() const { return inputs_; }
 
   /// Of both passes.
-  const LayerReference& reference(const Profile& profile, const Semantics& semantics) {
+  const LayerReference& reference(const Profile& profile, Semantics semantics) {
+    semantics.weights = true;  // neither changes a number
+    semantics.runs.reset();
     for (const auto& [of_profile, of_semantics, reference] : references_)
       if (of_profile == profile && of_semantics == semantics) return reference;
     const LayerReference made = make_layer_reference(c_, inputs_, semantics, profile, Pass::backward);
@@ -93,8 +99,23 @@ class LayerAttempt {
     record_.oracle = "torch";
     const Verdict verdict = judge(outputs, {});
     record_.errors = verdict.errors;
-    if (record_.expect == Expect::equal) return end(verdict.status, verdict.reason);
-    must_differ(outputs, verdict);
+    if (record_.expect == Expect::equal)
+      end(verdict.status, verdict.reason);
+    else
+      must_differ(outputs, verdict);
+    if (record_.status == Status::passed) judge_warnings(outputs.warnings);
+  }
+
+  /// One of them says what the case names; there is none where it names nothing.
+  void judge_warnings(const std::vector<std::string>& warnings) {
+    const std::string& message = c_.metadata.message;
+    const std::string given = warnings.empty() ? "nothing" : fmt::format("\"{}\"", fmt::join(warnings, "\", \""));
+    const auto says = [&](const std::string& warning) { return warning.find(message) != std::string::npos; };
+    if (message.empty() && !warnings.empty()) return end(Status::failed, "warns, which the case does not expect: " + given);
+    if (message.empty()) return;
+    if (std::ranges::none_of(warnings, says))
+      return end(Status::failed, fmt::format("does not warn of \"{}\", as the case expects, but says {}", message, given));
+    end(Status::passed, record_.reason + (record_.reason.empty() ? "" : "; ") + "warns, as the case expects: " + given);
   }
 
   /// What the case expects to be thrown has to say so.
@@ -109,8 +130,9 @@ class LayerAttempt {
   Verdict judge(const LlamaOutputs& outputs, const Semantics& semantics) const {
     const Declaration& declaration = layer_.declaration();
     const bool zero = declaration.conventions.padded_rows_zero && semantics.key_mask;
-    return judge_layer(outputs, record_.pass,
-                       {c_, data_.inputs(), data_.reference(declaration.profile, semantics), bench_.calibration, zero});
+    return judge_layer(
+        outputs, record_.pass,
+        {c_, data_.inputs(), data_.reference(declaration.profile, semantics), bench_.calibration, zero, semantics});
   }
 
   /// It is another value than the case's, and the one that the case names instead: both are judged.

@@ -4,9 +4,13 @@
 
 #include <functional>
 #include <stdexcept>
+#include <string>
+#include <vector>
 
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
+
+#include <ATen/TensorOperators.h>
 
 #include "harness/llama/reference.hpp"
 #include "harness/run/suite.hpp"
@@ -16,16 +20,17 @@
 namespace attnbench {
 namespace {
 
+using testing::AllOf;
 using testing::HasSubstr;
 
 /// A layer that computes, or throws, what a test wants.
 class WantedLayer : public LlamaBackend {
  public:
   using Body = std::function<LlamaOutputs(const Case&, const LlamaInputs&, Pass, const Profile&)>;
-  explicit WantedLayer(Body body) : body_(std::move(body)) {
+  explicit WantedLayer(Body body, bool padded_rows_zero = false) : body_(std::move(body)) {
     declaration_.name = "wanted";
     declaration_.operation = "llama";
-    declaration_.conventions = {.lse_empty = Conventions::LseEmpty::none, .padded_rows_zero = false};
+    declaration_.conventions = {.lse_empty = Conventions::LseEmpty::none, .padded_rows_zero = padded_rows_zero};
     Capabilities& can = declaration_.capabilities;
     can.devices = {"cpu"};
     can.dtypes = {Dtype::bf16, Dtype::fp16, Dtype::fp32};
@@ -48,9 +53,9 @@ class WantedLayer : public LlamaBackend {
   Body body_;
 };
 
-Record record_of(const Case& c, WantedLayer::Body body, Pass pass = Pass::backward) {
+Record record_of(const Case& c, WantedLayer::Body body, Pass pass = Pass::backward, bool padded_rows_zero = false) {
   Bench bench{kCpu, {}, judge_test::formula_alone()};
-  bench.layers.push_back(std::make_unique<WantedLayer>(std::move(body)));
+  bench.layers.push_back(std::make_unique<WantedLayer>(std::move(body), padded_rows_zero));
   Request request;
   request.case_line = format_line(c);
   request.runs = {{"wanted", pass}};
@@ -60,7 +65,9 @@ Record record_of(const Case& c, WantedLayer::Body body, Pass pass = Pass::backwa
 }
 
 LlamaOutputs right_layer(const Case& c, const LlamaInputs& inputs, Pass pass, const Profile& profile) {
-  return ordinary_layer(c, inputs, {}, profile, pass);
+  LlamaOutputs outputs = ordinary_layer(c, inputs, {}, profile, pass);
+  outputs.ran = c.llama->runs;
+  return outputs;
 }
 
 /// Every one of the suite, flipped to what would be right.
@@ -109,6 +116,100 @@ TEST(LlamaCases, ThatDifferInAGradientAloneDiffer) {
   });
   EXPECT_EQ(record.status, Status::failed);
   EXPECT_THAT(record.reason, HasSubstr("dwk"));
+}
+
+/// With zeros on padded rows where it says that the patch ran.
+WantedLayer::Body said(Implementation ran, double factor = 1) {
+  return [=](const Case& of, const LlamaInputs& inputs, Pass pass, const Profile& profile) {
+    LlamaOutputs outputs = ordinary_layer(of, inputs, {}, profile, pass);
+    outputs.out = (outputs.out * factor).to(outputs.out.scalar_type());
+    if (ran == Implementation::patched) outputs.out = outputs.out * inputs.real_queries().unsqueeze(-1);
+    outputs.ran = ran;
+    return outputs;
+  };
+}
+
+TEST(LlamaCases, ThatNameAnotherImplementationHaveToRunIt) {
+  const auto original = Implementation::original, patched = Implementation::patched;
+  const Case c = parse_case("llama hq=2 d=64 s=24 lens=17+24 runs=patched seed=6 # expect=must_differ instead=original");
+  const auto record = [&](WantedLayer::Body body) { return record_of(c, std::move(body), Pass::backward, true); };
+  EXPECT_EQ(record(said(original)).status, Status::passed) << record(said(original)).reason;
+  EXPECT_THAT(record(said(original)).reason, HasSubstr("original ran, expected patched"));
+  EXPECT_THAT(record(said(patched)).reason, HasSubstr("does not differ"));
+  EXPECT_EQ(record(said(patched)).status, Status::failed);
+  const Record off = record(said(original, 1.02));
+  EXPECT_EQ(off.status, Status::failed);
+  EXPECT_THAT(off.reason, HasSubstr("is not what the case says it equals instead"));
+  const Record lie = record([&](const Case& of, const LlamaInputs& inputs, Pass pass, const Profile& profile) {
+    LlamaOutputs outputs = said(patched)(of, inputs, pass, profile);
+    outputs.ran = original;
+    return outputs;
+  });
+  EXPECT_EQ(lie.status, Status::failed);
+  EXPECT_THAT(lie.reason, HasSubstr("original is said to have run"));
+}
+
+TEST(LlamaCases, ThatNameNoProbabilitiesMissThoseAlone) {
+  const Case c = parse_case("llama hq=2 d=64 s=24 weights=on seed=7 # expect=must_differ instead=no_weights");
+  const auto without = [&](std::vector<at::Tensor LlamaOutputs::*> tensors) {
+    return record_of(c, [=](const Case& of, const LlamaInputs& inputs, Pass pass, const Profile& profile) {
+      LlamaOutputs outputs = right_layer(of, inputs, pass, profile);
+      for (const auto tensor : tensors) outputs.*tensor = at::Tensor();
+      return outputs;
+    });
+  };
+  EXPECT_EQ(without({&LlamaOutputs::weights}).status, Status::passed) << without({&LlamaOutputs::weights}).reason;
+  for (const auto& tensors : std::vector<std::vector<at::Tensor LlamaOutputs::*>>{
+           {}, {&LlamaOutputs::dwk}, {&LlamaOutputs::weights, &LlamaOutputs::dwk}}) {
+    const Record record = without(tensors);
+    EXPECT_EQ(record.status, Status::failed);
+    EXPECT_THAT(record.reason, HasSubstr("does not differ"));
+  }
+  Case other = c;
+  other.metadata.instead = Semantics{.causal = false};
+  const Record record = record_of(other, [](const Case& of, const LlamaInputs& inputs, Pass pass, const Profile& profile) {
+    LlamaOutputs outputs = ordinary_layer(of, inputs, {.causal = false}, profile, pass);
+    outputs.weights = at::Tensor();
+    return outputs;
+  });
+  EXPECT_THAT(record.reason, HasSubstr("equals instead: weights is missing"));
+}
+
+TEST(LlamaCases, ThatNameAWarningHaveToGiveIt) {
+  const auto warning = [](std::vector<std::string> warnings) {
+    return [=](const Case& of, const LlamaInputs& inputs, Pass pass, const Profile& profile) {
+      LlamaOutputs outputs = right_layer(of, inputs, pass, profile);
+      outputs.weights = at::Tensor();
+      outputs.warnings = warnings;
+      return outputs;
+    };
+  };
+  for (const char* line : {"llama hq=2 d=64 s=8 # message=\"returns none\"",
+                           "llama hq=2 d=64 s=8 weights=on # expect=must_differ instead=no_weights message=\"returns none\""}) {
+    const Case c = parse_case(line);
+    EXPECT_EQ(record_of(c, warning({"something else", "it returns none here"})).status, Status::passed) << line;
+    EXPECT_THAT(record_of(c, warning({})).reason, HasSubstr("does not warn of \"returns none\"")) << line;
+    const Record other = record_of(c, warning({"something else"}));
+    EXPECT_EQ(other.status, Status::failed) << line;
+    EXPECT_THAT(other.reason, HasSubstr("but says \"something else\"")) << line;
+  }
+  const Case both = parse_case("llama hq=2 d=64 s=8 weights=on # expect=must_differ instead=no_weights message=none");
+  EXPECT_THAT(record_of(both, warning({"returns none"})).reason,
+              AllOf(HasSubstr("weights is missing"), HasSubstr("; warns, as the case expects: \"returns none\"")));
+  const Record unexpected = record_of(parse_case("llama hq=2 d=64 s=8"), warning({"something"}));
+  EXPECT_EQ(unexpected.status, Status::failed);
+  EXPECT_THAT(unexpected.reason, HasSubstr("warns, which the case does not expect: \"something\""));
+}
+
+/// Only padded rows tell by numbers which of two right implementations ran.
+TEST(LlamaCases, OfTheSuiteThatSayWhatRunsHavePaddedRows) {
+  int cases = 0;
+  for (const SuiteCase& line : load_suite("llama").cases) {
+    if (!line.c.llama->runs || line.c.metadata.expect == Expect::must_throw) continue;
+    EXPECT_FALSE(make_llama_inputs(line.c).real_queries().all().item<bool>()) << format_line(line.c);
+    ++cases;
+  }
+  EXPECT_GE(cases, 20);
 }
 
 TEST(LlamaCases, ThatThrowHaveToSayWhatTheyName) {

@@ -2,6 +2,9 @@
 
 #include <algorithm>
 #include <cmath>
+#include <map>
+#include <optional>
+#include <string>
 
 #include <fmt/format.h>
 
@@ -9,6 +12,7 @@
 
 #include "harness/attention/error_model.hpp"
 #include "harness/attention/torch_dtype.hpp"
+#include "harness/run/names.hpp"
 #include "harness/worker/verdict_gates.hpp"
 #include "harness/worker/verdict_report.hpp"
 
@@ -45,11 +49,25 @@ TensorErrors errors_of(const std::string& name, const at::Tensor& got, const Lay
   return errors;
 }
 
-/// Outputs of padded queries that are not 0 fail the gate "exact_zero".
-void judge_padded_rows(const at::Tensor& out, const LayerYardstick& y, Verdict& verdict) {
+/// Which implementation ran is a difference that a case can name; a layer that does not know is none.
+void judge_implementation(const LlamaOutputs& outputs, const LayerYardstick& y, Verdict& verdict) {
+  const std::optional<Implementation> expected = y.semantics.runs ? y.semantics.runs : y.c.llama->runs;
+  if (!expected || outputs.ran == expected) return;
+  if (!outputs.ran)
+    return fail_malformed(verdict, fmt::format("which implementation ran is not said, expected {}", find_name(*expected)));
+  fail(verdict, fmt::format("{} ran, expected {}", find_name(*outputs.ran), find_name(*expected)));
+}
+
+/// Outputs of padded queries that are not 0 fail the gate "exact_zero"; those of an original have to be something else.
+void judge_padded_rows(const LlamaOutputs& outputs, const LayerYardstick& y, Verdict& verdict) {
   const at::Tensor padded = at::nonzero(y.inputs.real_queries().logical_not().flatten()).flatten();
-  const at::Tensor rows = out.detach().to(at::kCPU).flatten(0, 1).index_select(0, padded);
+  const at::Tensor rows = outputs.out.detach().to(at::kCPU).flatten(0, 1).index_select(0, padded);
   const auto violations = rows.ne(0).sum().item<int64_t>();
+  if (outputs.ran == Implementation::original) {
+    if (violations == 0 && rows.numel() > 0)
+      fail(verdict, "original is said to have run, and padded rows of out are 0, as patched leaves them");
+    return;
+  }
   verdict.errors["out"].gates["exact_zero"] = {static_cast<double>(violations), 0, rows.numel(),
                                                violations > 0 ? Gate::Verdict::fail : Gate::Verdict::pass, 0};
 }
@@ -58,12 +76,18 @@ void judge_padded_rows(const at::Tensor& out, const LayerYardstick& y, Verdict& 
 
 Verdict judge_layer(const LlamaOutputs& outputs, Pass pass, const LayerYardstick& y) {
   Verdict verdict;
+  judge_implementation(outputs, y, verdict);
   const std::map<std::string, at::Tensor> got = by_name(outputs);
   for (const auto& [name, tensor] : y.reference) {
     if (pass == Pass::forward && name.starts_with('d')) continue;
     const at::Tensor& output = got.at(name);
+    if (name == "weights" && !y.semantics.weights) {
+      if (output.defined()) fail(verdict, "weights are among the outputs, expected none");
+      continue;
+    }
     if (!output.defined()) {
-      fail_malformed(verdict, fmt::format("{} is missing from the outputs", name));
+      const std::string sentence = fmt::format("{} is missing from the outputs", name);
+      name == "weights" ? fail(verdict, sentence) : fail_malformed(verdict, sentence);  // a case can name the lack of weights
       continue;
     }
     if (output.scalar_type() != torch_dtype(y.c.problem.dtype)) {
@@ -79,7 +103,7 @@ Verdict judge_layer(const LlamaOutputs& outputs, Pass pass, const LayerYardstick
     }
     verdict.errors[name] = errors_of(name, rows, tensor, y);
   }
-  if (y.padded_rows_zero && verdict.errors.contains("out")) judge_padded_rows(outputs.out, y, verdict);
+  if (y.padded_rows_zero && verdict.errors.contains("out")) judge_padded_rows(outputs, y, verdict);
   for (const auto& [name, errors] : verdict.errors) apply_gates(name, errors, verdict);
   return verdict;
 }

@@ -1,6 +1,8 @@
 // A layer that rounds as it declares passes; one planted mistake in any tensor fails.
 #include "harness/worker/llama_verdict.hpp"
 
+#include <string>
+
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
@@ -22,8 +24,8 @@ struct Judged {
         reference(make_layer_reference(c, inputs, {}, kRounds, Pass::backward)),
         outputs(ordinary_layer(c, inputs, {}, kRounds, Pass::backward)) {}
 
-  Verdict verdict(bool padded_rows_zero = false) const {
-    return judge_layer(outputs, Pass::backward, {c, inputs, reference, judge_test::formula_alone(), padded_rows_zero});
+  Verdict verdict(bool padded_rows_zero = false, const Semantics& semantics = {}) const {
+    return judge_layer(outputs, Pass::backward, {c, inputs, reference, judge_test::formula_alone(), padded_rows_zero, semantics});
   }
 
   Case c;
@@ -96,6 +98,64 @@ TEST(LayerVerdict, OfPaddedRowsThatAreNotZeroIsFailedWhereTheyHaveToBe) {
   judged.outputs.out = judged.outputs.out * judged.inputs.real_queries().unsqueeze(-1);
   EXPECT_EQ(judged.verdict(true).status, Status::passed);
   EXPECT_EQ(judged.verdict(true).errors.at("out").gates.count("exact_zero"), 1u);
+}
+
+/// A sound layer that says what it ran, and has the padded rows of it; the case says nothing unless `runs` does.
+Judged judged_layer(Implementation ran, const std::string& runs = "") {
+  Judged judged(("llama hq=2 d=64 s=20 lens=20+11 " + runs + " seed=2").c_str());
+  judged.outputs.ran = ran;
+  if (ran == Implementation::patched) judged.outputs.out = judged.outputs.out * judged.inputs.real_queries().unsqueeze(-1);
+  return judged;
+}
+
+TEST(LayerVerdict, OfAnImplementationThatWasNotMeantToRunIsFailed) {
+  const auto original = Implementation::original, patched = Implementation::patched;
+  EXPECT_EQ(judged_layer(original, "runs=original").verdict(true).status, Status::passed);
+  EXPECT_EQ(judged_layer(patched, "runs=patched").verdict(true).status, Status::passed);
+  const Judged other = judged_layer(original, "runs=patched");
+  EXPECT_EQ(other.verdict(true).status, Status::failed);
+  EXPECT_EQ(other.verdict(true).reason, "original ran, expected patched");
+  EXPECT_FALSE(other.verdict(true).malformed);
+  EXPECT_EQ(other.verdict(true, {.runs = original}).status, Status::passed);
+  EXPECT_EQ(judged_layer(original).verdict(true, {.runs = patched}).reason, "original ran, expected patched");
+}
+
+TEST(LayerVerdict, OfALayerThatDoesNotSayWhatRanIsMalformed) {
+  Judged judged = judged_layer(Implementation::patched, "runs=patched");
+  judged.outputs.ran.reset();
+  EXPECT_THAT(judged.verdict(true).reason, HasSubstr("which implementation ran is not said"));
+  EXPECT_TRUE(judged.verdict(true).malformed);
+}
+
+/// What it says is what the case wants, and only its padded rows are those of the other.
+TEST(LayerVerdict, OfALieAboutWhatRanIsFailed) {
+  Judged judged = judged_layer(Implementation::original, "runs=patched");
+  judged.outputs.ran = Implementation::patched;
+  EXPECT_EQ(judged.verdict(true).status, Status::failed);
+  EXPECT_THAT(judged.verdict(true).reason, HasSubstr("gate exact_zero"));
+  judged = judged_layer(Implementation::patched, "runs=original");
+  judged.outputs.ran = Implementation::original;
+  EXPECT_EQ(judged.verdict(true).status, Status::failed);
+  EXPECT_THAT(judged.verdict(true).reason, HasSubstr("original is said to have run"));
+  EXPECT_EQ(judged.verdict(false).status, Status::passed) << "nothing tells the two apart where the patch does not zero";
+}
+
+TEST(LayerVerdict, OfProbabilitiesThatAreNotReturnedIsADifferenceThatCanBeNamed) {
+  const Semantics no_weights{.weights = false};
+  Judged judged(kLines[0]);
+  EXPECT_THAT(judged.verdict(false, no_weights).reason, HasSubstr("weights are among the outputs"));
+  judged.outputs.weights = at::Tensor();
+  const Verdict missing = judged.verdict();
+  EXPECT_EQ(missing.status, Status::failed);
+  EXPECT_THAT(missing.reason, HasSubstr("weights is missing"));
+  EXPECT_FALSE(missing.malformed);
+  EXPECT_EQ(judged.verdict(false, no_weights).status, Status::passed);
+  judged.outputs.dwk = at::Tensor();
+  EXPECT_TRUE(judged.verdict(false, no_weights).malformed);
+  judged = Judged(kLines[0]);
+  judged.outputs.weights = at::Tensor();
+  judged.outputs.out = (judged.outputs.out * 1.02).to(judged.outputs.out.scalar_type());
+  EXPECT_EQ(judged.verdict(false, no_weights).status, Status::failed);
 }
 
 }  // namespace
