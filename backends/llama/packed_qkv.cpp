@@ -5,6 +5,7 @@
 #include <stdexcept>
 #include <utility>
 
+#include "backends/llama/assumed_place.hpp"
 #include "backends/llama/cached_layer.hpp"
 #include "backends/llama/packed_attention.hpp"
 
@@ -13,11 +14,13 @@ namespace {
 
 class PackedQkv : public FlashLayer {
  public:
-  using FlashLayer::FlashLayer;
+  PackedQkv(const std::string& name, std::string stack, const Backend& attention)
+      : FlashLayer(name, attention), stack_(std::move(stack)) {}
 
   LlamaOutputs run(const Case& c, const LlamaInputs& inputs, Pass pass) const override {
     require_equal_heads(declaration_, c);
-    return run_layer(c, inputs, pass, [&](const ChunkCall& chunk) -> ChunkResult {
+    require_flash_attn(c, pass);
+    LlamaOutputs outputs = run_layer(c, inputs, pass, [&](const ChunkCall& chunk) -> ChunkResult {
       if (chunk.before > 0)
         throw std::invalid_argument(
             fmt::format("a past of {} tokens: {} packs queries, keys and values in one tensor, and {} keys do "
@@ -25,13 +28,18 @@ class PackedQkv : public FlashLayer {
                         chunk.before, declaration_.name, chunk.before + chunk.count, chunk.count));
       return {attend_padded(attention_, {.q = chunk.q, .k = chunk.k, .v = chunk.v, .mask = inputs.mask}), {}};
     });
+    outputs.warnings = capability_warnings(stack_, c);
+    return outputs;
   }
+
+ private:
+  std::string stack_;
 };
 
 }  // namespace
 
-std::unique_ptr<LlamaBackend> make_packed_qkv(std::string name, const Backend& attention) {
-  return std::make_unique<PackedQkv>(std::move(name), attention);
+std::unique_ptr<LlamaBackend> make_packed_qkv(const std::string& name, std::string stack, const Backend& attention) {
+  return std::make_unique<PackedQkv>(name, std::move(stack), attention);
 }
 
 }  // namespace attnbench

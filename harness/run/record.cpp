@@ -310,6 +310,8 @@ json to_line(const Record& record) {
                {"errors", errors},
                {"memory", nullptr},
                {"kernels", text_or_null(record.kernels)},
+               {"attention", text_or_null(record.attention)},
+               {"choice", text_or_null(record.choice)},
                {"seconds", number_to_json(record.seconds)},
                {"repro", record.repro}};
   if (!record.spent.items.empty()) line["spent"] = to_json_spending(record.spent);
@@ -350,6 +352,8 @@ Record record_from(const json& line) {
   if (in.has("invariance"))
     for (const json& value : in.array("invariance")) record.invariance.push_back(invariance_from(value, in.field("invariance")));
   record.kernels = in.optional_text("kernels");
+  if (in.has("attention")) record.attention = in.text("attention");
+  if (in.has("choice")) record.choice = in.text("choice");
   record.seconds = in.number("seconds");
   if (in.has("spent")) record.spent = spending_from(in.object("spent"));
   return record;

@@ -1,11 +1,13 @@
 #include "harness/worker/llama_case.hpp"
 
+#include <algorithm>
 #include <chrono>
 #include <deque>
 #include <exception>
 #include <tuple>
 
 #include <fmt/format.h>
+#include <fmt/ranges.h>
 
 #include "harness/worker/cuda_device.hpp"
 #include "harness/worker/llama_verdict.hpp"
@@ -44,9 +46,9 @@ class LayerCase {
 /// One layer and one pass of one case.
 class LayerAttempt {
  public:
-  LayerAttempt(const LlamaBackend& layer, LayerCase& data, Pass pass, const Bench& bench)
-      : layer_(layer), data_(data), c_(data.test_case()), bench_(bench) {
-    const Declaration& declaration = layer.declaration();
+  LayerAttempt(const LlamaBackend& named, LayerCase& data, Pass pass, const Bench& bench)
+      : layer_(&named), data_(data), c_(data.test_case()), bench_(bench) {
+    const Declaration& declaration = named.declaration();
     record_.case_line = format_case(c_);
     record_.name = c_.metadata.name;
     record_.expect = c_.metadata.expect;
@@ -60,7 +62,8 @@ class LayerAttempt {
   const Record& run(const std::function<void(const char*)>& announce) {
     const auto start = std::chrono::steady_clock::now();
     try {
-      if (const auto why = layer_.why_not(c_, record_.pass, bench_.device)) {
+      choose();
+      if (const auto why = layer_->why_not(c_, record_.pass, bench_.device)) {
         end(Status::unsupported, *why);
       } else {
         announce("run");
@@ -74,6 +77,15 @@ class LayerAttempt {
   }
 
  private:
+  /// Who it is that runs, and is judged by what it declares.
+  void choose() {
+    const LayerChoice choice = layer_->choose(c_, record_.pass, bench_.device);
+    layer_ = &choice.layer;
+    record_.version = layer_->declaration().version;
+    record_.attention = layer_->attention();
+    record_.choice = choice.why;
+  }
+
   void end(Status status, const std::string& reason) {
     record_.status = status;
     record_.reason = reason;
@@ -83,7 +95,7 @@ class LayerAttempt {
     const LlamaInputs there = to_device(data_.inputs(), c10::Device(device_text(bench_.device)));
     LlamaOutputs outputs;
     try {
-      outputs = layer_.run(c_, there, record_.pass);
+      outputs = layer_->run(c_, there, record_.pass);
       check_context(bench_.device);
     } catch (const std::exception& e) {
       return thrown(sentence_of(e));
@@ -93,8 +105,23 @@ class LayerAttempt {
     record_.oracle = "torch";
     const Verdict verdict = judge(outputs, {});
     record_.errors = verdict.errors;
-    if (record_.expect == Expect::equal) return end(verdict.status, verdict.reason);
-    must_differ(outputs, verdict);
+    if (record_.expect == Expect::equal)
+      end(verdict.status, verdict.reason);
+    else
+      must_differ(outputs, verdict);
+    if (record_.status == Status::passed) judge_warnings(outputs.warnings);
+  }
+
+  /// One of them says what the case names; there is none where it names nothing.
+  void judge_warnings(const std::vector<std::string>& warnings) {
+    const std::string& message = c_.metadata.message;
+    const std::string given = warnings.empty() ? "nothing" : fmt::format("\"{}\"", fmt::join(warnings, "\", \""));
+    const auto says = [&](const std::string& warning) { return warning.find(message) != std::string::npos; };
+    if (message.empty() && !warnings.empty()) return end(Status::failed, "warns, which the case does not expect: " + given);
+    if (message.empty()) return;
+    if (std::ranges::none_of(warnings, says))
+      return end(Status::failed, fmt::format("does not warn of \"{}\", as the case expects, but says {}", message, given));
+    end(Status::passed, "warns, as the case expects: " + given);
   }
 
   /// What the case expects to be thrown has to say so.
@@ -107,7 +134,7 @@ class LayerAttempt {
   }
 
   Verdict judge(const LlamaOutputs& outputs, const Semantics& semantics) const {
-    const Declaration& declaration = layer_.declaration();
+    const Declaration& declaration = layer_->declaration();
     const bool zero = declaration.conventions.padded_rows_zero && semantics.key_mask;
     return judge_layer(outputs, record_.pass,
                        {c_, data_.inputs(), data_.reference(declaration.profile, semantics), bench_.calibration, zero});
@@ -126,7 +153,7 @@ class LayerAttempt {
     end(Status::passed, "differs, as the case expects, and equals what it names instead: " + verdict.reason);
   }
 
-  const LlamaBackend& layer_;
+  const LlamaBackend* layer_;  ///< the one that was named, then the one that it chose
   LayerCase& data_;
   const Case& c_;
   const Bench& bench_;
