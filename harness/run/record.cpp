@@ -310,10 +310,10 @@ json to_line(const Record& record) {
                {"errors", errors},
                {"memory", nullptr},
                {"kernels", text_or_null(record.kernels)},
-               {"attention", text_or_null(record.attention)},
-               {"choice", text_or_null(record.choice)},
                {"seconds", number_to_json(record.seconds)},
                {"repro", record.repro}};
+  if (!record.attention.empty()) line["attention"] = record.attention;
+  if (!record.choice.empty()) line["choice"] = record.choice;
   if (!record.spent.items.empty()) line["spent"] = to_json_spending(record.spent);
   if (record.time) line["time"] = to_json_timing(*record.time);
   for (const Timing& timing : record.other_regimes) line["other_regimes"].push_back(to_json_timing(timing));
