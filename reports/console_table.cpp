@@ -52,7 +52,8 @@ std::string lines_text(const std::string& title, const std::vector<std::string>&
 
 std::string console_report(const RunData& run, const TextStyle& style) {
   std::vector<std::string> parts{findings_text(findings_of(run), style), lines_text("Warnings", run.warnings, style),
-                                 lines_text("Safety", safety_flags(run), style)};
+                                 lines_text("Safety", safety_flags(run), style),
+                                 lines_text("Picked for layers", layer_choices(run), style)};
   const auto add = [&](const TextTable& table, const TextStyle& table_style) {
     if (!table.rows.empty()) parts.push_back(to_text(table, table_style));
   };

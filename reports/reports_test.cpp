@@ -105,6 +105,17 @@ TEST(Verdicts, SafetyAndTheFieldsRule) {
   EXPECT_EQ(texts(reason_counts(test_run()).rows.at(0)), (Words{"flash_varlen", "forward", "unsupported", "1", "no softcap"}));
 }
 
+TEST(Verdicts, WhatWasPickedForLayersIsSaidOnceForEachAnswer) {
+  RunData run = test_run();
+  EXPECT_EQ(layer_choices(run), Words{});
+  EXPECT_FALSE(contains(console_report(run, {}), "Picked for layers"));
+  run.records.at(0).choice = run.records.at(2).choice = "sdpa_math: it is safe";
+  run.records.at(1).choice = "eager: it is safe";
+  EXPECT_EQ(layer_choices(run), (Words{"sdpa_math: it is safe (2 records)", "eager: it is safe (1 record)"}));
+  EXPECT_TRUE(contains(console_report(run, {}), "Picked for layers\n  sdpa_math: it is safe (2 records)"));
+  EXPECT_TRUE(contains(summary_markdown(run), "## Picked for layers\n\n- sdpa_math: it is safe (2 records)"));
+}
+
 TEST(Times, AreGroupedAndUnconvergedOnesMarked) {
   const auto tables = time_tables(test_run());
   ASSERT_EQ(tables.size(), 2u);

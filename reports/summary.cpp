@@ -88,6 +88,8 @@ std::string summary_markdown(const RunData& run) {
   sections.push_back(findings_section(run));
   if (!run.warnings.empty()) sections.push_back(list_section("Warnings", run.warnings, ""));
   sections.push_back(list_section("Safety flags", safety_flags(run), "No record is touched by a safety rule."));
+  if (const auto choices = layer_choices(run); !choices.empty())
+    sections.push_back(list_section("Picked for layers", choices, ""));
   sections.push_back(tables_section("The field's rule", {field_rule_counts(run)}, "No record carries a rule of the field."));
   sections.push_back(tables_section("Gates without power", {no_power_counts(run)}, "Every gate had power."));
   sections.push_back(tables_section("What judging costs", {judging_cost(run)}, "No record says what was spent on it."));

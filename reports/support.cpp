@@ -6,6 +6,7 @@
 #include <fmt/ranges.h>
 
 #include "harness/run/safety.hpp"
+#include "reports/auto_choices.hpp"
 
 namespace attnbench {
 namespace {
@@ -127,6 +128,7 @@ std::string support_report(const Hello& hello, std::optional<int> assume_sm, con
   for (const Declaration& declaration : hello.backends)
     if (declaration.operation == "llama") layers += (layers.empty() ? "" : ", ") + declaration.name;
   if (!layers.empty()) layers = "\nLayers of the operation llama (cases/README.md): " + layers + "\n";
+  if (!layers.empty()) layers += "\n" + auto_choices(hello, assume_sm);
   return fmt::format("{}\n{}\n{}{}", to_text(capability_table(kernels), style), refusals(kernels),
                      safety_text(kernels, assume_sm), layers);
 }

@@ -9,8 +9,8 @@
 
 namespace attnbench {
 
-/// Backends x capabilities, each refusal as the backend's own sentence, and which backward passes are unsafe here, or on
-/// `assume_sm` (75 = SM 7.5).
+/// Backends x capabilities, each refusal as the backend's own sentence, which backward passes are unsafe here, or on `assume_sm`
+/// (75 = SM 7.5), and what layers get from --attention auto there.
 std::string support_report(const Hello& hello, std::optional<int> assume_sm, const TextStyle& style);
 
 }  // namespace attnbench

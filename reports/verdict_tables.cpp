@@ -4,6 +4,7 @@
 #include <array>
 #include <map>
 #include <tuple>
+#include <utility>
 
 #include <fmt/format.h>
 
@@ -88,6 +89,19 @@ std::vector<std::string> safety_flags(const RunData& run) {
     const int64_t count = counts[sentence];
     sentence += fmt::format(" ({} record{})", count, count == 1 ? "" : "s");
   }
+  return sentences;
+}
+
+std::vector<std::string> layer_choices(const RunData& run) {
+  std::vector<std::pair<std::string, int64_t>> counts;  // in the order of the records
+  for (const Record& r : run.records) {
+    if (r.choice.empty()) continue;
+    const auto same = std::find_if(counts.begin(), counts.end(), [&](const auto& one) { return one.first == r.choice; });
+    ++(same == counts.end() ? counts.emplace_back(r.choice, 0) : *same).second;
+  }
+  std::vector<std::string> sentences;
+  for (const auto& [choice, count] : counts)
+    sentences.push_back(fmt::format("{} ({} record{})", choice, count, count == 1 ? "" : "s"));
   return sentences;
 }
 

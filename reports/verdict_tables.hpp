@@ -16,6 +16,9 @@ TextTable verdict_counts(const RunData& run);
 /// verdict's reason and source. Empty: no record is touched.
 std::vector<std::string> safety_flags(const RunData& run);
 
+/// What layers with a choice picked, and why; a sentence for each answer, with how many records had it.
+std::vector<std::string> layer_choices(const RunData& run);
+
 /// backend x rule of the field: passed and failed records (of cases that expect equality) that it judged too, and how often it
 /// disagrees.
 TextTable field_rule_counts(const RunData& run);

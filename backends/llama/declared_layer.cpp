@@ -32,8 +32,8 @@ Declaration eager_layer(const std::string& name) {
   return declaration;
 }
 
-Declaration fused_layer(const std::string& name, const Backend& attention) {
-  Declaration declaration = attention.declaration();
+FusedDeclaration fused_layer(const std::string& name, const Backend& attention) {
+  FusedDeclaration declaration{attention.declaration(), attention.declaration().name};
   be_causal_layer(declaration, name);
   declaration.capabilities.aligns = {Align::bottom_right, Align::top_left};  // what `attention` lacks it refuses when called
   declaration.capabilities.gqa = declaration.capabilities.unequal_lengths = true;

@@ -13,8 +13,13 @@ namespace attnbench {
 /// Causal, over padded rows, the attention written out in LibTorch operations as `eager` does.
 Declaration eager_layer(const std::string& name);
 
+/// Of a layer that calls `attention`.
+struct FusedDeclaration : Declaration {
+  std::string attention;  ///< its name
+};
+
 /// Causal, over padded rows whose real tokens alone reach `attention`; padded rows of the output are 0.
-Declaration fused_layer(const std::string& name, const Backend& attention);
+FusedDeclaration fused_layer(const std::string& name, const Backend& attention);
 
 /// Throws where the case has fewer key heads than query heads: the layer projects both to as many.
 void require_equal_heads(const Declaration& layer, const Case& c);
@@ -25,10 +30,16 @@ class DeclaredLayer : public LlamaBackend {
   /// A case that switches, or says what runs, too, unless the layer can be switched.
   std::optional<std::string> why_not(const Case& c, Pass pass, const Device& device) const override;
   virtual bool can_be_switched() const { return false; }
+  std::string attention() const override { return called_; }
 
  protected:
   explicit DeclaredLayer(Declaration declaration) : declaration_(std::move(declaration)) {}
+  explicit DeclaredLayer(FusedDeclaration declaration)
+      : declaration_(static_cast<const Declaration&>(declaration)), called_(std::move(declaration.attention)) {}
   Declaration declaration_;
+
+ private:
+  std::string called_;
 };
 
 }  // namespace attnbench

@@ -5,7 +5,7 @@
 namespace attnbench {
 
 std::unique_ptr<LlamaBackend> make_fastchat_llama1(const Device&, const Backend& attention) {
-  return make_packed_qkv("fastchat_llama1", attention);
+  return make_packed_qkv("fastchat_llama1", "FastChat", attention);
 }
 
 }  // namespace attnbench

@@ -7,6 +7,9 @@
 //   real from then on.
 // - past: the case's mask covers past + s tokens, as transformers' generate() gives it, and gets its past twice. The keys do not
 //   go with it, unless all is true.
+//
+// A past needs flash-attn 2.1.0, whose causal mask ends at the last key. The version is compared as text: 2.10.0 is later than
+// that, and 10.0 is not.
 #include <fmt/format.h>
 
 #include <stdexcept>
@@ -15,6 +18,7 @@
 #include <ATen/ops/cat.h>
 #include <ATen/ops/ones.h>
 
+#include "backends/llama/assumed_place.hpp"
 #include "backends/llama/cached_layer.hpp"
 #include "backends/llama/flash_layer.hpp"
 #include "backends/llama/packed_attention.hpp"
@@ -35,13 +39,24 @@ class FastchatLlama2 : public FlashLayer {
   explicit FastchatLlama2(const Backend& attention) : FlashLayer("fastchat_llama2", attention) {}
 
   LlamaOutputs run(const Case& c, const LlamaInputs& inputs, Pass pass) const override {
+    require_flash_attn(c, pass);
     const auto unpadded = [&](const ChunkCall& chunk) -> ChunkResult {
+      require_version_of_past(c, chunk.before);
       return {attend_padded(attention_, {.q = chunk.q, .k = chunk.k, .v = chunk.v, .mask = mask_of(c, inputs, chunk)}), {}};
     };
-    return without_weights(c, run_layer(c, inputs, pass, unpadded));
+    LlamaOutputs outputs = run_layer(c, inputs, pass, unpadded);
+    outputs.warnings = capability_warnings("FastChat", c);
+    return without_weights(c, std::move(outputs));
   }
 
  private:
+  void require_version_of_past(const Case& c, int64_t before) const {
+    const std::string& version = c.llama->assume.flash_attn;
+    if (before == 0 || version.empty() || version >= "2.1.0") return;
+    throw std::invalid_argument(fmt::format("a past of {} tokens: {} needs flash-attn 2.1.0 or later, and {} is less as text",
+                                            before, declaration_.name, version));
+  }
+
   at::Tensor mask_of(const Case& c, const LlamaInputs& inputs, const ChunkCall& chunk) const {
     if (!inputs.mask.defined()) return {};
     const bool with_past = c.llama->past > 0;

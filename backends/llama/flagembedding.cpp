@@ -5,7 +5,7 @@
 namespace attnbench {
 
 std::unique_ptr<LlamaBackend> make_flagembedding(const Device&, const Backend& attention) {
-  return make_packed_qkv("flagembedding", attention);
+  return make_packed_qkv("flagembedding", "FlagEmbedding", attention);
 }
 
 }  // namespace attnbench

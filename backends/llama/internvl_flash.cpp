@@ -6,6 +6,7 @@
 #include <fmt/format.h>
 
 #include "backends/attention/eager.hpp"
+#include "backends/llama/assumed_place.hpp"
 #include "backends/llama/declared_layer.hpp"
 #include "backends/llama/internvl.hpp"
 #include "backends/llama/layer.hpp"
@@ -28,6 +29,7 @@ class InternvlFlash : public DeclaredLayer {
 
   LlamaOutputs run(const Case& c, const LlamaInputs& inputs, Pass pass) const override {
     refuse_beyond_training(declaration_.name, c);
+    require_flash_attn(c, pass);
     const bool is_v1 = entry_ == FlashEntry::v1;
     if (is_v1 && c.problem.d > kLargestHeadDimOfV1)
       throw std::invalid_argument(
@@ -65,6 +67,7 @@ class InternvlLlava : public DeclaredLayer {
     if (keys != s)
       throw std::invalid_argument(
           fmt::format("{}: a past: {} queries and {} keys cannot be stacked", declaration_.name, s, keys));
+    require_flash_attn(c, pass);
     const LayerTensors x = leaves(inputs, pass);
     const Projected tokens = project(x, c, inputs, 0, s);
     const int64_t group = c.problem.group();

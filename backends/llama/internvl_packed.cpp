@@ -1,5 +1,6 @@
 // internvl_packed: InternVL's packed training. The place of the attention mask carries cu_seqlens of the samples in one row; what
 // stands behind them is a sample of its own. A sliding window is handed on as (w, w): w + 1 keys where the mask is causal.
+#include "backends/llama/assumed_place.hpp"
 #include "backends/llama/attention_call.hpp"
 #include "backends/llama/declared_layer.hpp"
 #include "backends/llama/layer.hpp"
@@ -35,6 +36,7 @@ class InternvlPacked : public DeclaredLayer {
   }
 
   LlamaOutputs run(const Case& c, const LlamaInputs& inputs, Pass pass) const override {
+    require_flash_attn(c, pass);
     const Problem& p = c.problem;
     const LayerTensors x = leaves(inputs, pass);
     const Projected tokens = project(x, c, inputs, 0, p.lq);

@@ -5,6 +5,7 @@
 #include <stdexcept>
 #include <utility>
 
+#include "backends/llama/assumed_place.hpp"
 #include "backends/llama/cached_layer.hpp"
 #include "backends/llama/packed_attention.hpp"
 
@@ -13,10 +14,12 @@ namespace {
 
 class PackedQkv : public FlashLayer {
  public:
-  using FlashLayer::FlashLayer;
+  PackedQkv(const std::string& name, std::string stack, const Backend& attention)
+      : FlashLayer(name, attention), stack_(std::move(stack)) {}
 
   LlamaOutputs run(const Case& c, const LlamaInputs& inputs, Pass pass) const override {
     require_equal_heads(declaration_, c);
+    require_flash_attn(c, pass);
     const auto packed = [&](const ChunkCall& chunk) -> ChunkResult {
       if (chunk.before > 0)
         throw std::invalid_argument(
@@ -25,14 +28,19 @@ class PackedQkv : public FlashLayer {
                         chunk.before, declaration_.name, chunk.before + chunk.count, chunk.count));
       return {attend_padded(attention_, {.q = chunk.q, .k = chunk.k, .v = chunk.v, .mask = inputs.mask}), {}};
     };
-    return without_weights(c, run_layer(c, inputs, pass, packed));
+    LlamaOutputs outputs = run_layer(c, inputs, pass, packed);
+    outputs.warnings = capability_warnings(stack_, c);
+    return without_weights(c, std::move(outputs));
   }
+
+ private:
+  std::string stack_;
 };
 
 }  // namespace
 
-std::unique_ptr<LlamaBackend> make_packed_qkv(std::string name, const Backend& attention) {
-  return std::make_unique<PackedQkv>(std::move(name), attention);
+std::unique_ptr<LlamaBackend> make_packed_qkv(const std::string& name, std::string stack, const Backend& attention) {
+  return std::make_unique<PackedQkv>(name, std::move(stack), attention);
 }
 
 }  // namespace attnbench

@@ -8,6 +8,7 @@
 namespace attnbench {
 
 /// Throws where the case has fewer key heads than query heads, a past, or chunks: the three do not fit in one tensor then.
-std::unique_ptr<LlamaBackend> make_packed_qkv(std::string name, const Backend& attention);
+/// stack: who warns of an SM below 8.0.
+std::unique_ptr<LlamaBackend> make_packed_qkv(const std::string& name, std::string stack, const Backend& attention);
 
 }  // namespace attnbench

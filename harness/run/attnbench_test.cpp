@@ -110,6 +110,7 @@ TEST_F(Attnbench, BadRequestsAreSentencesWithTheNearestRightThing) {
       {joined(cases(1), {"--assume-sm", "75"}), "as in 7.5"},
       {joined(cases(1), {"--device", "tpu"}), "expected cpu, cuda or cuda:N"},
       {joined(cases(1), {"--resume", "x"}), "--out with --resume"},
+      {{"--resume", "x", "--attention", "auto"}, "leave out --attention"},
       {{"--case", "attention lq=1 dd=64"}, "dd"},
       {{"--suite", "smok"}, "did you mean 'smoke'?"},
       {{"--resume", path("nothing")}, "cannot be read"},

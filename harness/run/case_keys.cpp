@@ -255,6 +255,10 @@ void parse_left_window(const Token& token, Case& c) {
   if (token.value != "none") c.problem.window = {whole_number(token, 0, kMaxLength), -1};
 }
 
+void parse_only_pass(const Token& token, Case& c) {
+  if (token.value != "both") c.metadata.pass = one_of<Pass>(token);
+}
+
 struct NamedSemantics {
   std::string_view name;
   void (*set)(Semantics&);
@@ -439,6 +443,8 @@ const Key kMetadataKeys[] = {
      [](const Case& c) { return std::string(c.metadata.cooled ? "yes" : "no"); }, [](const Case&) { return std::string("yes"); }},
     {"backend", [](const Token& t, Case& c) { c.metadata.backends = names_joined(t.value); },
      [](const Case& c) { return fmt::format("{}", fmt::join(c.metadata.backends, "+")); }, no_default},
+    {"pass", parse_only_pass, [](const Case& c) { return std::string(c.metadata.pass ? find_name(*c.metadata.pass) : "both"); },
+     [](const Case&) { return std::string("both"); }},
     {"instead", parse_instead, format_instead, no_default},
     {"message", [](const Token& t, Case& c) { c.metadata.message = t.value; }, [](const Case& c) { return c.metadata.message; }, no_default},
     {"repeats", [](const Token& t, Case& c) { c.metadata.repeats = whole_number(t, 0, kMaxRepeats); },

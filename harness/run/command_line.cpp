@@ -173,11 +173,20 @@ void add_filter_option(CLI::App& app, std::string& filter) {
       ->type_name("REGEX");
 }
 
+/// What is in the layers, for commands whose cases may be of llama.
+void add_attention_option(CLI::App& app, WorkerOptions& worker) {
+  app.add_option("--attention", worker.attention,
+                 "what computes the attention of the layers of llama: a backend, or auto, which picks one that is safe")
+      ->type_name("NAME")
+      ->capture_default_str();
+}
+
 void add_run_options(CLI::App& app, RunCommand& run, TypedOptions& typed) {
   app.add_option("--suite", run.suites, "names or files; attnbench list shows them")->type_name("NAME|FILE");
   app.add_option("--case", run.cases, "a case, as the suites write it")->type_name("LINE");
   add_judging_options(app, typed, run.gate, run.worker);
   add_filter_option(app, run.selection.filter);
+  add_attention_option(app, run.worker);
   app.add_option("--shard", typed.shard, "only part I of N")->type_name("I/N");
   app.add_flag("--check-only", run.check_only, "judge, do not measure");
   app.add_option("--out", run.out, "folder of the results [runs/<date>-<time>-<suite>]")->type_name("DIR");
@@ -197,6 +206,7 @@ void add_audit_options(CLI::App& app, RunCommand& audit, TypedOptions& typed) {
   app.add_option("--out", audit.out, "folder of the results [runs/<date>-<time>-audit]")->type_name("DIR");
   add_judging_options(app, typed, audit.gate, audit.worker);
   add_filter_option(app, audit.selection.filter);
+  add_attention_option(app, audit.worker);
   app.footer(kAuditExamples);
 }
 
@@ -280,8 +290,8 @@ CalibrateCommand finish_calibrate(const CLI::App& app, CalibrateCommand calibrat
 /// What a --resume may not say, since it is known from the run.
 void check_resume(const CLI::App& app, const RunCommand& run) {
   if (run.resume.empty()) return;
-  for (const char* option :
-       {"--suite", "--case", "--backend", "--pass", "--filter", "--shard", "--check-only", "--assume-sm", "--device"})
+  for (const char* option : {"--suite", "--case", "--backend", "--pass", "--filter", "--attention", "--shard", "--check-only",
+                             "--assume-sm", "--device"})
     if (app.count(option) > 0)
       throw UsageError(
           fmt::format("--resume {}: continues with the options of the run; leave out {}", run.resume.string(), option));
@@ -298,7 +308,7 @@ RunCommand finish_run(const CLI::App& app, RunCommand run, const TypedOptions& t
   run.worker.planted = std::ranges::any_of(typed.backends, is_planted);
   run.selection.pass = parse_pass(typed.pass);
   run.selection.shard = parse_shard(typed.shard);
-  run.assume_sm = parse_sm(typed.assume_sm);
+  run.assume_sm = run.worker.assume_sm = parse_sm(typed.assume_sm);
   return run;
 }
 

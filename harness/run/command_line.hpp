@@ -8,17 +8,20 @@
 #include <vector>
 
 #include "harness/run/default_device.hpp"
+#include "harness/run/dispatch.hpp"
 #include "harness/run/plan.hpp"
 
 namespace attnbench {
 
 /// A worker and the device that it is to use.
 struct WorkerOptions {
-  std::string device = default_device();  ///< cpu, cuda, cuda:N
-  std::string command;                    ///< a shell command; empty: attnbench-worker beside this executable
-  std::optional<double> timeout_s;        ///< unset: what suits the device
-  int workers = 0;                        ///< that judge at once; 0: as many as suit the device and the machine
-  bool planted = false;                   ///< with planted backends (planted.hpp)
+  std::string device = default_device();    ///< cpu, cuda, cuda:N
+  std::string command;                      ///< a shell command; empty: attnbench-worker beside this executable
+  std::optional<double> timeout_s;          ///< unset: what suits the device
+  int workers = 0;                          ///< that judge at once; 0: as many as suit the device and the machine
+  bool planted = false;                     ///< with planted backends (planted.hpp)
+  std::string attention = kUsualAttention;  ///< what computes the attention of layers: a backend, or kAutoAttention
+  std::optional<int> assume_sm;             ///< for which kAutoAttention picks, instead of the device's: 75 = SM 7.5
 };
 
 struct RunCommand {

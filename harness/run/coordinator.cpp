@@ -53,12 +53,22 @@ std::string refusal_in(const std::string& last_line) {
   return last_line.starts_with(name) ? last_line.substr(name.size()) : last_line;
 }
 
+/// What the layers of a case are to call, where that is not the usual.
+std::string attention_words(const PlannedCase& planned, const RunFields& fields) {
+  if (!planned.c.llama || fields.attention == kUsualAttention) return "";
+  std::string words = " --attention " + fields.attention;
+  if (fields.attention == kAutoAttention && fields.assume_sm)
+    words += fmt::format(" --assume-sm {}.{}", *fields.assume_sm / 10, *fields.assume_sm % 10);
+  return words;
+}
+
 /// Repeats are no part of a case's identity, and all of what some records are about.
-std::string repro_line(const PlannedCase& planned, const Record& record, int64_t audit_repeats) {
+std::string repro_line(const PlannedCase& planned, const Record& record, const RunFields& fields) {
   const int64_t repeats = planned.c.metadata.repeats;
-  return fmt::format("attnbench{} --case \"{}{}\" --backend {} --pass {}{}{}", audit_repeats > 0 ? " audit" : "",
-                     planned.case_line, repeats > 0 ? fmt::format(" # repeats={}", repeats) : "", record.backend,
-                     name_of(record.pass), audit_repeats > 0 ? fmt::format(" --repeats {}", audit_repeats) : "",
+  const bool audits = fields.audit_repeats > 0;
+  return fmt::format("attnbench{} --case \"{}{}\" --backend {} --pass {}{}{}{}", audits ? " audit" : "", planned.case_line,
+                     repeats > 0 ? fmt::format(" # repeats={}", repeats) : "", record.backend, name_of(record.pass),
+                     attention_words(planned, fields), audits ? fmt::format(" --repeats {}", fields.audit_repeats) : "",
                      record.device == "cpu" ? "" : " --device " + record.device);
 }
 
@@ -151,10 +161,11 @@ Record Coordinator::complete(json line, const PlannedCase& planned, const RunFie
     throw std::runtime_error(fmt::format("result.case: expected \"{}\", got \"{}\"", planned.case_line, record.case_line));
   record.run = fields.run;
   record.suite = planned.suite;
-  record.safety = safety_of(planned, record.pass, find_declaration(hello_.backends, record.backend),
+  const std::string& computes = record.attention.empty() ? record.backend : record.attention;
+  record.safety = safety_of(planned, record.pass, find_declaration(hello_.backends, computes),
                             fields.assume_sm ? fields.assume_sm : record.sm);
   record.safety.assumed_sm = fields.assume_sm;
-  record.repro = repro_line(planned, record, fields.audit_repeats);
+  record.repro = repro_line(planned, record, fields);
   return record;
 }
 

@@ -8,6 +8,7 @@
 #include <string>
 #include <vector>
 
+#include "harness/run/dispatch.hpp"
 #include "harness/run/plan.hpp"
 #include "harness/run/protocol.hpp"
 #include "harness/run/worker_process.hpp"
@@ -25,8 +26,9 @@ struct RunFields {
   std::string run;
   std::optional<int> assume_sm;  ///< safety is judged for this SM instead of the device's
   bool check_only = false;
-  std::string dump;           ///< folder for what the runs computed; empty: none
-  int64_t audit_repeats = 0;  ///< calls of the audit that follows the judging; 0: no audit
+  std::string dump;                         ///< folder for what the runs computed; empty: none
+  int64_t audit_repeats = 0;                ///< calls of the audit that follows the judging; 0: no audit
+  std::string attention = kUsualAttention;  ///< what the workers have been told to compute the attention of layers with
 };
 
 /// Where results go, as they come.

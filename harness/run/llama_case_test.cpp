@@ -3,6 +3,7 @@
 #include <gtest/gtest.h>
 
 #include "harness/run/case.hpp"
+#include "harness/run/errors.hpp"
 #include "harness/run/plan.hpp"
 
 namespace attnbench {
@@ -81,28 +82,64 @@ TEST(LlamaCase, SaysWhoRunsItAndWhatItEqualsInstead) {
   EXPECT_EQ(parse_case("llama hq=2 d=8 s=4 # expect=must_differ instead=patched+no_weights").metadata.instead,
             (Semantics{.weights = false, .runs = Implementation::patched}));
   EXPECT_EQ(parse_case(format_line(c)).metadata, c.metadata);
+  const Case one_pass = parse_case("llama hq=2 d=8 s=4 # pass=backward");
+  EXPECT_EQ(one_pass.metadata.pass, Pass::backward);
+  EXPECT_EQ(parse_case(format_line(one_pass)).metadata, one_pass.metadata);
+  EXPECT_THAT(refusal_of_layer("llama hq=2 d=8 s=4 # pass=backwards"), HasSubstr("did you mean 'backward'?"));
   EXPECT_EQ(parse_case("llama hq=2 d=8 s=4 # expect=must_throw message=\"no past\"").metadata.message, "no past");
   EXPECT_THAT(refusal_of_layer("llama hq=2 d=8 s=4 # instead=not_casual"), HasSubstr("did you mean 'not_causal'?"));
 }
 
-TEST(LlamaCase, IsPlannedForLayersAloneAndForThoseItNames) {
-  std::vector<Declaration> backends(3);
-  const char* names[] = {"kernel", "layer", "other_layer"};
-  for (size_t i = 0; i < backends.size(); ++i) {
-    backends[i].name = names[i];
-    backends[i].operation = i == 0 ? "attention" : "llama";
-    backends[i].capabilities.devices = {"cpu"};
+class LlamaPlan : public testing::Test {
+ protected:
+  LlamaPlan() : backends_(3) {
+    const char* names[] = {"kernel", "layer", "other_layer"};
+    for (size_t i = 0; i < backends_.size(); ++i) {
+      backends_[i].name = names[i];
+      backends_[i].operation = i == 0 ? "attention" : "llama";
+      backends_[i].capabilities.devices = {"cpu"};
+    }
   }
-  const auto planned = [&](const char* line) {
+  /// "layer forward", …
+  std::vector<std::string> planned(const char* line, const Selection& selection = {}) const {
     std::vector<std::string> chosen;
-    for (const PlannedCase& one : make_plan({{"s", expand_line(line, "here")}}, {}, backends, {"cpu", 0, {}, ""}))
-      for (const auto& [name, pass] : one.runs)
-        if (pass == Pass::forward) chosen.push_back(name);
+    for (const PlannedCase& one : make_plan({{"s", expand_line(line, "s.suite:4")}}, selection, backends_, {"cpu", 0, {}, ""}))
+      for (const auto& [name, pass] : one.runs) chosen.push_back(name + " " + std::string(name_of(pass)));
     return chosen;
-  };
-  EXPECT_THAT(planned("llama hq=2 d=8 s=4"), ElementsAre("layer", "other_layer"));
-  EXPECT_THAT(planned("llama hq=2 d=8 s=4 # backend=other_layer"), ElementsAre("other_layer"));
-  EXPECT_THAT(planned("attention d=8 lq=4"), ElementsAre("kernel"));
+  }
+  std::string refusal_of_plan(const char* line) const {
+    try {
+      planned(line);
+    } catch (const UsageError& error) {
+      return error.what();
+    }
+    return "planned";
+  }
+  std::vector<Declaration> backends_;
+};
+
+TEST_F(LlamaPlan, HasLayersAloneAndThoseThatTheCaseNames) {
+  EXPECT_THAT(planned("llama hq=2 d=8 s=4"),
+              ElementsAre("layer forward", "layer backward", "other_layer forward", "other_layer backward"));
+  EXPECT_THAT(planned("llama hq=2 d=8 s=4 # backend=other_layer"), ElementsAre("other_layer forward", "other_layer backward"));
+  EXPECT_THAT(planned("attention d=8 lq=4"), ElementsAre("kernel forward", "kernel backward"));
+}
+
+TEST_F(LlamaPlan, HasThePassThatTheCaseNames) {
+  EXPECT_THAT(planned("llama hq=2 d=8 s=4 # backend=layer pass=backward"), ElementsAre("layer backward"));
+  EXPECT_THAT(planned("attention d=8 lq=4 # pass=forward"), ElementsAre("kernel forward"));
+  Selection forward;
+  forward.pass = Pass::forward;
+  EXPECT_THAT(planned("llama hq=2 d=8 s=4 # pass=backward", forward), ElementsAre());
+}
+
+TEST_F(LlamaPlan, RefusesACaseThatNamesNobody) {
+  const std::string refusal = refusal_of_plan("llama hq=2 d=8 s=4 # backend=layer+other_lair");
+  EXPECT_THAT(refusal, HasSubstr("s.suite:4: backend=other_lair: no backend of llama has that name"));
+  EXPECT_THAT(refusal, HasSubstr("did you mean 'other_layer'?"));
+  EXPECT_THAT(refusal_of_plan("attention d=8 lq=4 # backend=layer"), HasSubstr("no backend of attention has that name"));
+  backends_.resize(1);  // a worker that has no layers at all knows no names of layers
+  EXPECT_EQ(refusal_of_plan("llama hq=2 d=8 s=4 # backend=other_lair"), "planned");
 }
 
 }  // namespace

@@ -46,11 +46,11 @@ enum class SwitchStep {
 };
 std::string_view name_of(SwitchStep);
 
-/// Where the layer believes to run; unset: where it does.
+/// Where the layer believes to run. Empty: it asks nothing of that kind, so that a case means the same on every machine.
 struct AssumedPlace {
   std::optional<int> sm;   ///< 86 = SM 8.6
   std::string flash_attn;  ///< version, as in 2.0.9
-  std::string torch;       ///< version, as in 1.13
+  std::string torch;       ///< version, as in 1.13; empty: that of LibTorch
   bool operator==(const AssumedPlace&) const = default;
 };
 

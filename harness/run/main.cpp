@@ -111,6 +111,8 @@ std::vector<ShrunkRecord> shrink_causes(const std::vector<Cause>& causes, const 
   WorkerPool pool(worker_settings(options, log), 1);
   RunFields fields;
   fields.check_only = true;
+  fields.attention = options.attention;
+  fields.assume_sm = options.assume_sm;
   const auto are_alike = [](const Record& a, const Record& b) {
     return have_like_status(a, b) && signature_of(a) == signature_of(b);
   };
@@ -126,13 +128,23 @@ std::vector<ShrunkRecord> shrink_causes(const std::vector<Cause>& causes, const 
   return shrunk;
 }
 
+/// Layers of a record that is made again call what they called.
+void take_attention_of(const RunHeader& header, WorkerOptions& worker) {
+  const nlohmann::json attention = header.environment.value("attention", nlohmann::json());
+  const nlohmann::json assume_sm = header.environment.value("assume_sm", nlohmann::json());
+  if (attention.is_string()) worker.attention = attention;
+  if (assume_sm.is_number_integer()) worker.assume_sm = assume_sm.get<int>();
+}
+
 int execute(const FindingsCommand& command, const std::vector<std::string>&) {
   catch_interrupts();
   const RunData run = read_run(command.run);
   const fs::path folder = fs::is_directory(command.run) ? command.run : command.run.parent_path();
   const fs::path file = folder / kFindingsFile;
   std::vector<ShrunkRecord> shrunk;
-  if (command.shrink) shrunk = shrink_causes(causes_of(run), command.worker, folder / "worker.log");
+  WorkerOptions worker = command.worker;
+  if (!run.headers.empty()) take_attention_of(run.headers.front(), worker);
+  if (command.shrink) shrunk = shrink_causes(causes_of(run), worker, folder / "worker.log");
   write_file(file, findings_markdown(run, shrunk));
   fmt::print("{}", causes_console(run, style_of_stdout()));
   fmt::print("results: {}\n", file.string());

@@ -56,6 +56,20 @@ void check_canary_names(const std::vector<Suite>& suites, const std::vector<Decl
                                        suite_case.where, name, did_you_mean(name, known)));
 }
 
+/// A case that names nobody runs nowhere, and nobody would miss it. A worker without anything of the operation knows no names.
+void check_case_backends(const std::vector<Suite>& suites, const std::vector<Declaration>& backends) {
+  for (const Suite& suite : suites)
+    for (const SuiteCase& suite_case : suite.cases) {
+      std::vector<std::string_view> known;
+      for (const Declaration& declaration : backends)
+        if (declaration.operation == operation_of(suite_case.c)) known.push_back(declaration.name);
+      for (const std::string& name : suite_case.c.metadata.backends)
+        if (!known.empty() && std::ranges::find(known, name) == known.end())
+          throw UsageError(fmt::format("{}: backend={}: no backend of {} has that name{}; known: {}", suite_case.where, name,
+                                       operation_of(suite_case.c), did_you_mean(name, known), fmt::join(known, ", ")));
+    }
+}
+
 bool is_for(const Case& c, const Device& device) {
   return c.metadata.device == DeviceKind::any || name_of(c.metadata.device) == device.kind;
 }
@@ -91,7 +105,7 @@ PlannedCase plan_case(const SuiteCase& suite_case, const std::string& suite, con
     if (!canary && !is_selected(declaration, selection, device)) continue;
     const std::vector<Pass>& passes = declaration.capabilities.passes;
     for (Pass pass : {Pass::forward, Pass::backward}) {
-      if (selection.pass && *selection.pass != pass) continue;
+      if (selection.pass.value_or(pass) != pass || suite_case.c.metadata.pass.value_or(pass) != pass) continue;
       if (suite_case.c.training && pass == Pass::forward) continue;  // training is both, and judged by the backward
       if (canary && std::ranges::find(passes, pass) == passes.end()) continue;
       if (filter.takes(fmt::format("{} {} {}", declaration.name, name_of(pass), planned.case_line)))
@@ -135,6 +149,7 @@ std::vector<PlannedCase> make_plan(const std::vector<Suite>& suites, const Selec
                                    const std::vector<Declaration>& backends, const Device& device) {
   check_backend_names(selection.backends, backends);
   check_canary_names(suites, backends);
+  check_case_backends(suites, backends);
   const Filter filter(selection.filter);
   std::vector<PlannedCase> plan;
   std::set<std::string> seen;

@@ -45,8 +45,8 @@ struct PlannedCase {
 /// Cases of equal identity are run once, under the first suite that holds them. Cases for another kind of device, and the
 /// backends not_on_device(), are left out, and so are planted backends that are neither named nor canaries of the case. Canaries
 /// run in the passes in which their defect can show, where the real backend runs; a worker without planted backends has none.
-/// Throws UsageError on an unknown backend, a canary that a worker with planted backends does not have, or a malformed filter.
-/// Empty: nothing matched.
+/// Throws UsageError on an unknown backend, also of a case's own backend=, a canary that a worker with planted backends does not
+/// have, or a malformed filter. Empty: nothing matched.
 std::vector<PlannedCase> make_plan(const std::vector<Suite>& suites, const Selection& selection,
                                    const std::vector<Declaration>& backends, const Device& device);
 

@@ -330,6 +330,8 @@ json to_line(const Record& record) {
                {"kernels", text_or_null(record.kernels)},
                {"seconds", number_to_json(record.seconds)},
                {"repro", record.repro}};
+  if (!record.attention.empty()) line["attention"] = record.attention;
+  if (!record.choice.empty()) line["choice"] = record.choice;
   if (!record.spent.items.empty()) line["spent"] = to_json_spending(record.spent);
   if (record.time) line["time"] = to_json_timing(*record.time);
   for (const Timing& timing : record.other_regimes) line["other_regimes"].push_back(to_json_timing(timing));
@@ -380,6 +382,8 @@ Record record_from(const json& line) {
                        curves_from(training.object("high")), training.number("step_us"), training.integer("peak_bytes")};
   }
   record.kernels = in.optional_text("kernels");
+  if (in.has("attention")) record.attention = in.text("attention");
+  if (in.has("choice")) record.choice = in.text("choice");
   record.seconds = in.number("seconds");
   if (in.has("spent")) record.spent = spending_from(in.object("spent"));
   return record;

@@ -135,6 +135,8 @@ struct Record {
   std::vector<Invariance> invariance;      ///< bits held against the judged ones: of an audit, and of a case with repeats
   std::optional<TrainingCurves> training;  ///< of a case of that operation
   std::string kernels;                     ///< what a dispatcher picked; empty: not asked
+  std::string attention;                   ///< of a layer: the backend that computes its attention; empty: it does so itself
+  std::string choice;                      ///< of a layer with a choice: what was picked, and why
   double seconds = 0;                      ///< spent on this record, judging included
   Spending spent;                          ///< their parts; empty in records of older versions
   std::string repro;

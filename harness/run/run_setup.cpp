@@ -44,6 +44,9 @@ std::vector<std::string> worker_command(const WorkerOptions& options) {
   std::vector<std::string> command = worker_program(options);
   command.insert(command.end(), {"--device", options.device});
   if (options.planted) command.push_back("--planted");
+  if (options.attention != kUsualAttention) command.insert(command.end(), {"--attention", options.attention});
+  if (options.attention == kAutoAttention && options.assume_sm)
+    command.insert(command.end(), {"--assume-sm", std::to_string(*options.assume_sm)});
   return command;
 }
 

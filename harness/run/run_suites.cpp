@@ -107,6 +107,8 @@ void run_in(RunFolder& folder, const RunCommand& command, const std::vector<Suit
   const std::vector<PlannedCase> plan = plan_run(selection, suites, hello, earlier);
   nlohmann::json environment = environment_of(pool, selection, command.gate);
   environment["runs"] = count_runs(plan);
+  if (fields.attention != kUsualAttention) environment["attention"] = fields.attention;
+  if (fields.assume_sm) environment["assume_sm"] = *fields.assume_sm;
   if (const nlohmann::json canaries = canaries_of(plan, selection); !canaries.empty()) environment["canaries"] = canaries;
   if (earlier) check_same_device(*earlier, environment);
   folder.append(to_line(RunHeader{fields.run, named_by_program(arguments), utc_now(), environment}));
@@ -142,7 +144,7 @@ RunOutcome run_suites(RunCommand command, const std::vector<std::string>& argume
                                      : make_run_id(command.selftest            ? "selftest"
                                                    : command.audit_repeats > 0 ? "audit"
                                                                                : run_name(suites));
-  const RunFields fields{run_id, command.assume_sm, command.check_only, dump, command.audit_repeats};
+  const RunFields fields{run_id, command.assume_sm, command.check_only, dump, command.audit_repeats, command.worker.attention};
   return write_run(earlier ? RunFolder::reopen(command.resume) : create_run(command.out, run_id),
                    [&](RunFolder& folder) { run_in(folder, command, suites, fields, arguments, earlier ? &*earlier : nullptr); });
 }

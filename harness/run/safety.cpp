@@ -15,30 +15,6 @@
 namespace attnbench {
 namespace {
 
-/// One row of cases/safety.json, which says what its fields mean.
-struct SafetyRow {
-  std::string implementation;
-  std::string from, to;  ///< versions, inclusive; empty: open
-  std::vector<std::pair<int, int>> sm;
-  std::string pass;   ///< "any" or "backward"
-  std::string dtype;  ///< "any" or a dtype's name
-  int64_t min_head_dim = 0, max_head_dim = 0;
-  bool only_with_dropout = false;
-  std::string verdict, reason, source;
-};
-
-/// A rule of cases/safety.json, which holds for every implementation.
-struct SafetyRule {
-  std::vector<std::pair<int, int>> sm;
-  bool only_backward = false;
-  int64_t min_head_dim = 0;
-};
-
-struct SafetyTable {
-  SafetyRule sm_below_8, backward_d_above_64_sm_below_8;
-  std::vector<SafetyRow> rows;
-};
-
 std::vector<std::pair<int, int>> sm_ranges(const JsonReader& reader) {
   std::vector<std::pair<int, int>> ranges;
   for (const auto& range : reader.array("sm")) {
@@ -104,10 +80,14 @@ bool speaks_of(const SafetyRow& row, const SafetyQuery& query) {
 
 }  // namespace
 
-Safety safety(const SafetyQuery& query) {
+const SafetyTable& safety_table() {
+  static const SafetyTable table = read_table();
+  return table;
+}
+
+Safety safety(const SafetyQuery& query, const SafetyTable& table) {
   Safety result;
   if (!query.sm) return result;
-  static const SafetyTable table = read_table();
   result.sm_below_8 = speaks_of(table.sm_below_8, query);
   result.backward_d_above_64_sm_below_8 = speaks_of(table.backward_d_above_64_sm_below_8, query);
   const auto row = std::ranges::find_if(table.rows, [&](const SafetyRow& row) { return speaks_of(row, query); });

@@ -53,6 +53,8 @@ inline Record full_record() {
                        {Relation::packing, "dv", Invariance::Outcome::not_supported, true, "layout=padded: it takes packed"}};
   record.memory = Memory{1, 2, 3};
   record.kernels = "math";
+  record.attention = "eager";
+  record.choice = "eager: nothing is known against it";
   record.seconds = 1.75;
   record.spent = {{{"oracle", {0.5, 2}}, {"gates", {0.25, 1}}}, 0.125};
   record.repro = "attnbench --case \"…\"";

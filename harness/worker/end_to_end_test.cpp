@@ -265,6 +265,53 @@ TEST_F(EndToEnd, ADeviceThatIsNotThereIsASentence) {
   }
 }
 
+TEST_F(EndToEnd, LayersCallTheAttentionThatIsAskedFor) {
+  const auto run_over = [&](const std::vector<std::string>& words) {
+    fs::remove_all(folder_ / "out");
+    return run(
+        joined({"--case", "llama hq=2 d=8 s=5", "--backend", "flagembedding,hf_eager", "--check-only", "--out", path("out")},
+               words),
+        "none");
+  };
+  const auto of_layer = [&](const std::string& layer) {
+    const RunData done = results();
+    const auto found = std::ranges::find(done.records, layer, &Record::backend);
+    return found == done.records.end() ? Record{} : *found;
+  };
+  ASSERT_EQ(run_over({}).exit_code, kExitOk);
+  EXPECT_EQ(of_layer("flagembedding").attention, "flash_varlen");
+  EXPECT_EQ(of_layer("hf_eager").attention, "");
+  EXPECT_THAT(of_layer("flagembedding").repro, testing::Not(HasSubstr("--attention")));
+  ASSERT_EQ(run_over({"--attention", "sdpa_math"}).exit_code, kExitOk);
+  EXPECT_EQ(of_layer("flagembedding").attention, "sdpa_math");
+  EXPECT_EQ(reproduced(of_layer("flagembedding")).attention, "sdpa_math");
+  EXPECT_THAT(run_over({"--attention", "flash_varln"}).out,
+              HasSubstr("--attention flash_varln: no such backend; did you mean 'flash_varlen'?"));
+  EXPECT_EQ(run_over({"--attention", "flash_varln"}).exit_code, kExitUsage);
+  EXPECT_THAT(run_over({"--attention", "torch_flash_varlen"}).out, HasSubstr("it runs on cuda, and the device is cpu"));
+}
+
+TEST_F(EndToEnd, AutoPicksForAnAssumedSmAndSaysWhy) {
+  const Answer answer = run({"--case", "llama hq=2 d=8 s=5", "--backend", "flagembedding", "--check-only", "--attention", "auto",
+                             "--assume-sm", "7.5", "--out", path("out")},
+                            "none");
+  EXPECT_EQ(answer.exit_code, kExitOk) << answer.out;
+  EXPECT_THAT(answer.out, HasSubstr("Picked for layers\n  sdpa_math: "));
+  const Record record = results().records.at(0);
+  EXPECT_EQ(record.attention, "sdpa_math");
+  EXPECT_THAT(record.choice, HasSubstr("flash_varlen [refused: attnbench's GPU kernels need SM 8.0"));
+  EXPECT_EQ(record.safety.verdict, "ok");
+  EXPECT_TRUE(record.safety.sm_below_8);
+  const Record again = reproduced(record);
+  EXPECT_EQ(again.attention, "sdpa_math");
+  EXPECT_EQ(again.choice, record.choice);
+  fs::remove_all(folder_ / "out");
+  run({"--case", "llama hq=2 d=8 s=5", "--backend", "flagembedding", "--check-only", "--out", path("out"), "--assume-sm", "7.5"},
+      "none");
+  EXPECT_EQ(results().records.at(0).attention, "flash_varlen");
+  EXPECT_EQ(results().records.at(0).safety.verdict, "refused");
+}
+
 /// What would be judged by the declared capabilities equals what was committed: neither a suite nor a backend can
 /// lose cases in silence.
 TEST_F(EndToEnd, ExpectedCountsAreThoseOfThePlan) {

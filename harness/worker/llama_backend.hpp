@@ -12,6 +12,13 @@
 namespace attnbench {
 
 class Backend;
+class LlamaBackend;
+
+/// Who runs a case, and why it is they.
+struct LayerChoice {
+  const LlamaBackend& layer;
+  std::string why;  ///< a sentence that begins with what was picked; empty: there was nothing to choose
+};
 
 class LlamaBackend {
  public:
@@ -20,10 +27,22 @@ class LlamaBackend {
   /// A sentence why the layer does not take such a case at all, by default from the declared capabilities; what it takes and gets
   /// wrong, or refuses as the original does, is computed, or thrown.
   virtual std::optional<std::string> why_not(const Case& c, Pass pass, const Device& device) const;
+  /// Name of the attention backend that it calls; empty: it computes attention itself.
+  virtual std::string attention() const { return ""; }
+  /// Itself, unless it leaves such a case to another layer, which is then asked all of the above. Throws with a sentence where
+  /// none may be taken.
+  virtual LayerChoice choose(const Case&, Pass, const Device&) const { return {*this, ""}; }
   /// forward: out, and cache and weights where the case asks for them; backward: the gradients too. Throws with a sentence what
   /// the original refuses.
   virtual LlamaOutputs run(const Case& c, const LlamaInputs& inputs, Pass pass) const = 0;
 };
+
+/// Every layer, those that call a fused kernel with whichever of `candidates` (in order of preference; they outlive the layers)
+/// harness/run/dispatch.hpp picks for a case and a pass: on the SM that the case assumes, else on `assume_sm`, else on the
+/// device's.
+std::vector<std::unique_ptr<LlamaBackend>> make_dispatched_layers(const Device& device,
+                                                                  const std::vector<const Backend*>& candidates,
+                                                                  std::optional<int> assume_sm);
 
 /// Every layer, with `attention` (one of `make_backends`; it outlives them) as what computes the attention of those that call a
 /// fused kernel.

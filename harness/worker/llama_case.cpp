@@ -50,9 +50,9 @@ class LayerCase {
 /// One layer and one pass of one case.
 class LayerAttempt {
  public:
-  LayerAttempt(const LlamaBackend& layer, LayerCase& data, Pass pass, const Bench& bench)
-      : layer_(layer), data_(data), c_(data.test_case()), bench_(bench) {
-    const Declaration& declaration = layer.declaration();
+  LayerAttempt(const LlamaBackend& named, LayerCase& data, Pass pass, const Bench& bench)
+      : layer_(&named), data_(data), c_(data.test_case()), bench_(bench) {
+    const Declaration& declaration = named.declaration();
     record_.case_line = format_case(c_);
     record_.name = c_.metadata.name;
     record_.expect = c_.metadata.expect;
@@ -66,7 +66,8 @@ class LayerAttempt {
   const Record& run(const std::function<void(const char*)>& announce) {
     const auto start = std::chrono::steady_clock::now();
     try {
-      if (const auto why = layer_.why_not(c_, record_.pass, bench_.device)) {
+      choose();
+      if (const auto why = layer_->why_not(c_, record_.pass, bench_.device)) {
         end(Status::unsupported, *why);
       } else {
         announce("run");
@@ -80,6 +81,15 @@ class LayerAttempt {
   }
 
  private:
+  /// Who it is that runs, and is judged by what it declares.
+  void choose() {
+    const LayerChoice choice = layer_->choose(c_, record_.pass, bench_.device);
+    layer_ = &choice.layer;
+    record_.version = layer_->declaration().version;
+    record_.attention = layer_->attention();
+    record_.choice = choice.why;
+  }
+
   void end(Status status, const std::string& reason) {
     record_.status = status;
     record_.reason = reason;
@@ -89,7 +99,7 @@ class LayerAttempt {
     const LlamaInputs there = to_device(data_.inputs(), c10::Device(device_text(bench_.device)));
     LlamaOutputs outputs;
     try {
-      outputs = layer_.run(c_, there, record_.pass);
+      outputs = layer_->run(c_, there, record_.pass);
       check_context(bench_.device);
     } catch (const std::exception& e) {
       return thrown(sentence_of(e));
@@ -128,7 +138,7 @@ class LayerAttempt {
   }
 
   Verdict judge(const LlamaOutputs& outputs, const Semantics& semantics) const {
-    const Declaration& declaration = layer_.declaration();
+    const Declaration& declaration = layer_->declaration();
     const bool zero = declaration.conventions.padded_rows_zero && semantics.key_mask;
     return judge_layer(
         outputs, record_.pass,
@@ -148,7 +158,7 @@ class LayerAttempt {
     end(Status::passed, "differs, as the case expects, and equals what it names instead: " + verdict.reason);
   }
 
-  const LlamaBackend& layer_;
+  const LlamaBackend* layer_;  ///< the one that was named, then the one that it chose
   LayerCase& data_;
   const Case& c_;
   const Bench& bench_;

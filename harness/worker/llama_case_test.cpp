@@ -71,14 +71,19 @@ LlamaOutputs right_layer(const Case& c, const LlamaInputs& inputs, Pass pass, co
 }
 
 /// Every one of the suite, flipped to what would be right.
-TEST(LlamaCases, ThatExpectADifferenceOrAnErrorFailWhereTheLayerIsRight) {
-  int differ = 0, throws = 0;
+TEST(LlamaCases, ThatExpectADifferenceAWarningOrAnErrorFailWhereTheLayerIsRight) {
+  int differ = 0, throws = 0, warn = 0;
   for (const SuiteCase& line : load_suite("llama").cases) {
     const Case& c = line.c;
-    if (c.metadata.expect == Expect::equal || c.problem.d > 64 || c.problem.dtype != Dtype::bf16) continue;
+    const bool is_judged = c.metadata.expect != Expect::must_throw;
+    if (is_judged ? c.problem.d > 64 || c.problem.dtype != Dtype::bf16 : c.problem.d > 128) continue;
+    if (c.metadata.expect == Expect::equal && c.metadata.message.empty()) continue;
     const Record record = record_of(c, right_layer, Pass::forward);
     EXPECT_EQ(record.status, Status::failed) << format_line(c);
-    if (c.metadata.expect == Expect::must_throw) {
+    if (c.metadata.expect == Expect::equal) {
+      ++warn;
+      EXPECT_THAT(record.reason, HasSubstr("does not warn of")) << format_line(c);
+    } else if (c.metadata.expect == Expect::must_throw) {
       ++throws;
       EXPECT_FALSE(c.metadata.message.empty()) << format_line(c);
       EXPECT_THAT(record.reason, HasSubstr("expects it to throw")) << format_line(c);
@@ -90,6 +95,7 @@ TEST(LlamaCases, ThatExpectADifferenceOrAnErrorFailWhereTheLayerIsRight) {
   }
   EXPECT_GE(differ, 6);
   EXPECT_GE(throws, 10);
+  EXPECT_GE(warn, 2);
 }
 
 TEST(LlamaCases, ThatDifferHaveToEqualWhatTheyName) {
@@ -223,6 +229,90 @@ TEST(LlamaCases, ThatThrowHaveToSayWhatTheyName) {
   EXPECT_THAT(other.reason, HasSubstr("says \"out of memory\" and not \"no past\""));
   const Record unexpected = record_of(parse_case("llama hq=2 d=64 s=8"), throwing("there is no past here"));
   EXPECT_EQ(unexpected.status, Status::error);
+}
+
+/// A layer that is right, and says so much.
+WantedLayer::Body warning(std::vector<std::string> sentences) {
+  return [=](const Case& c, const LlamaInputs& inputs, Pass pass, const Profile& profile) {
+    LlamaOutputs outputs = right_layer(c, inputs, pass, profile);
+    outputs.warnings = sentences;
+    return outputs;
+  };
+}
+
+TEST(LlamaCases, ThatNameAWarningGetIt) {
+  const Case c = parse_case("llama hq=2 d=64 s=8 # message=\"this is SM 7.5\"");
+  const Record warned = record_of(c, warning({"another", "meant for others, and this is SM 7.5"}));
+  EXPECT_EQ(warned.status, Status::passed) << warned.reason;
+  EXPECT_EQ(warned.reason, "warns, as the case expects: \"another\", \"meant for others, and this is SM 7.5\"");
+  const Record other = record_of(c, warning({"this is SM 7.0"}));
+  EXPECT_EQ(other.status, Status::failed);
+  EXPECT_EQ(other.reason, "does not warn of \"this is SM 7.5\", as the case expects, but says \"this is SM 7.0\"");
+  EXPECT_EQ(record_of(c, warning({})).reason, "does not warn of \"this is SM 7.5\", as the case expects, but says nothing");
+}
+
+TEST(LlamaCases, ThatNameNoWarningGetNone) {
+  const Case c = parse_case("llama hq=2 d=64 s=8");
+  EXPECT_EQ(record_of(c, warning({})).status, Status::passed);
+  const Record warned = record_of(c, warning({"this is SM 7.5"}));
+  EXPECT_EQ(warned.status, Status::failed);
+  EXPECT_EQ(warned.reason, "warns, which the case does not expect: \"this is SM 7.5\"");
+}
+
+TEST(LlamaCases, ThatAreWarnedOfAreJudgedAllTheSame) {
+  const Case c = parse_case("llama hq=2 d=64 s=8 # message=\"this is SM 7.5\"");
+  const Record record = record_of(c, [](const Case& of, const LlamaInputs& inputs, Pass pass, const Profile& profile) {
+    LlamaOutputs outputs = warning({"this is SM 7.5"})(of, inputs, pass, profile);
+    outputs.out = outputs.out * 1.05;
+    return outputs;
+  });
+  EXPECT_EQ(record.status, Status::failed);
+  EXPECT_THAT(record.reason, HasSubstr("out"));
+}
+
+/// Leaves cases to another layer, or throws.
+class LeavingLayer : public WantedLayer {
+ public:
+  explicit LeavingLayer(const LlamaBackend* to)
+      : WantedLayer([](const Case&, const LlamaInputs&, Pass, const Profile&) -> LlamaOutputs {
+          throw std::logic_error("it leaves the case to another");
+        }),
+        to_(to) {}
+  LayerChoice choose(const Case&, Pass, const Device&) const override {
+    if (!to_) throw std::runtime_error("nothing is safe");
+    return {*to_, "other: it is there"};
+  }
+
+ private:
+  const LlamaBackend* to_;
+};
+
+class CallingLayer : public WantedLayer {
+ public:
+  using WantedLayer::WantedLayer;
+  std::string attention() const override { return "kernel"; }
+};
+
+Record record_of_leaving(const LlamaBackend* to) {
+  Bench bench{kCpu, {}, judge_test::formula_alone()};
+  bench.layers.push_back(std::make_unique<LeavingLayer>(to));
+  Request request;
+  request.runs = {{"wanted", Pass::forward}};
+  Record got;
+  const auto keep = [&](const Record& record) { got = record; };
+  run_llama_case(parse_case("llama hq=2 d=64 s=8"), request, bench, {[](const Stage&) {}, keep, [](const Comparison&) {}});
+  return got;
+}
+
+TEST(LlamaCases, AreRunByTheLayerThatWasChosenAndSaySo) {
+  const CallingLayer other(right_layer);
+  const Record record = record_of_leaving(&other);
+  EXPECT_EQ(record.status, Status::passed) << record.reason;
+  EXPECT_EQ(record.attention, "kernel");
+  EXPECT_EQ(record.choice, "other: it is there");
+  const Record none = record_of_leaving(nullptr);
+  EXPECT_EQ(none.status, Status::error);
+  EXPECT_EQ(none.reason, "nothing is safe");
 }
 
 TEST(LlamaCases, OfALayerThatIsNotThereAreErrors) {

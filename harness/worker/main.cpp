@@ -3,14 +3,21 @@
 #include <algorithm>
 #include <cstdio>
 #include <iterator>
+#include <memory>
+#include <optional>
 #include <stdexcept>
 #include <string>
+#include <string_view>
+#include <vector>
 
 #include <fmt/format.h>
+#include <fmt/ranges.h>
 #include <CLI/CLI.hpp>
 
+#include "harness/run/dispatch.hpp"
 #include "harness/run/errors.hpp"
 #include "harness/run/exit_code.hpp"
+#include "harness/run/nearest.hpp"
 #include "harness/worker/cuda_device.hpp"
 #include "harness/worker/environment.hpp"
 #include "harness/worker/memory.hpp"
@@ -36,9 +43,35 @@ Device find_device(const std::string& text) {
   return device;
 }
 
-const Backend& backend_named(const Bench& bench, const std::string& name) {
+/// The attention backend of that name. Throws UsageError where there is none, or none for this device.
+const Backend& attention_named(const Bench& bench, const std::string& name) {
+  std::vector<std::string_view> known{kAutoAttention};
+  for (const auto& backend : bench.backends) known.push_back(backend->declaration().name);
   const auto named = [&](const auto& backend) { return backend->declaration().name == name; };
-  return **std::ranges::find_if(bench.backends, named);
+  const auto found = std::ranges::find_if(bench.backends, named);
+  if (found == bench.backends.end())
+    throw UsageError(
+        fmt::format("--attention {}: no such backend{}; known: {}", name, did_you_mean(name, known), fmt::join(known, ", ")));
+  if (!runs_on((*found)->declaration(), bench.device))
+    throw UsageError(fmt::format("--attention {}: it runs on {}, and the device is {}", name,
+                                 fmt::join((*found)->declaration().capabilities.devices, ", "), device_text(bench.device)));
+  return **found;
+}
+
+/// Those of kAutoCandidates that run on the device.
+std::vector<const Backend*> auto_candidates(const Bench& bench) {
+  std::vector<const Backend*> candidates;
+  for (const char* name : kAutoCandidates)
+    for (const auto& backend : bench.backends)
+      if (backend->declaration().name == name && runs_on(backend->declaration(), bench.device))
+        candidates.push_back(backend.get());
+  return candidates;
+}
+
+std::vector<std::unique_ptr<LlamaBackend>> layers_over(const std::string& attention, const Bench& bench,
+                                                       std::optional<int> assume_sm) {
+  if (attention != kAutoAttention) return make_llama_backends(bench.device, attention_named(bench, attention));
+  return make_dispatched_layers(bench.device, auto_candidates(bench), assume_sm);
 }
 
 }  // namespace
@@ -47,7 +80,8 @@ int main(int argc, char** argv) {
   CLI::App app(
       "Runs attention cases on one device: judges every result, times what passed, and answers with records.\n"
       "attnbench starts it and speaks JSON lines with it over two descriptors; people want attnbench.");
-  std::string device = "cpu";
+  std::string device = "cpu", attention = kUsualAttention;
+  std::optional<int> assume_sm;
   int requests_fd = -1, replies_fd = -1;
   bool hello = false, planted = false;
   app.add_option("--device", device, "cpu, cuda or cuda:N")->capture_default_str();
@@ -55,6 +89,8 @@ int main(int argc, char** argv) {
   CLI::Option* replies = app.add_option("--replies-fd", replies_fd, "descriptor to write replies to (1: stdout)");
   requests->needs(replies);
   replies->needs(requests);
+  app.add_option("--attention", attention, "what computes the attention of layers: a backend, or auto")->capture_default_str();
+  app.add_option("--assume-sm", assume_sm, "the SM for which --attention auto picks, 75 for 7.5, instead of the device's");
   app.add_flag("--planted", planted, "have the backends with defects too, which the self-test must see");
   app.add_flag("--hello", hello, "print device, backends and environment as JSON, and end");
   app.footer(
@@ -71,7 +107,7 @@ int main(int argc, char** argv) {
   try {
     const Device found = find_device(device);
     Bench bench{found, make_backends(found), read_calibration(calibration_file(found.kind), found.kind)};
-    bench.layers = make_llama_backends(found, backend_named(bench, "flash_varlen"));
+    bench.layers = layers_over(attention, bench, assume_sm);
     bench.training = make_training_parts();
     if (planted) std::ranges::move(make_planted_backends(found), std::back_inserter(bench.backends));
     if (hello) {
