@@ -16,6 +16,7 @@
 #include <ATen/ops/ones.h>
 
 #include "backends/llama/cached_layer.hpp"
+#include "backends/llama/flash_dtypes.hpp"
 #include "backends/llama/flash_layer.hpp"
 #include "backends/llama/packed_attention.hpp"
 
@@ -36,7 +37,9 @@ class FastchatLlama2 : public FlashLayer {
 
   LlamaOutputs run(const Case& c, const LlamaInputs& inputs, Pass pass) const override {
     return run_layer(c, inputs, pass, [&](const ChunkCall& chunk) -> ChunkResult {
-      return {attend_padded(attention_, {.q = chunk.q, .k = chunk.k, .v = chunk.v, .mask = mask_of(c, inputs, chunk)}), {}};
+      const at::Tensor mask = mask_of(c, inputs, chunk);
+      require_flash_dtypes(chunk.q, chunk.k, chunk.v);
+      return {attend_padded(attention_, {.q = chunk.q, .k = chunk.k, .v = chunk.v, .mask = mask}), {}};
     });
   }
 

@@ -2,6 +2,7 @@
 // stands behind them is a sample of its own. A sliding window is handed on as (w, w): w + 1 keys where the mask is causal.
 #include "backends/llama/attention_call.hpp"
 #include "backends/llama/declared_layer.hpp"
+#include "backends/llama/flash_dtypes.hpp"
 #include "backends/llama/layer.hpp"
 
 namespace attnbench {
@@ -36,8 +37,9 @@ class InternvlPacked : public DeclaredLayer {
 
   LlamaOutputs run(const Case& c, const LlamaInputs& inputs, Pass pass) const override {
     const Problem& p = c.problem;
-    const LayerTensors x = leaves(inputs, pass);
+    const LayerTensors x = leaves(c, inputs, pass);
     const Projected tokens = project(x, c, inputs, 0, p.lq);
+    require_flash_dtypes(tokens.q, tokens.k, tokens.v);
     AttentionCall call;
     call.q = tokens.q.squeeze(0);
     call.k = tokens.k.squeeze(0);

@@ -6,6 +6,7 @@
 #include <utility>
 
 #include "backends/llama/cached_layer.hpp"
+#include "backends/llama/flash_dtypes.hpp"
 #include "backends/llama/packed_attention.hpp"
 
 namespace attnbench {
@@ -23,6 +24,7 @@ class PackedQkv : public FlashLayer {
             fmt::format("a past of {} tokens: {} packs queries, keys and values in one tensor, and {} keys do "
                         "not go with {} queries",
                         chunk.before, declaration_.name, chunk.before + chunk.count, chunk.count));
+      require_flash_dtypes(chunk.q, chunk.k, chunk.v);
       return {attend_padded(attention_, {.q = chunk.q, .k = chunk.k, .v = chunk.v, .mask = inputs.mask}), {}};
     });
   }

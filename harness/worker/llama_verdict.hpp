@@ -17,8 +17,8 @@ struct LayerYardstick {
   bool padded_rows_zero = false;  ///< outputs of padded queries are exactly 0
 };
 
-/// Every tensor of the reference, of a forward pass all but the gradients, has to be among the outputs, in the case's dtype and
-/// of the reference's shape.
+/// Every tensor of the reference, of a forward pass all but the gradients, has to be among the outputs, in the reference's
+/// dtype and of its shape.
 Verdict judge_layer(const LlamaOutputs& outputs, Pass pass, const LayerYardstick& yardstick);
 
 }  // namespace attnbench
