@@ -6,6 +6,7 @@
 
 #include <ATen/ops/empty_like.h>
 #include <ATen/ops/tensor.h>
+#include <fmt/format.h>
 #include <torch/csrc/autograd/custom_function.h>
 
 namespace attnbench {
@@ -49,6 +50,10 @@ Dtype dtype_of(const Tensor& t) {
 Case case_of(const AttentionCall& call) {
   Case c;
   Problem& p = c.problem;
+  if (call.k.scalar_type() != call.q.scalar_type() || call.v.scalar_type() != call.q.scalar_type())
+    throw std::invalid_argument(fmt::format("attention of {} queries, {} keys and {} values: expected one dtype",
+                                            c10::toString(call.q.scalar_type()), c10::toString(call.k.scalar_type()),
+                                            c10::toString(call.v.scalar_type())));
   p.b = static_cast<int64_t>(call.q_lengths.size());
   p.hq = call.q.size(1);
   p.hkv = call.k.size(1);

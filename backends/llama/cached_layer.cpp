@@ -8,7 +8,7 @@ namespace attnbench {
 LlamaOutputs run_layer(const Case& c, const LlamaInputs& inputs, Pass pass, const ChunkAttention& attention) {
   const LlamaLayer& layer = *c.llama;
   const int64_t count = c.problem.lq / layer.chunks, all = c.problem.lk;
-  const LayerTensors x = leaves(inputs, pass);
+  const LayerTensors x = leaves(c, inputs, pass);
   at::Tensor k, v;  // [b, tokens so far, hkv, d]
   if (layer.past > 0) {
     k = inputs.past_k.transpose(1, 2);

@@ -18,7 +18,7 @@ void be_causal_layer(Declaration& declaration, const std::string& name) {
   Capabilities& can = declaration.capabilities;
   can.layouts = {Layout::padded};
   can.masks = {Mask::causal};
-  can.strides = {Strides::contiguous};
+  can.strides = {Strides::contiguous, Strides::transposed};
   can.window = can.softcap = can.alibi = can.sink = can.dropout = can.dv_differs = can.tail = can.returns_lse = false;
   can.varying.clear();  // its names are those of attention's tensors
   can.invariant_to.clear();

@@ -20,6 +20,7 @@
 
 #include "backends/llama/assumed_place.hpp"
 #include "backends/llama/cached_layer.hpp"
+#include "backends/llama/flash_dtypes.hpp"
 #include "backends/llama/flash_layer.hpp"
 #include "backends/llama/packed_attention.hpp"
 
@@ -42,7 +43,9 @@ class FastchatLlama2 : public FlashLayer {
     require_flash_attn(c, pass);
     const auto unpadded = [&](const ChunkCall& chunk) -> ChunkResult {
       require_version_of_past(c, chunk.before);
-      return {attend_padded(attention_, {.q = chunk.q, .k = chunk.k, .v = chunk.v, .mask = mask_of(c, inputs, chunk)}), {}};
+      const at::Tensor mask = mask_of(c, inputs, chunk);
+      require_flash_dtypes(chunk.q, chunk.k, chunk.v);
+      return {attend_padded(attention_, {.q = chunk.q, .k = chunk.k, .v = chunk.v, .mask = mask}), {}};
     };
     LlamaOutputs outputs = run_layer(c, inputs, pass, unpadded);
     outputs.warnings = capability_warnings("FastChat", c);

@@ -8,6 +8,7 @@
 #include "backends/attention/eager.hpp"
 #include "backends/llama/assumed_place.hpp"
 #include "backends/llama/declared_layer.hpp"
+#include "backends/llama/flash_dtypes.hpp"
 #include "backends/llama/internvl.hpp"
 #include "backends/llama/layer.hpp"
 #include "backends/llama/packed_attention.hpp"
@@ -34,8 +35,9 @@ class InternvlFlash : public DeclaredLayer {
     if (is_v1 && c.problem.d > kLargestHeadDimOfV1)
       throw std::invalid_argument(
           fmt::format("{}: head dim {}, where flash-attn 1 ends at {}", declaration_.name, c.problem.d, kLargestHeadDimOfV1));
-    const LayerTensors x = leaves(inputs, pass);
+    const LayerTensors x = leaves(c, inputs, pass);
     const Projected tokens = project(x, c, inputs, 0, c.problem.lq);
+    require_flash_dtypes(tokens.q, tokens.k, tokens.v);
     LlamaOutputs outputs;
     const Align align = is_v1 ? Align::top_left : Align::bottom_right;
     const Tensor o = attend_padded(attention_, {tokens.q, tokens.k, tokens.v, inputs.mask, true, align});
@@ -68,8 +70,9 @@ class InternvlLlava : public DeclaredLayer {
       throw std::invalid_argument(
           fmt::format("{}: a past: {} queries and {} keys cannot be stacked", declaration_.name, s, keys));
     require_flash_attn(c, pass);
-    const LayerTensors x = leaves(inputs, pass);
+    const LayerTensors x = leaves(c, inputs, pass);
     const Projected tokens = project(x, c, inputs, 0, s);
+    require_flash_dtypes(tokens.q, tokens.k, tokens.v);
     const int64_t group = c.problem.group();
     const Tensor k = repeat_heads(tokens.k, group), v = repeat_heads(tokens.v, group);
     LlamaOutputs outputs;

@@ -3,6 +3,7 @@
 #include "backends/llama/assumed_place.hpp"
 #include "backends/llama/attention_call.hpp"
 #include "backends/llama/declared_layer.hpp"
+#include "backends/llama/flash_dtypes.hpp"
 #include "backends/llama/layer.hpp"
 
 namespace attnbench {
@@ -38,8 +39,9 @@ class InternvlPacked : public DeclaredLayer {
   LlamaOutputs run(const Case& c, const LlamaInputs& inputs, Pass pass) const override {
     require_flash_attn(c, pass);
     const Problem& p = c.problem;
-    const LayerTensors x = leaves(inputs, pass);
+    const LayerTensors x = leaves(c, inputs, pass);
     const Projected tokens = project(x, c, inputs, 0, p.lq);
+    require_flash_dtypes(tokens.q, tokens.k, tokens.v);
     AttentionCall call;
     call.q = tokens.q.squeeze(0);
     call.k = tokens.k.squeeze(0);

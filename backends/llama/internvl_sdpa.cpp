@@ -21,7 +21,7 @@ class InternvlSdpa : public DeclaredLayer {
 
   LlamaOutputs run(const Case& c, const LlamaInputs& inputs, Pass pass) const override {
     refuse_beyond_training(declaration_.name, c);
-    const LayerTensors x = leaves(inputs, pass);
+    const LayerTensors x = leaves(c, inputs, pass);
     const Projected tokens = project(x, c, inputs, 0, c.problem.lq);
     const Tensor q = tokens.q.transpose(1, 2), k = tokens.k.transpose(1, 2), v = tokens.v.transpose(1, 2);
     LlamaOutputs outputs;

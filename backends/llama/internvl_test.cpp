@@ -60,6 +60,7 @@ LlamaOutputs computed(LlamaMaker* make, const Case& c, Pass pass = Pass::backwar
 
 /// The half-split form is a product of complex numbers, x1 + i x2 turned by p / 10000^(2 i / d). x [b, s, heads, d]
 Tensor turned(const Tensor& x, const Tensor& ids) {
+  if (!ids.defined()) return x;
   const int64_t half = x.size(3) / 2;
   const Tensor exponents = at::arange(half, at::kDouble) * (-std::log(10000.0) / static_cast<double>(half));
   const Tensor angles = (ids.to(at::kDouble).unsqueeze(-1) * exponents.exp()).unsqueeze(2);
@@ -157,9 +158,15 @@ double difference(LlamaMaker* make, const Case& c, const Rule& rule = {}, Pass p
   return difference(c, in, layer(make)->run(c, in, pass), dense(c, in, rule, pass));
 }
 
+bool is_written_out(LlamaMaker* make) {
+  return make == make_hf_eager || make == make_internvl_sdpa || make == make_internvit;
+}
+
+/// In the finest dtype that the layer takes, and in bf16.
 void expect_dense(LlamaMaker* make, const std::vector<std::string>& cases, const Rule& rule = {}) {
+  const std::string finest = is_written_out(make) ? " dtype=fp32" : " dtype=fp16";
   for (const std::string& keys : cases)
-    for (const std::string dtype : {" dtype=fp32", " dtype=bf16"}) {
+    for (const std::string& dtype : {finest, std::string(" dtype=bf16")}) {
       const Case c = llama(keys + dtype);
       EXPECT_FALSE(layer(make)->why_not(c, Pass::backward, kCpu)) << keys;
       for (const Pass pass : {Pass::forward, Pass::backward})
@@ -220,7 +227,7 @@ TEST(HfEager, AQueryThatSeesNoKeyHasTheMeanOfAllValues) {
 }
 
 TEST(HfEager, AGradientOfPaddedRowsLeaksThroughThatMeanAndNotThroughUnpad) {
-  const std::string keys = "hq=2 d=16 s=12 lens=4+12 pad=left dtype=fp32";
+  const std::string keys = "hq=2 d=16 s=12 lens=4+12 pad=left dtype=fp16";
   const auto dwv = [&](LlamaMaker* make, const std::string& more) { return computed(make, llama(keys + more)).dwv; };
   EXPECT_FALSE(at::equal(dwv(make_hf_eager, ""), dwv(make_hf_eager, " pad_dout=on")));
   EXPECT_TRUE(at::equal(dwv(make_internvl_flash_v2, ""), dwv(make_internvl_flash_v2, " pad_dout=on")));
@@ -327,7 +334,7 @@ TEST(InternvlPacked, IsTheDenseLayerOfEachSample) {
 TEST(InternvlPacked, AWindowOfWIsWPlus1KeysWhereCausalAnd2WPlus1Elsewhere) {
   expect_dense(make_internvl_packed, {"hq=2 d=16 lens=9+7 tail=4 layout=packed window=2"}, {.right = 0});
   expect_dense(make_internvl_packed, {"hq=2 d=16 lens=9+7 tail=4 layout=packed window=2 causal=off"}, {.right = 2});
-  Case narrower = llama("hq=2 d=16 lens=9+7 layout=packed window=2 dtype=fp32");
+  Case narrower = llama("hq=2 d=16 lens=9+7 layout=packed window=2 dtype=fp16");
   const LlamaInputs in = make_llama_inputs(narrower);
   const LlamaOutputs got = layer(make_internvl_packed)->run(narrower, in, Pass::backward);
   narrower.problem.window->left = 1;  // w keys
@@ -347,8 +354,9 @@ TEST(InternvlPacked, NothingCrossesFromOneSampleToAnother) {
 }
 
 TEST(Internvit, IsTheDenseLayerWithoutAMask) {
-  expect_dense(make_internvit, {"b=2 hq=2 d=16 s=9 causal=off", "hq=3 d=80 s=12 causal=off"}, {.right = std::nullopt});
-  EXPECT_GT(difference(make_internvit, llama("b=2 hq=2 d=16 s=9 causal=off"), {.right = 0}), 0.1);
+  const std::string keys = "causal=off positions=none";
+  expect_dense(make_internvit, {"b=2 hq=2 d=16 s=9 " + keys, "hq=3 d=80 s=12 " + keys}, {.right = std::nullopt});
+  EXPECT_GT(difference(make_internvit, llama("b=2 hq=2 d=16 s=9 " + keys), {.right = 0}), 0.1);
 }
 
 TEST(InternvlLayers, SayWhatTheyCannotBeAsked) {
@@ -366,9 +374,12 @@ TEST(InternvlLayers, SayWhatTheyCannotBeAsked) {
   EXPECT_EQ(why(make_internvl_packed, packed + "cache=on"), "internvl_packed is for training, and has no cache");
   EXPECT_EQ(why(make_internvl_packed, packed + "weights=on"), "internvl_packed returns no probabilities");
   EXPECT_EQ(why(make_internvit, "hq=2 d=16 s=4"), "mask=causal: internvit takes none");
-  EXPECT_EQ(why(make_internvit, "hq=2 d=16 s=4 causal=off lens=2+4"), "internvit takes no mask: images have no padding");
-  EXPECT_EQ(why(make_internvit, "hq=2 d=16 s=4 causal=off past=2"), "internvit has no cache");
-  EXPECT_EQ(why(make_internvit, "hq=2 d=16 s=4 causal=off weights=on"), "internvit returns no probabilities");
+  const std::string image = "hq=2 d=16 s=4 causal=off positions=none ";
+  EXPECT_EQ(why(make_internvit, "hq=2 d=16 s=4 causal=off"), "internvit has no RoPE: it takes positions=none");
+  EXPECT_EQ(why(make_internvit, image), "");
+  EXPECT_EQ(why(make_internvit, image + "lens=2+4"), "internvit takes no mask: images have no padding");
+  EXPECT_EQ(why(make_internvit, image + "past=2"), "internvit has no cache");
+  EXPECT_EQ(why(make_internvit, image + "weights=on"), "internvit returns no probabilities");
 }
 
 TEST(InternvlLayers, DeclareWhatFollowsFromTheirAttention) {

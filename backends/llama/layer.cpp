@@ -1,6 +1,7 @@
 #include "backends/llama/layer.hpp"
 
 #include <cmath>
+#include <utility>
 
 #include <ATen/TensorOperators.h>
 #include <ATen/ops/arange.h>
@@ -11,26 +12,80 @@
 #include <ATen/ops/zeros.h>
 #include <torch/csrc/autograd/autograd.h>
 
+#include "backends/llama/upcast_for_flash.hpp"
+
 namespace attnbench {
 namespace {
 
 using at::Tensor;
 
-at::Tensor heads_of(const Tensor& x, const Tensor& weight, int64_t d) {
-  return at::linear(x, weight).unflatten(-1, {-1, d});
+/// The parameters of a layer as Hugging Face names them.
+constexpr std::pair<const char*, Tensor LlamaInputs::*> kParameters[] = {
+    {"model.layers.0.input_layernorm.weight", &LlamaInputs::norm},
+    {"model.layers.0.self_attn.q_proj.weight", &LlamaInputs::wq},
+    {"model.layers.0.self_attn.q_proj.lora_A.weight", &LlamaInputs::lora_qa},
+    {"model.layers.0.self_attn.q_proj.lora_B.weight", &LlamaInputs::lora_qb},
+    {"model.layers.0.self_attn.q_norm.weight", &LlamaInputs::q_norm},
+    {"model.layers.0.self_attn.k_proj.weight", &LlamaInputs::wk},
+    {"model.layers.0.self_attn.k_norm.weight", &LlamaInputs::k_norm},
+    {"model.layers.0.self_attn.v_proj.weight", &LlamaInputs::wv},
+    {"model.layers.0.self_attn.v_proj.lora_A.weight", &LlamaInputs::lora_va},
+    {"model.layers.0.self_attn.v_proj.lora_B.weight", &LlamaInputs::lora_vb},
+    {"model.layers.0.self_attn.o_proj.weight", &LlamaInputs::wo}};
+
+void cast_parameters(LayerTensors& x, CastParts parts) {
+  if (parts == CastParts::none) return;
+  NamedParameters named;
+  for (const auto& [name, member] : kParameters)
+    if ((x.*member).defined()) named[name] = x.*member;
+  const UpcastPolicy policy = parts == CastParts::norms ? UpcastPolicy::fastchat : UpcastPolicy::flagembedding;
+  const NamedParameters cast = upcast_for_flash(named, x.hidden.scalar_type(), policy);
+  for (const auto& [name, member] : kParameters)
+    if ((x.*member).defined()) x.*member = cast.at(name);
+}
+
+/// x w^T in the dtype of x; scale: of the output channels of an int8 weight, which is dequantised here; undefined: none.
+Tensor linear_of(const Tensor& x, const Tensor& weight, const Tensor& scale) {
+  const Tensor w = weight.to(x.scalar_type());
+  return at::linear(x, scale.defined() ? w * scale.to(x.scalar_type()).unsqueeze(1) : w);
+}
+
+/// base with what an adapter of a and b makes of the states, if there is one: it computes in its own dtype.
+Tensor with_adapter(const Tensor& base, const Tensor& states, const Tensor& a, const Tensor& b) {
+  if (!a.defined()) return base;
+  return base + at::linear(at::linear(states.to(a.scalar_type()), a), b) * kLoraScale;
+}
+
+/// x [b, s, heads d] -> [b, s, heads, d], normalised before if there is a weight for that.
+Tensor heads_of(const Tensor& x, const Tensor& norm, int64_t d) {
+  return (norm.defined() ? rms_norm(x, norm) : x).unflatten(-1, {-1, d});
 }
 
 }  // namespace
 
-LayerTensors leaves(const LlamaInputs& inputs, Pass pass) {
-  const auto leaf = [&](const Tensor& t) { return t.detach().requires_grad_(pass == Pass::backward); };
-  return {leaf(inputs.hidden), leaf(inputs.wq), leaf(inputs.wk), leaf(inputs.wv), leaf(inputs.wo)};
+LayerTensors leaves(const Case& c, const LlamaInputs& inputs, Pass pass) {
+  LayerTensors x = inputs;
+  cast_parameters(x, c.llama->cast);
+  for (const Differentiated& d : kDifferentiated)
+    if (has_gradient(x.*d.input)) x.*d.input = (x.*d.input).detach().requires_grad_(pass == Pass::backward);
+  return x;
 }
 
 Projected project(const LayerTensors& x, const Case& c, const LlamaInputs& inputs, int64_t first, int64_t count) {
-  const Tensor states = x.hidden.narrow(1, first, count), ids = inputs.position_ids.narrow(1, first, count);
+  const Tensor given = x.hidden.narrow(1, first, count), states = x.norm.defined() ? rms_norm(given, x.norm) : given;
+  const Tensor q = with_adapter(linear_of(states, x.wq, x.wq_scale), states, x.lora_qa, x.lora_qb);
+  const Tensor k = linear_of(states, x.wk, x.wk_scale);
+  const Tensor v = with_adapter(linear_of(states, x.wv, x.wv_scale), states, x.lora_va, x.lora_vb);
   const int64_t d = c.problem.d;
-  return {rotary(heads_of(states, x.wq, d), ids), rotary(heads_of(states, x.wk, d), ids), heads_of(states, x.wv, d)};
+  const auto turned = [&](const Tensor& heads) {
+    return inputs.position_ids.defined() ? rotary(heads, inputs.position_ids.narrow(1, first, count)) : heads;
+  };
+  return {turned(heads_of(q, x.q_norm, d)), turned(heads_of(k, x.k_norm, d)), heads_of(v, {}, d)};
+}
+
+Tensor rms_norm(const Tensor& x, const Tensor& weight) {
+  const Tensor wide = x.to(at::kFloat);
+  return weight * (wide * (wide.square().mean(-1, true) + kNormEpsilon).rsqrt()).to(x.scalar_type());
 }
 
 Tensor rotary(const Tensor& x, const Tensor& position_ids) {
@@ -60,17 +115,18 @@ Tensor pad(const Tensor& packed, const Unpadding& which, int64_t b, int64_t s) {
 }
 
 Tensor project_out(const Tensor& o, const LayerTensors& x) {
-  return at::linear(o.flatten(2), x.wo);
+  return linear_of(o.flatten(2), x.wo, x.wo_scale);
 }
 
 void add_gradients(LlamaOutputs& outputs, const LayerTensors& x, const LlamaInputs& inputs, Pass pass) {
   if (pass == Pass::backward) {
-    const std::vector<Tensor> gradients = torch::autograd::grad({outputs.out}, {x.hidden, x.wq, x.wk, x.wv, x.wo}, {inputs.dout});
-    outputs.dhidden = gradients[0];
-    outputs.dwq = gradients[1];
-    outputs.dwk = gradients[2];
-    outputs.dwv = gradients[3];
-    outputs.dwo = gradients[4];
+    std::vector<Tensor> of;
+    for (const Differentiated& d : kDifferentiated)
+      if (has_gradient(x.*d.input)) of.push_back(x.*d.input);
+    const std::vector<Tensor> gradients = torch::autograd::grad({outputs.out}, of, {inputs.dout.to(outputs.out.scalar_type())});
+    size_t next = 0;
+    for (const Differentiated& d : kDifferentiated)
+      if (has_gradient(x.*d.input)) outputs.*d.gradient = gradients[next++];
   }
   for (Tensor* t : {&outputs.out, &outputs.cache_k, &outputs.cache_v, &outputs.weights})
     if (t->defined()) *t = t->detach();

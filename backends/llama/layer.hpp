@@ -1,5 +1,5 @@
-// What the patched layers have in common: projections, RoPE, cache, unpad and pad. Differentiable LibTorch operations in the
-// dtype of the states, as the originals do them.
+// What the patched layers have in common: norms, projections with their adapters, RoPE, cache, unpad and pad. Differentiable
+// LibTorch operations in the dtype of the states, as the originals do them.
 #pragma once
 
 #include <vector>
@@ -13,14 +13,19 @@ struct Projected {
   at::Tensor q, k, v;
 };
 
-/// Leaves that require gradients in a backward pass.
-struct LayerTensors {
-  at::Tensor hidden, wq, wk, wv, wo;
-};
-LayerTensors leaves(const LlamaInputs& inputs, Pass pass);
+/// The inputs as the layer has them: its norms and adapters cast as the case says, and what has a gradient a leaf that requires
+/// one in a backward pass.
+using LayerTensors = LlamaInputs;
+LayerTensors leaves(const Case& c, const LlamaInputs& inputs, Pass pass);
 
-/// q, k and v of the states of rows [first, first + count) of the sequence, with RoPE at their position ids.
+/// q, k and v of the states of rows [first, first + count) of the sequence, with RoPE at their position ids. A projection takes
+/// its weight in the dtype of the states that it gets, as quantised layers do: behind a float32 norm q, k and v are float32, and
+/// behind float32 adapters q and v are.
 Projected project(const LayerTensors& x, const Case& c, const LlamaInputs& inputs, int64_t first, int64_t count);
+
+/// weight x / sqrt(mean(x^2) + kNormEpsilon) over the last axis, computed in float32; the quotient is in the dtype of x, so that
+/// a float32 weight makes the product float32.
+at::Tensor rms_norm(const at::Tensor& x, const at::Tensor& weight);
 
 /// x [b, s, heads, d] turned by position_ids [b or 1, s]: x cos + (-x2, x1) sin; cos and sin in the dtype of x.
 at::Tensor rotary(const at::Tensor& x, const at::Tensor& position_ids);

@@ -7,6 +7,7 @@
 
 #include "backends/llama/assumed_place.hpp"
 #include "backends/llama/cached_layer.hpp"
+#include "backends/llama/flash_dtypes.hpp"
 #include "backends/llama/packed_attention.hpp"
 
 namespace attnbench {
@@ -26,6 +27,7 @@ class PackedQkv : public FlashLayer {
             fmt::format("a past of {} tokens: {} packs queries, keys and values in one tensor, and {} keys do "
                         "not go with {} queries",
                         chunk.before, declaration_.name, chunk.before + chunk.count, chunk.count));
+      require_flash_dtypes(chunk.q, chunk.k, chunk.v);
       return {attend_padded(attention_, {.q = chunk.q, .k = chunk.k, .v = chunk.v, .mask = inputs.mask}), {}};
     };
     LlamaOutputs outputs = run_layer(c, inputs, pass, packed);

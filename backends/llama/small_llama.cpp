@@ -32,7 +32,7 @@ namespace {
 using at::Tensor;
 
 constexpr int64_t kBytes = 256;
-constexpr double kRate = 0.1, kMomentum = 0.9, kNormEpsilon = 1e-6;
+constexpr double kRate = 0.02, kMomentum = 0.9, kNormEpsilon = 1e-6;
 
 /// Gradients of a mean over thousands of bytes are too small for fp16 else; a power of two, so that no other dtype is touched.
 constexpr double kLossScale = 4096;

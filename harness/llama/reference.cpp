@@ -9,6 +9,7 @@
 #include <ATen/ops/empty_like.h>
 #include <ATen/ops/nonzero.h>
 #include <ATen/ops/ones.h>
+#include <ATen/ops/ones_like.h>
 #include <ATen/ops/pow.h>
 #include <ATen/ops/softmax.h>
 #include <ATen/ops/stack.h>
@@ -32,6 +33,8 @@ enum class Arithmetic : int64_t { exact, noisy, rounded };
 /// Draws of the noise, and how much those of its row weigh beside the mean square of an element.
 constexpr int kDraws = 16;
 constexpr double kRowWeight = 8;
+
+constexpr double kLargestFp16 = 65504, kInfiniteFp16 = 65520;  ///< what rounds to infinity
 
 /// In fp32 what errs is not the storing but the sums of float32, of a few hundred terms.
 constexpr double kFp32Sums = 8;
@@ -92,47 +95,143 @@ struct Softmax : torch::autograd::Function<Softmax> {
   }
 };
 
+int64_t address(const Storing& in) {
+  return reinterpret_cast<int64_t>(&in);
+}
+Tensor stored(const Tensor& x, const Storing& in) {
+  return Store::apply(x, address(in), true, true);
+}
+Tensor given(const Tensor& x, const Storing& in) {
+  return Store::apply(x, address(in), false, true);
+}
+
+/// x, which is stored in `from`, as `to` has it.
+Tensor cast(const Tensor& x, const Storing& from, const Storing& to) {
+  const bool narrows = from.dtype == Dtype::fp32 && to.dtype != Dtype::fp32;
+  return Store::apply(given(x, from), address(to), narrows, true);
+}
+
+/// weight x / rms(x) over the last axis: the quotient is stored as x is, the product as `out`.
+Tensor normalised(const Tensor& x, const Tensor& weight, const Storing& in, const Storing& out) {
+  const Tensor given_x = given(x, in);
+  const Tensor unit = stored(given_x * (given_x.square().mean(-1, true) + kNormEpsilon).rsqrt(), in);
+  return stored(unit * given(weight.expand_as(unit), out), out);
+}
+
+/// What the tensors of a case are in, once the script has cast what it casts.
+struct LayerDtypes {
+  Dtype norm, adapters;
+  Dtype states;    ///< as the projections get them
+  Dtype promoted;  ///< of q and v, and of what follows from them
+
+  explicit LayerDtypes(const Case& c) {
+    const LlamaLayer& layer = *c.llama;
+    const Dtype own = c.problem.dtype;
+    const bool wide_norm = layer.norm == InputNorm::fp32 && layer.cast == CastParts::none;
+    const bool wide_adapters = layer.lora_dtype == PartDtype::fp32 && layer.cast != CastParts::norms_and_adapters;
+    norm = states = wide_norm ? Dtype::fp32 : own;
+    adapters = wide_adapters ? Dtype::fp32 : own;
+    promoted = wide_adapters ? Dtype::fp32 : states;
+  }
+};
+
+/// In which a layer returns a tensor: a gradient as what it is of.
+Dtype dtype_of(const std::string& name, const Case& c) {
+  const LayerDtypes dtypes(c);
+  if (name == "dnorm") return dtypes.norm;
+  if (name.starts_with("dlora")) return dtypes.adapters;
+  if (name == "cache_k") return dtypes.states;
+  return name.starts_with('d') ? c.problem.dtype : dtypes.promoted;
+}
+
 /// The layer, once.
 class Layer {
  public:
-  Layer(const Case& c, const LlamaInputs& inputs, const Semantics& semantics, const Profile& profile, Storing storing)
-      : c_(c), in_(inputs), semantics_(semantics), profile_(profile), storing_(std::move(storing)) {}
+  Layer(const Case& c, const LlamaInputs& inputs, const Semantics& semantics, const Profile& profile, const Storing& own)
+      : c_(c),
+        in_(inputs),
+        semantics_(semantics),
+        profile_(profile),
+        dtypes_(c),
+        own_(own),
+        states_{own.arithmetic, dtypes_.states, own.generator},
+        adapters_{own.arithmetic, dtypes_.adapters, own.generator},
+        promoted_{own.arithmetic, dtypes_.promoted, own.generator} {}
 
   LlamaOutputs compute(Pass pass);
 
  private:
-  Tensor stored(const Tensor& x) const { return Store::apply(x, address(), true, true); }
-  Tensor given(const Tensor& x) const { return Store::apply(x, address(), false, true); }
-  int64_t address() const { return reinterpret_cast<int64_t>(&storing_); }
-
-  Tensor heads(const Tensor& x, const Tensor& w) const;
-  Tensor turned(const Tensor& x) const;
+  void be_leaves(Pass pass);
+  Tensor as_cast(const Tensor& part, Dtype dtype) const;
+  Tensor adapted(const Tensor& base, const Tensor& states, const Tensor& a, const Tensor& b) const;
+  Tensor heads(const Tensor& x, const Tensor& norm, const Storing& in) const;
+  Tensor turned(const Tensor& x, const Storing& in) const;
   Tensor visible() const;
   Tensor places(const Tensor& mask) const;
+  Tensor clamped(const Tensor& scores, const Tensor& products, const Tensor& sees) const;
   Tensor probabilities(const Tensor& q, const Tensor& k) const;
 
   const Case& c_;
   const LlamaInputs& in_;
   const Semantics& semantics_;
   const Profile& profile_;
-  const Storing storing_;
+  const LayerDtypes dtypes_;
+  const Storing own_, states_, adapters_, promoted_;
+  LlamaInputs x_;  ///< what has a gradient, and the weights: float64
 };
 
-/// [b, s, E] -> [b, heads, s, d]
-Tensor Layer::heads(const Tensor& x, const Tensor& w) const {
-  return stored(given(x).matmul(w.t())).unflatten(-1, {-1, c_.problem.d}).transpose(1, 2);
+/// A norm or an adapter that the script has cast, in float64.
+Tensor Layer::as_cast(const Tensor& part, Dtype dtype) const {
+  const bool is_cast = c_.llama->cast != CastParts::none && dtype == c_.problem.dtype;
+  return is_cast ? part.to(torch_dtype(dtype)) : part;
+}
+
+void Layer::be_leaves(Pass pass) {
+  const bool differentiable = pass == Pass::backward;
+  for (const Differentiated& d : kDifferentiated) {
+    const std::string name = d.gradient_name;
+    const bool is_part = name == "dnorm" || name.starts_with("dlora");
+    const Tensor& t = in_.*d.input;
+    if (has_gradient(t))
+      x_.*d.input = (is_part ? as_cast(t, dtype_of(name, c_)) : t).detach().to(at::kDouble).requires_grad_(differentiable);
+  }
+  if (!c_.llama->int8) return;
+  // What the dtype of the states makes of int8 times scale.
+  const auto dequantised = [](const Tensor& w, const Tensor& scale, Dtype dtype) {
+    return (w.to(at::kDouble) * scale.to(at::kDouble).unsqueeze(1)).to(torch_dtype(dtype)).to(at::kDouble);
+  };
+  x_.wq = dequantised(in_.wq, in_.wq_scale, dtypes_.states);
+  x_.wk = dequantised(in_.wk, in_.wk_scale, dtypes_.states);
+  x_.wv = dequantised(in_.wv, in_.wv_scale, dtypes_.states);
+  x_.wo = dequantised(in_.wo, in_.wo_scale, dtypes_.promoted);
+}
+
+/// base [b, s, out] with what the adapter of a and b makes of the states.
+Tensor Layer::adapted(const Tensor& base, const Tensor& states, const Tensor& a, const Tensor& b) const {
+  if (!a.defined()) return base;
+  const Tensor low = stored(cast(states, states_, adapters_).matmul(a.t()), adapters_);
+  const Tensor added = stored(low.matmul(b.t()), adapters_) * kLoraScale;
+  return stored(given(base, states_) + given(added, adapters_), promoted_);
+}
+
+/// [b, s, E] -> [b, heads, s, d], normalised before if there is a weight for that.
+Tensor Layer::heads(const Tensor& x, const Tensor& norm, const Storing& in) const {
+  const Tensor all = norm.defined() ? normalised(x, norm, in, in) : x;
+  return all.unflatten(-1, {-1, c_.problem.d}).transpose(1, 2);
 }
 
 /// RoPE; angles are float32, cos and sin are what the dtype makes of them.
-Tensor Layer::turned(const Tensor& x) const {
+Tensor Layer::turned(const Tensor& x, const Storing& in) const {
+  if (c_.llama->positions == PositionIds::none) return x;
   const int64_t d = c_.problem.d;
   const Tensor frequencies = at::pow(10000.0, at::arange(0, d, 2, at::kFloat) / static_cast<double>(d)).reciprocal();
   const Tensor angles = (in_.position_ids.to(at::kFloat).unsqueeze(-1) * frequencies).unsqueeze(1);  // [b or 1, 1, s, d / 2]
-  const at::ScalarType type = torch_dtype(c_.problem.dtype);
+  const at::ScalarType type = torch_dtype(in.dtype);
   const Tensor cos = angles.cos().to(type).to(at::kDouble), sin = angles.sin().to(type).to(at::kDouble);
   const Tensor low = x.narrow(-1, 0, d / 2), high = x.narrow(-1, d / 2, d / 2);
-  const Tensor new_low = stored(low * cos) - stored(high * sin), new_high = stored(high * cos) + stored(low * sin);
-  return stored(at::cat({new_low, new_high}, -1));
+  const Tensor new_low = stored(low * cos, in) - stored(high * sin, in);
+  const Tensor new_high = stored(high * cos, in) + stored(low * sin, in);
+  return stored(at::cat({new_low, new_high}, -1), in);
 }
 
 /// Rank of each position among the real ones of its row, [b, 1, positions].
@@ -159,44 +258,61 @@ Tensor Layer::visible() const {
   return sees;
 }
 
+/// Scores as fp16 has them in the softmax where nothing is padded: a hidden key's are less by the largest number, and all are
+/// clamped there, infinite ones too.
+Tensor Layer::clamped(const Tensor& scores, const Tensor& products, const Tensor& sees) const {
+  const Tensor masked = at::where(sees, scores, stored(scores - kLargestFp16, promoted_));
+  return at::where(products.le(-kInfiniteFp16), -kLargestFp16, masked.clamp_min(-kLargestFp16));
+}
+
 /// [b, hq, s, past + s]; of queries that see no key 0, or the same for all keys.
 Tensor Layer::probabilities(const Tensor& q, const Tensor& k) const {
   const double scale = 1 / std::sqrt(static_cast<double>(c_.problem.d));
-  Tensor scores = q.matmul(k.mT());
-  scores = profile_.rounds_scores ? stored(stored(scores) * scale) : scores * scale;
-  if (profile_.rounds_ds && !profile_.rounds_scores) scores = given(scores);
-  const Tensor sees = visible().unsqueeze(1);
+  const Tensor products = q.matmul(k.mT());
+  Tensor scores = profile_.rounds_scores ? stored(stored(products, promoted_) * scale, promoted_) : products * scale;
+  if (profile_.rounds_ds && !profile_.rounds_scores) scores = given(scores, promoted_);
+  Tensor sees = visible().unsqueeze(1);
+  if (semantics_.fp16_overflow) {
+    scores = clamped(scores, products, sees);
+    sees = at::ones_like(sees);
+  }
   const Tensor none = sees.any(-1, true).logical_not();
-  const bool from_output = profile_.d == Profile::RowSum::from_output && c_.problem.dtype != Dtype::fp32;
-  const double error = from_output ? ulp(c_.problem.dtype, 1) / 2 : kFp32Sums * ulp(Dtype::fp32, 1) / 2;
-  Tensor P = Softmax::apply(at::where(sees | none, scores, -INFINITY), address(), error);
+  const bool from_output = profile_.d == Profile::RowSum::from_output && promoted_.dtype != Dtype::fp32;
+  const double error = from_output ? ulp(promoted_.dtype, 1) / 2 : kFp32Sums * ulp(Dtype::fp32, 1) / 2;
+  Tensor P = Softmax::apply(at::where(sees | none, scores, -INFINITY), address(promoted_), error);
   const Tensor alike = at::ones({}, at::kDouble) / static_cast<double>(c_.problem.lk);
   P = at::where(none, semantics_.uniform_rows ? alike : alike * 0, at::where(sees, P, 0.0));
-  return profile_.p == Profile::Probabilities::not_rounded ? P : stored(P);
+  if (semantics_.fp16_overflow) P = P * at::where(products.ge(kInfiniteFp16).any(-1, true), NAN, 1.0);  // infinity - infinity
+  return profile_.p == Profile::Probabilities::not_rounded ? P : stored(P, promoted_);
 }
 
 LlamaOutputs Layer::compute(Pass pass) {
-  const auto leaf = [&](const Tensor& t) { return t.detach().to(at::kDouble).requires_grad_(pass == Pass::backward); };
-  const std::vector<Tensor> x = {leaf(in_.hidden), leaf(in_.wq), leaf(in_.wk), leaf(in_.wv), leaf(in_.wo)};
-  const Tensor states = given(x[0]), q = turned(heads(states, x[1]));
-  Tensor k = turned(heads(states, x[2])), v = heads(states, x[3]);
+  be_leaves(pass);
+  const Tensor states = x_.norm.defined() ? normalised(x_.hidden, x_.norm, own_, states_) : given(x_.hidden, own_);
+  const auto projected = [&](const Tensor& w) { return stored(given(states, states_).matmul(w.t()), states_); };
+  const Tensor all_q = adapted(projected(x_.wq), states, x_.lora_qa, x_.lora_qb);
+  const Tensor q = turned(heads(all_q, x_.q_norm, promoted_), promoted_);
+  Tensor k = turned(heads(projected(x_.wk), x_.k_norm, states_), states_);
+  const Tensor all_v = adapted(projected(x_.wv), states, x_.lora_va, x_.lora_vb);
+  Tensor v = heads(all_v, {}, promoted_);
   if (in_.past_k.defined()) {
     k = at::cat({in_.past_k.to(at::kDouble), k}, 2);
     v = at::cat({in_.past_v.to(at::kDouble), v}, 2);
   }
   const int64_t group = c_.problem.group();
-  const Tensor P = probabilities(q, given(k).repeat_interleave(group, 1));
-  const Tensor o = stored(P.matmul(given(v).repeat_interleave(group, 1)));
+  const Tensor P = probabilities(q, given(k, states_).repeat_interleave(group, 1));
+  const Tensor o = stored(P.matmul(given(v, promoted_).repeat_interleave(group, 1)), promoted_);
   LlamaOutputs outputs;
-  const Tensor out = stored(o.transpose(1, 2).flatten(2).matmul(x[4].t()));
+  const Tensor out = stored(o.transpose(1, 2).flatten(2).matmul(x_.wo.t()), promoted_);
   if (pass == Pass::backward) {
     const Tensor dout = in_.dout.to(at::kDouble) * in_.real_queries().unsqueeze(-1);
-    const variable_list gradients = torch::autograd::grad({out}, {x[0], x[1], x[2], x[3], x[4]}, {dout});
-    outputs.dhidden = gradients[0];
-    outputs.dwq = gradients[1];
-    outputs.dwk = gradients[2];
-    outputs.dwv = gradients[3];
-    outputs.dwo = gradients[4];
+    variable_list leaves;
+    for (const Differentiated& d : kDifferentiated)
+      if (has_gradient(in_.*d.input)) leaves.push_back(x_.*d.input);
+    const variable_list gradients = torch::autograd::grad({out}, leaves, {dout});
+    size_t next = 0;
+    for (const Differentiated& d : kDifferentiated)
+      if (has_gradient(in_.*d.input)) outputs.*d.gradient = gradients[next++];
   }
   outputs.out = out.detach();
   if (c_.llama->cache) {
@@ -221,29 +337,32 @@ Rows rows_of(const LlamaOutputs& outputs, const LlamaInputs& inputs) {
 Tensor variance_of(const std::string& name, const Tensor& squares, const Case& c, const Tensor& x) {
   const Tensor row = at::where(squares != 0, squares.mean(-1, true), 0.0);
   const Tensor variance = (squares * kDraws + row * kRowWeight) / (kDraws + kRowWeight);
-  if (!name.starts_with("dw")) return variance;
-  return variance + spacing(c.problem.dtype, x).square() * (static_cast<double>(2 * c.llama->chunks - 1) / 12);
+  if (!name.starts_with('d') || name == "dhidden") return variance;
+  return variance + spacing(dtype_of(name, c), x).square() * (static_cast<double>(2 * c.llama->chunks - 1) / 12);
 }
 
 /// The gain that the draws have in the mean square: errors of P or K come to whole heads alike.
 double gain_deviation(const std::vector<Rows>& draws, const std::string& name, const Tensor& x, const Tensor& variance) {
-  const Tensor weight = at::where(variance > 0, x / variance, 0.0);
-  const double all = (weight * x).sum().item<double>();
+  const auto counted = [&](const Tensor& values) { return at::where(variance > 0, values, 0.0); };  // what is a number
+  const Tensor weight = counted(x / variance);
+  const double all = (weight * counted(x)).sum().item<double>();
   double squares = 0;
-  for (const Rows& draw : draws) squares += std::pow(((draw.at(name) - x) * weight).sum().item<double>() / all, 2);
+  for (const Rows& draw : draws) squares += std::pow((counted(draw.at(name) - x) * weight).sum().item<double>() / all, 2);
   return all > 0 ? std::sqrt(squares / static_cast<double>(draws.size())) : 0;
 }
 
 }  // namespace
 
 std::map<std::string, Tensor> by_name(const LlamaOutputs& o) {
-  return {{"out", o.out}, {"cache_k", o.cache_k}, {"cache_v", o.cache_v}, {"weights", o.weights}, {"dhidden", o.dhidden},
-          {"dwq", o.dwq}, {"dwk", o.dwk},         {"dwv", o.dwv},         {"dwo", o.dwo}};
+  std::map<std::string, Tensor> named = {{"out", o.out}, {"cache_k", o.cache_k}, {"cache_v", o.cache_v}, {"weights", o.weights}};
+  for (const Differentiated& d : kDifferentiated) named[d.gradient_name] = o.*d.gradient;
+  return named;
 }
 
 Tensor judged_rows(const std::string& name, const Tensor& output, const LlamaInputs& inputs) {
   const Tensor host = output.detach().to(at::kCPU).to(at::kDouble);
   if (name == "cache_k" || name == "cache_v") return host.transpose(1, 2).reshape({-1, 1, host.size(-1)});
+  if (name.starts_with("dlora") && name.ends_with('a')) return host.t().unsqueeze(1).contiguous();
   const Tensor rows = host.reshape({-1, 1, host.size(-1)});
   const Tensor real = at::nonzero(inputs.real_queries().to(at::kCPU).flatten()).flatten();
   if (name == "out") return rows.index_select(0, real);
@@ -254,8 +373,14 @@ Tensor judged_rows(const std::string& name, const Tensor& output, const LlamaInp
 LlamaOutputs ordinary_layer(const Case& c, const LlamaInputs& inputs, const Semantics& semantics, const Profile& profile,
                             Pass pass) {
   LlamaOutputs o = Layer(c, inputs, semantics, profile, {Arithmetic::rounded, c.problem.dtype, {}}).compute(pass);
-  for (Tensor* t : {&o.out, &o.cache_k, &o.cache_v, &o.weights, &o.dhidden, &o.dwq, &o.dwk, &o.dwv, &o.dwo})
-    if (t->defined()) *t = t->to(torch_dtype(c.problem.dtype));
+  const auto returned = [&](const char* name, Tensor& t) {
+    if (t.defined()) t = t.to(torch_dtype(dtype_of(name, c)));
+  };
+  returned("out", o.out);
+  returned("cache_k", o.cache_k);
+  returned("cache_v", o.cache_v);
+  returned("weights", o.weights);
+  for (const Differentiated& d : kDifferentiated) returned(d.gradient_name, o.*d.gradient);
   return o;
 }
 
@@ -273,7 +398,9 @@ LayerReference make_layer_reference(const Case& c, const LlamaInputs& inputs, co
     Tensor squares = at::zeros_like(x);
     for (const Rows& draw : draws) squares += (draw.at(name) - x).square() / kDraws;
     const Tensor variance = variance_of(name, squares, c, x);
-    reference[name] = {{x, variance, Tensor(), at::ones({x.size(0), 1}, at::kDouble)},
+    const double freedom = name.ends_with("norm") ? static_cast<double>(x.size(2)) : 1;
+    reference[name] = {{x, variance, Tensor(), at::ones({x.size(0), 1}, at::kDouble) * freedom},
+                       dtype_of(name, c),
                        ordinary.at(name),
                        gain_deviation(draws, name, x, variance)};
   }

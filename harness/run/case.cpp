@@ -199,6 +199,8 @@ void complete_llama(const CaseText& text, Case& c) {
   if (!given(text, "mask")) layer.mask = list && p.layout == Layout::padded;
   if (list && p.layout == Layout::padded && !layer.mask) refuse(*given(text, "mask"), "on: lens= is what it says");
   if (p.lq % layer.chunks != 0) refuse(*given(text, "chunks"), fmt::format("a divisor of s={}", p.lq));
+  if (layer.positions == PositionIds::none && layer.shift > 0)
+    refuse(*given(text, "shift"), "position ids: positions=none has none");
   if (layer.lora_dtype != PartDtype::same && layer.lora == 0) refuse(*given(text, "lora_dtype"), "lora= beside it");
   if (layer.cast != CastParts::none && layer.norm == InputNorm::none && layer.lora == 0)
     refuse(*given(text, "cast"), "norm= or lora= beside it: there is nothing to cast");

@@ -268,6 +268,7 @@ constexpr NamedSemantics kSemantics[] = {{"ignores_mask", [](Semantics& s) { s.k
                                          {"top_left", [](Semantics& s) { s.top_left = true; }},
                                          {"uniform_rows", [](Semantics& s) { s.uniform_rows = true; }},
                                          {"no_weights", [](Semantics& s) { s.weights = false; }},
+                                         {"fp16_overflow", [](Semantics& s) { s.fp16_overflow = true; }},
                                          {"original", [](Semantics& s) { s.runs = Implementation::original; }},
                                          {"patched", [](Semantics& s) { s.runs = Implementation::patched; }}};
 

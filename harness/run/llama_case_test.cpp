@@ -69,6 +69,7 @@ TEST(LlamaCase, RefusesWhatMeansNothing) {
   EXPECT_THAT(refusal_of_layer("llama hq=2 d=8 s=4 gain=0"), HasSubstr("a number above 0"));
   EXPECT_THAT(refusal_of_layer("llama hq=2 d=8 s=4 scale=2"), HasSubstr("unknown key 'scale'"));
   EXPECT_THAT(refusal_of_layer("llama hq=2 d=8 s=4 lora_dtype=fp32"), HasSubstr("lora= beside it"));
+  EXPECT_THAT(refusal_of_layer("llama hq=2 d=8 s=4 positions=none shift=3"), HasSubstr("positions=none has none"));
   EXPECT_THAT(refusal_of_layer("llama hq=2 d=8 s=4 cast=norms"), HasSubstr("nothing to cast"));
   EXPECT_THAT(refusal_of_layer("llama hq=2 d=8 s=4 switch=enable_class+disable"), HasSubstr("did you mean 'disable_class'?"));
   EXPECT_THAT(refusal_of_layer("llama hq=2 d=8 s=4 assume_sm=86"), HasSubstr("as in 7.5"));
@@ -81,6 +82,8 @@ TEST(LlamaCase, SaysWhoRunsItAndWhatItEqualsInstead) {
   EXPECT_EQ(c.metadata.instead, (Semantics{.key_mask = false, .top_left = true}));
   EXPECT_EQ(parse_case("llama hq=2 d=8 s=4 # expect=must_differ instead=patched+no_weights").metadata.instead,
             (Semantics{.weights = false, .runs = Implementation::patched}));
+  EXPECT_EQ(parse_case("llama hq=2 d=8 s=4 # expect=must_differ instead=fp16_overflow").metadata.instead,
+            (Semantics{.fp16_overflow = true}));
   EXPECT_EQ(parse_case(format_line(c)).metadata, c.metadata);
   const Case one_pass = parse_case("llama hq=2 d=8 s=4 # pass=backward");
   EXPECT_EQ(one_pass.metadata.pass, Pass::backward);

@@ -79,12 +79,13 @@ struct LlamaLayer {
 
 /// Where a mechanism computes something else than the case asks for, on purpose to be shown: what that is, to be judged too.
 struct Semantics {
-  bool key_mask = true;                ///< padded keys are hidden
-  bool causal = true;                  ///< unless the case says causal=off
-  bool top_left = false;               ///< the causal triangle starts at the first key, whatever the past
-  bool uniform_rows = false;           ///< a query that sees no key has the mean of V over all keys, else 0
-  bool weights = true;                 ///< the probabilities are returned where the case asks for them
-  std::optional<Implementation> runs;  ///< it is this that runs
+  bool key_mask = true;        ///< padded keys are hidden
+  bool causal = true;          ///< unless the case says causal=off
+  bool top_left = false;       ///< the causal triangle starts at the first key, whatever the past
+  bool uniform_rows = false;   ///< a query that sees no key has the mean of V over all keys, else 0
+  bool weights = true;         ///< the probabilities are returned where the case asks for them
+  bool fp16_overflow = false;  ///< a product q.k above 65504, hidden or not, makes its query NaN; below -65504 it hides
+  std::optional<Implementation> runs = {};  ///< it is this that runs
   bool operator==(const Semantics&) const = default;
 };
 

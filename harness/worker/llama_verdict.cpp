@@ -23,16 +23,16 @@ namespace {
 constexpr double kFewDraws = 1.5;
 
 /// The limits of the formulas: no layer is calibrated.
-Limits limits_of(const std::string& name, const LayerYardstick& y) {
-  return {&y.calibration, "llama", false, y.c.problem.dtype, name};
+Limits limits_of(const std::string& name, Dtype dtype, const LayerYardstick& y) {
+  return {&y.calibration, "llama", false, dtype, name};
 }
 
 TensorErrors errors_of(const std::string& name, const at::Tensor& got, const LayerTensor& tensor, const LayerYardstick& y) {
   const Expected& x = tensor.expected;
   const TokenShape shape{{0, x.value.size(0)}, 1, x.value.size(2)};
-  const Limits limits = limits_of(name, y);
+  const Dtype dtype = tensor.dtype;
+  const Limits limits = limits_of(name, dtype, y);
   const double limit = z_limit(shape.elements(), limits);
-  const Dtype dtype = y.c.problem.dtype;
   ErrorStatistics s = measure_errors(got, x, dtype, limit);
   s.gain_error = std::max(s.gain_error, kFewDraws * tensor.gain_deviation);
   TensorErrors errors = report(got, x.value, shape, s);
@@ -90,9 +90,9 @@ Verdict judge_layer(const LlamaOutputs& outputs, Pass pass, const LayerYardstick
       name == "weights" ? fail(verdict, sentence) : fail_malformed(verdict, sentence);  // a case can name the lack of weights
       continue;
     }
-    if (output.scalar_type() != torch_dtype(y.c.problem.dtype)) {
-      fail_malformed(verdict, fmt::format("{}: dtype {}, expected {}", name, c10::toString(output.scalar_type()),
-                                          name_of(y.c.problem.dtype)));
+    if (output.scalar_type() != torch_dtype(tensor.dtype)) {
+      fail_malformed(verdict,
+                     fmt::format("{}: dtype {}, expected {}", name, c10::toString(output.scalar_type()), name_of(tensor.dtype)));
       continue;
     }
     const at::Tensor rows = judged_rows(name, output, y.inputs);

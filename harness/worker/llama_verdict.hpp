@@ -18,8 +18,8 @@ struct LayerYardstick {
   Semantics semantics = {};       ///< what the reference is of
 };
 
-/// Every tensor of the reference, of a forward pass all but the gradients, has to be among the outputs, in the case's dtype and
-/// of the reference's shape; probabilities only if the semantics return them, else they must not be. What has to run is the
+/// Every tensor of the reference, of a forward pass all but the gradients, has to be among the outputs, in the reference's
+/// dtype and of its shape; probabilities only if the semantics return them, else they must not be. What has to run is the
 /// semantics' implementation, else the case's. A layer that says which one ran is held to it by its padded rows: where the patch
 /// zeroes them, the original's must not all be 0.
 Verdict judge_layer(const LlamaOutputs& outputs, Pass pass, const LayerYardstick& yardstick);

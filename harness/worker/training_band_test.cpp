@@ -45,8 +45,8 @@ TEST(Band, IsAsWideAsTheRunsAreApart) {
   for (const auto& [name, deviation] : band.deviation)
     for (size_t step = 0; step < deviation.size(); ++step)
       EXPECT_NEAR(deviation[step] / band.mean.at(name)[step], kSpread * std::sqrt(1 + 1 / 8.0), 0.35 * kSpread) << name << step;
-  EXPECT_GT(band.limit, 6);
-  EXPECT_LT(band.limit, 7);
+  EXPECT_GT(band.limit, 9);
+  EXPECT_LT(band.limit, 10);
   const Curves low = low_edge(band), high = high_edge(band);
   EXPECT_NEAR(high.at("wk")[9] - low.at("wk")[9], 2 * band.limit * band.deviation.at("wk")[9], 1e-12);
 }
@@ -55,7 +55,7 @@ TEST(Band, HoldsFurtherRunsAndNotOneThatIsOffAtOneStep) {
   const Band band = band_of_eight();
   for (uint64_t seed = 100; seed < 400; ++seed) EXPECT_THAT(judge_curves(curves_of_run(seed), band).reason, IsEmpty()) << seed;
   Curves off = curves_of_run(9);
-  off["wk"][17] *= 1 + 12 * kSpread;
+  off["wk"][17] *= 1 + 16 * kSpread;
   const BandVerdict verdict = judge_curves(off, band);
   EXPECT_THAT(verdict.reason, HasSubstr("wk leaves the band at step 18"));
   EXPECT_EQ(verdict.gates.at("wk").verdict, Gate::Verdict::fail);
