@@ -73,6 +73,7 @@ class Attempt {
   void begin_series(size_t window);
   void look_at_series(size_t window);
   Outputs last_of_series(size_t window) const;
+  NamedTensors held() const;
 
   const Backend& backend_;
   const Device& device_;
@@ -81,7 +82,8 @@ class Attempt {
   Record record_;
   Inputs lent_;  ///< what the backend got; `run_` refers to it
   std::optional<Run> run_;
-  Outputs outputs_;
+  Outputs outputs_;     ///< of the judged call: copies, which no later call can reach
+  Outputs handed_out_;  ///< the tensors that the judged call returned: held, so that no later one gets their memory anew
   std::vector<std::string> repeats_;  ///< names of the outputs that a second call gave again, value by value
 
   /// The series of timed calls of a window. Each series has other signs in the heads of V (forward) or dO (backward): who hands

@@ -192,7 +192,36 @@ TEST_F(RunCase, AnInputHandedOutAsAnOutputIsCaught) {
   });
   const Record r = run(Pass::forward, "attention hq=2 lq=1 d=16").records.at(0);
   EXPECT_EQ(r.status, Status::failed);
-  EXPECT_EQ(r.reason, "o lies in the memory of v: no call wrote it");
+  EXPECT_EQ(r.reason, "o lies in the memory of v: every call writes new outputs");
+}
+
+/// The same tensor in every call from `from` on, with what the call computed, or with zeros.
+FakeBackend::Tamper same_memory(int from, bool zeros) {
+  return [from, zeros, kept = Outputs()](int call, const Inputs&, Outputs& outputs) mutable {
+    for (const auto tensor : {&Outputs::o, &Outputs::lse, &Outputs::dq, &Outputs::dk, &Outputs::dv}) {
+      at::Tensor& ours = kept.*tensor;
+      if (call < from || !(outputs.*tensor).defined()) continue;
+      if (!ours.defined()) ours = (outputs.*tensor).clone();
+      ours.copy_(outputs.*tensor);
+      if (zeros && call > from + 1) ours.zero_();
+      outputs.*tensor = ours;
+    }
+  };
+}
+
+TEST_F(RunCase, OneTensorForTheResultsOfAllCallsIsCaught) {
+  add("one tensor", same_memory(1, false));
+  add("one tensor while timed", same_memory(5, false));
+  for (const Pass pass : {Pass::forward, Pass::backward}) {
+    const Answers answers = run(pass, kCase, false);
+    for (const Record& r : answers.records) {
+      EXPECT_EQ(r.status, Status::failed) << r.backend;
+      EXPECT_THAT(r.reason, HasSubstr("every call writes new outputs")) << r.backend;
+      EXPECT_FALSE(r.time);
+    }
+    EXPECT_THAT(answers.records.at(0).reason, StartsWith("called again with "));
+    EXPECT_THAT(answers.records.at(1).reason, StartsWith("judged again after timing: "));
+  }
 }
 
 TEST_F(RunCase, OtherStridesOfAnInputHarmWhoMadeThemAlone) {
