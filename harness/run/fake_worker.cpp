@@ -8,6 +8,7 @@
 //   --varies BACKEND        in an audit its o and dq differ; --promises: and it promised that they do not
 //   --delay-ms N            before each record
 //   --gpu-backend           declare a third backend, gpu_only, which has nothing for a CPU
+//   --nobody-is-ours        declare no backend as ours
 //   --planted               declare planted backends as well: flash_varlen:caught, :equivalent and :survives, eager:caught
 #include <chrono>
 #include <csignal>
@@ -37,7 +38,7 @@ struct Options {
   std::vector<std::string> wrong;
   int requests = -1, replies = -1, delay_ms = 0;
   int64_t least_lq = 0;
-  bool gpu_backend = false, planted = false, promises = false;
+  bool gpu_backend = false, nobody_is_ours = false, planted = false, promises = false;
 };
 
 [[noreturn]] void sleep_forever() {
@@ -95,7 +96,7 @@ class FakeWorker {
     ours.name = "flash_varlen";
     ours.version = "1.2";
     ours.implementation = "attnbench";
-    ours.ours = true;
+    ours.ours = !options_.nobody_is_ours;
     ours.capabilities.devices = {"cpu", "cuda"};
     ours.capabilities.dtypes = {Dtype::bf16, Dtype::fp16, Dtype::fp32};
     ours.capabilities.passes = {Pass::forward, Pass::backward};
@@ -286,3 +287,4 @@ int main(int argc, char** argv) {
   CLI11_PARSE(app, argc, argv);
   return attnbench::FakeWorker(options).serve();
 }
+  app.add_flag("--nobody-is-ours", options.nobody_is_ours);

@@ -105,7 +105,6 @@ std::vector<std::string> gated_here(const RunData& run) {
 }
 
 GateResult apply_gate(const RunData& run) {
-  const bool gates_nothing = run.gated.empty();
   const auto is_gated = [&](const Record& record) { return std::ranges::find(run.gated, record.backend) != run.gated.end(); };
   const bool any_gated = std::ranges::any_of(run.records, is_gated);
   int64_t red = 0, findings = 0, judged = 0, set_aside = 0, considered = 0;
@@ -113,14 +112,14 @@ GateResult apply_gate(const RunData& run) {
   for (const Record& record : run.records) {
     const bool gated = is_gated(record), is_finding = is_red(record, run);
     if (is_finding) ++(gated ? red : findings);
-    if ((gated || gates_nothing) && is_judged(record)) ++judged;
+    if ((gated || run.gates_nothing) && is_judged(record)) ++judged;
     if (any_gated && !gated) continue;
     ++considered;
     if (is_finding || is_judged(record)) continue;
     ++set_aside;  // skipped, or outside what the backend declares
     if (why_set_aside.empty()) why_set_aside = record.reason;
   }
-  const std::string who = gates_nothing ? "no backend is gated" : fmt::format("gated: {}", fmt::join(gated_here(run), ", "));
+  const std::string who = run.gated.empty() ? "no backend is gated" : fmt::format("gated: {}", fmt::join(gated_here(run), ", "));
   const CanaryCount canaries = count_canaries(run);
   const std::string seen =
       run.canaries.empty() ? "" : fmt::format("; {} of {} canaries caught", canaries.caught, canaries.caught + canaries.others);

@@ -42,6 +42,7 @@ void read_environment(const nlohmann::json& environment, RunData& run) {
     }
   }
   if (in.has("gated")) run.gated = in.array("gated").get<std::vector<std::string>>();
+  run.gates_nothing = in.has("gate") ? in.text("gate") == "none" : run.gated.empty();  // runs of old do not say
   if (in.has("not_on_device")) in.array("not_on_device").get_to(run.not_on_device[kind]);
 }
 
