@@ -39,6 +39,7 @@ struct RunData {
   bool gates_nothing = false;
   /// By kind of device: backends that have nothing for it and were left out. The last header of a kind counts.
   std::map<std::string, std::vector<std::string>> not_on_device;
+  bool is_merged = false;             ///< made by `attnbench merge` (environment.merged)
   bool is_complete = true;            ///< every result that the headers promise is here, of every shard
   std::vector<std::string> warnings;  ///< what is missing: the end of a run, a shard, a cut last line
 };
