@@ -127,6 +127,7 @@ class FakeWorker {
     record.version = "1.2";
     record.device = options_.device;
     record.pass = pass;
+    record.expect = c.metadata.expect;
     for (Status status : {Status::passed, Status::failed, Status::mistrusted, Status::unsupported, Status::skipped})
       if (options_.status == name_of(status)) record.status = status;
     if (is_wrong(c, backend, pass)) record.status = Status::failed;
@@ -136,7 +137,7 @@ class FakeWorker {
         record.status = Status::unsupported;
         record.reason = *why;
       }
-    if (options_.planted && record.status == Status::passed) judge(record);
+    if (record.status == Status::passed) judge(record);
     return record;
   }
 
@@ -178,6 +179,14 @@ class FakeWorker {
       }
     }
     record.invariance = {i};
+  }
+
+  /// Where --behaviour says so: what no result can be.
+  void contradict(Record& record) const {
+    if (!is_on(record.backend, record.pass)) return;
+    if (options_.behaviour == "pass-unjudged") record.errors.clear();
+    if (options_.behaviour == "pass-failing") record.errors.begin()->second.gates["rms"].verdict = Gate::Verdict::fail;
+    if (options_.behaviour == "expect-otherwise") record.expect = Expect::must_throw;
   }
 
   bool is_on(const std::string& backend, Pass pass) const {
@@ -252,6 +261,7 @@ class FakeWorker {
         misbehave(request.id, c);
       }
       Record answer = record(c, backend, pass);
+      contradict(answer);
       if (request.audit_repeats > 0) audit(answer, request.audit_repeats);
       say({{"result", {{"request", request.id}, {"record", to_line(answer)}}}});
     }
@@ -283,8 +293,8 @@ int main(int argc, char** argv) {
   app.add_option("--varies", options.varies);
   app.add_flag("--promises", options.promises);
   app.add_flag("--gpu-backend", options.gpu_backend);
+  app.add_flag("--nobody-is-ours", options.nobody_is_ours);
   app.add_flag("--planted", options.planted);
   CLI11_PARSE(app, argc, argv);
   return attnbench::FakeWorker(options).serve();
 }
-  app.add_flag("--nobody-is-ours", options.nobody_is_ours);
