@@ -363,6 +363,7 @@ Outputs Attempt::last_of_series(size_t index) const {
 
 /// The series that ended: an output that used to repeat and did not is judged.
 void Attempt::look_at_series(size_t index) {
+  if (!series_[index].last.o.defined() || !wrong_while_timed_.empty()) return;
   const Outputs last = last_of_series(index);
   const std::vector<std::string> again = repeated(outputs_, last);
   const bool as_before =
@@ -373,12 +374,14 @@ void Attempt::look_at_series(size_t index) {
   repeats_ = again;
 }
 
-/// Gives V or dO new signs, after a look at what the last call of the series before left.
-void Attempt::begin_series(size_t index) {
-  if (series_[index].last.o.defined() && wrong_while_timed_.empty()) look_at_series(index);
+/// Gives V or dO other signs than the sample before had.
+void Attempt::change_signs(size_t index) {
   SealedInputs::HeadSigns signs(size_t(data_.test_case().problem.hkv));
-  for (size_t head = 0; head < signs.size(); ++head) signs[head] = random_signs_() & 1;
-  if (inputs().get().v.stride(-2) == 0) signs.assign(signs.size(), signs.front());
+  const bool share_memory = inputs().get().v.stride(-2) == 0;
+  do {
+    for (size_t head = 0; head < signs.size(); ++head) signs[head] = random_signs_() & 1;
+    if (share_memory) signs.assign(signs.size(), signs.front());
+  } while (signs == series_[index].signs);
   const bool is_forward = record_.pass == Pass::forward;
   inputs().negate_heads(is_forward ? signs : SealedInputs::HeadSigns(), is_forward ? SealedInputs::HeadSigns() : signs);
   series_[index].signs = std::move(signs);
@@ -393,9 +396,9 @@ std::vector<Operation> Attempt::operations() {
                           [this, i] { series_[i].last = call_window(i); },
                           [this, i] {
                             announce_(*this, "time");
-                            begin_series(i);
+                            look_at_series(i);
                           },
-                          i == 0});
+                          i == 0, [this, i] { change_signs(i); }});
   return operations;
 }
 
@@ -418,9 +421,6 @@ void Attempt::take_times(const std::vector<Measured>& measured, uint64_t order_s
   record_.other_regimes.assign(std::next(timings.begin()), timings.end());
 }
 
-/// Why `outputs` are not right; empty: they are. Those that equal the judged ones need no new judgement.
-std::string Attempt::wrong(const Outputs& outputs) const {
-  if (same_values(outputs, outputs_)) return "";
 /// What was handed to the backend or by it, and is held: no later call may return memory of these.
 NamedTensors Attempt::held() const {
   NamedTensors tensors = named_tensors(inputs().get());
@@ -428,6 +428,9 @@ NamedTensors Attempt::held() const {
   return tensors;
 }
 
+/// Why `outputs` are not right; empty: they are. Those that equal the judged ones need no new judgement.
+std::string Attempt::wrong(const Outputs& outputs) const {
+  if (same_values(outputs, outputs_)) return "";
   const Verdict verdict = judge_for().judge(outputs, record_.pass);
   return verdict.status == Status::passed ? "" : verdict.reason;
 }
@@ -443,12 +446,12 @@ void Attempt::judge_again() {
       if (timed.empty()) continue;
       return end(Status::failed, fmt::format("the last timed call of {} gave another result: {}", run_->windows[i].name, timed));
     }
+    for (const Series& series : series_)
+      for (const auto& [name, tensor] : named_tensors(series.last)) earlier.emplace_back(name + " of a timed call", tensor);
     announce_(*this, "run after timing");
     const WatchedRun again = run_watched(*run_, record_.pass, inputs());
     std::string reason = again.misconduct.empty() ? wrong(again.outputs) : again.misconduct;
     if (reason.empty()) reason = borrowed(again.handed_out, earlier);
-    for (const Series& series : series_)
-      for (const auto& [name, tensor] : named_tensors(series.last)) earlier.emplace_back(name + " of a timed call", tensor);
     if (!reason.empty()) return end(Status::failed, "judged again after timing: " + reason);
     if (backend_.declaration().capabilities.deterministic && !same_bits(again.outputs, outputs_))
       return end(Status::failed, "declares that it is deterministic, and gave other bits when it was judged again after timing");

@@ -1,7 +1,11 @@
 // Backends that write where they must not, hand out what they did not compute, or leave something behind.
+#include <algorithm>
+#include <chrono>
 #include <cstring>
 #include <map>
+#include <thread>
 #include <utility>
+#include <vector>
 
 #include <ATen/Parallel.h>
 #include <ATen/ops/empty.h>
@@ -126,6 +130,33 @@ TEST_F(RunCase, AResultRememberedByWhatTheInputsHoldIsCaught) {
     EXPECT_THAT(r.reason, HasSubstr("gave another result")) << name_of(pass);
     EXPECT_FALSE(r.time);
   }
+}
+
+std::vector<char> contents(const at::Tensor& t) {
+  return {bytes_of_tensor(t), bytes_of_tensor(t) + t.nbytes()};
+}
+
+/// Keeps its result by the contents of the inputs: right in every call, and the time of a hit would be one of nothing.
+TEST_F(RunCase, WhoKeepsResultsByTheContentsOfTheInputsComputesInEverySample) {
+  for (const Pass pass : {Pass::forward, Pass::backward})
+    for (const char* heads : {"hq=4 hkv=2", "hq=1"}) {
+      std::vector<bool> hits;
+      bench.backends.clear();
+      add("by contents",
+          [&, known = std::pair<std::vector<char>, std::vector<char>>()](int, const Inputs& inputs, Outputs& outputs) mutable {
+            if (outputs.o.defined() == (pass == Pass::backward)) return;
+            const auto now = std::pair(contents(inputs.v), contents(inputs.dout));
+            hits.push_back(now == known);
+            if (now == known) return;
+            known = now;
+            std::this_thread::sleep_for(std::chrono::milliseconds(1));  // a sample of its own
+          });
+      const Record r = run(pass, fmt::format("attention {} lq=24 d=16", heads), false).records.at(0);
+      EXPECT_EQ(r.status, Status::passed) << r.reason;
+      // The judged call, the mirrored one and an untimed one come before; after them the inputs are as drawn, and mirrored.
+      ASSERT_GT(hits.size(), 15u);
+      EXPECT_EQ(std::count(hits.begin() + 3, hits.end() - 2, true), 0) << name_of(pass) << " " << heads;
+    }
 }
 
 TEST_F(RunCase, ASecondBackwardOfOneForwardIsComputedAnew) {
