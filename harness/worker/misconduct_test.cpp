@@ -1,5 +1,6 @@
 // Backends that write where they must not, hand out what they did not compute, or leave something behind.
 #include <algorithm>
+#include <atomic>
 #include <chrono>
 #include <cstring>
 #include <map>
@@ -7,12 +8,15 @@
 #include <utility>
 #include <vector>
 
+#include <immintrin.h>
+
 #include <ATen/Parallel.h>
 #include <ATen/ops/empty.h>
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
 #include "harness/attention/emulator.hpp"
+#include "harness/worker/every_thread.hpp"
 #include "harness/worker/test_run_case.hpp"
 
 namespace attnbench {
@@ -275,6 +279,32 @@ TEST_F(RunCase, AnotherNumberOfThreadsLeftBehindWhileTimedIsCaughtAndPutBack) {
   EXPECT_THAT(r.reason, HasSubstr("threads to LibTorch"));
   EXPECT_FALSE(r.time);
   EXPECT_EQ(at::get_num_threads(), before);
+}
+
+/// In a thread of the pool that is not the calling one: what LibTorch computes there is wrong in its last bits from then on.
+TEST_F(RunCase, AnotherRoundingLeftInAThreadOfThePoolIsCaughtAndPutBack) {
+  const int before = at::get_num_threads();
+  at::set_num_threads(2);
+  const auto leave = [](unsigned bits) {
+    on_every_thread([caller = std::this_thread::get_id(), bits] {
+      if (std::this_thread::get_id() != caller) _mm_setcsr(bits);
+    });
+  };
+  add("rounds to zero", [&](int call, const Inputs&, Outputs&) {
+    if (call == 1) leave(_mm_getcsr() | _MM_ROUND_TOWARD_ZERO);
+  });
+  add("flushes while timed", [&](int call, const Inputs&, Outputs&) {
+    if (call == 4) leave(_mm_getcsr() | _MM_FLUSH_ZERO_ON);
+  });
+  const Answers answers = run(Pass::forward, kCase, false);
+  EXPECT_EQ(answers.records.at(0).reason,
+            "left the processor with another rounding, or another treatment of subnormals, in 1 of 2 threads");
+  EXPECT_THAT(answers.records.at(1).reason, HasSubstr("timed together left the processor with another rounding"));
+  for (const Record& r : answers.records) EXPECT_EQ(r.status, Status::failed) << r.backend;
+  std::atomic<int> others = 0;
+  on_every_thread([&] { others += (_mm_getcsr() & (_MM_ROUND_MASK | _MM_FLUSH_ZERO_MASK)) != 0; });
+  EXPECT_EQ(others, 0);
+  at::set_num_threads(before);
 }
 
 TEST_F(RunCase, AnotherNumberOfThreadsLeftBehindIsCaughtAndPutBack) {
