@@ -258,10 +258,11 @@ TEST_P(EveryCudaBackend, TakesEveryHeadDim) {
 }
 
 TEST_P(EveryCudaBackend, TakesEveryStride) {
-  walk(products({{"lens=20+70 mask=causal", "b=2 lq=40", "lens=20+70 mask=causal layout=padded pad=holes"},
-                 {"hq=2", "hq=4 hkv=2"},
-                 {"dtype=bf16 d=64", "dtype=fp16 d=128", "dtype=fp32 d=64"},
-                 {"strides=transposed", "strides=dout_transposed", "strides=stride0", "strides=unaligned"}}));
+  walk(products(
+      {{"lens=20+70 mask=causal", "b=2 lq=40", "lens=20+70 mask=causal layout=padded pad=holes"},
+       {"hq=2", "hq=4 hkv=2"},
+       {"dtype=bf16 d=64", "dtype=fp16 d=128", "dtype=fp32 d=64"},
+       {"strides=transposed", "strides=v_transposed", "strides=dout_transposed", "strides=stride0", "strides=unaligned"}}));
 }
 
 TEST_P(RareLengths, TakesEmptySequences) {

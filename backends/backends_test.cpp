@@ -233,10 +233,12 @@ TEST_P(EveryBackend, TakesEveryHeadDimAndStride) {
   walk(backend(), products({{"lens=20+7 hq=4 hkv=2 mask=causal"},
                             {"d=1", "d=7", "d=40", "d=96", "d=256", "d=264", "d=64 dv=32", "d=24 dv=72"},
                             {"dtype=fp32", "dtype=fp16"}}));
-  walk(backend(), products({{"lens=20+7 hq=4 hkv=2 mask=causal d=48", "b=2 lq=20 hq=4 hkv=2 d=48"},
-                            {"strides=transposed", "strides=dout_transposed", "strides=stride0", "strides=unaligned"},
-                            {"dtype=fp32", "dtype=bf16"},
-                            {"layout=packed", "layout=padded pad=holes"}}));
+  walk(
+      backend(),
+      products({{"lens=20+7 hq=4 hkv=2 mask=causal d=48", "b=2 lq=20 hq=4 hkv=2 d=48"},
+                {"strides=transposed", "strides=v_transposed", "strides=dout_transposed", "strides=stride0", "strides=unaligned"},
+                {"dtype=fp32", "dtype=bf16"},
+                {"layout=packed", "layout=padded pad=holes"}}));
 }
 
 TEST_P(EveryBackend, LeavesZerosBehindTheLastSequence) {

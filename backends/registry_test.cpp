@@ -78,7 +78,7 @@ const std::vector<CudaCapability> kCudaCapabilities = {
     {"sdpa_flash", "lq=9 window=4:0", Pass::forward, "window is set: sdpa_flash has no window"},
     {"sdpa_flash", "lq=9 dtype=fp32", Pass::forward, "dtype=fp32: sdpa_flash takes bf16, fp16"},
     {"sdpa_flash", "lq=9 strides=unaligned", Pass::forward,
-     "strides=unaligned: sdpa_flash takes contiguous, transposed, dout_transposed, stride0, far"},
+     "strides=unaligned: sdpa_flash takes contiguous, transposed, v_transposed, dout_transposed, stride0, far"},
     {"sdpa_flash", "lens=5+9 tail=3", Pass::forward, "tail is set: sdpa_flash has no tail"},
     {"torch_flash_varlen", "lens=5+9 tail=3 strides=dout_transposed", Pass::backward, ""},
     {"torch_cudnn_varlen", "lens=5+9 hq=4 hkv=2 tail=3 strides=far", Pass::forward, ""},
@@ -96,7 +96,7 @@ const std::vector<CudaCapability> kCudaCapabilities = {
     {"torch_cudnn_varlen", "lq=9", Pass::backward, "pass=backward: torch_cudnn_varlen takes forward"},
     {"sdpa_auto", "lq=9 window=4:0 layout=padded dtype=fp32", Pass::backward, ""},
     {"sdpa_auto", "lq=9 strides=unaligned", Pass::forward,
-     "strides=unaligned: sdpa_auto takes contiguous, transposed, dout_transposed, stride0, far"},
+     "strides=unaligned: sdpa_auto takes contiguous, transposed, v_transposed, dout_transposed, stride0, far"},
     {"eager", "lq=9 strides=unaligned window=4:0 layout=padded", Pass::backward, ""},
 };
 

@@ -224,9 +224,7 @@ std::string likely_mistake(const Record& record, const SignatureBook& book) {
   const std::vector<Resemblance> order = resemblances(book, *signature);
   if (order.empty()) return "likely unknown: there is no list of known defects (cases/signatures.json)";
   const Resemblance& nearest = order.front();
-  if (nearest.distance > kFurthestAlike)
-    return fmt::format("likely unlike any known defect (the nearest, {}, is {:.1f} away; alike ends at {:g})", nearest.defect,
-                       nearest.distance, kFurthestAlike);
+  if (!is_alike(order)) return fmt::format("likely unlike any known defect (the nearest is {:.1f} away)", nearest.distance);
   const auto what = book.defects.find(nearest.defect);
   std::string line = fmt::format("likely {}{} (distance {:.1f})", nearest.defect,
                                  what == book.defects.end() || what->second.empty() ? "" : ": " + what->second, nearest.distance);

@@ -130,7 +130,7 @@ TEST(LikelyMistake, NamesTheNearestAndThoseAsNearOrNone) {
   foreign.errors["lse"] = foreign.errors["o"];
   foreign.errors["o"].failure->nans = 128;
   foreign.errors["o"].failure->pattern.text = "";
-  EXPECT_THAT(likely_mistake(foreign, book), StartsWith("likely unlike any known defect (the nearest, rows_"));
+  EXPECT_THAT(likely_mistake(foreign, book), StartsWith("likely unlike any known defect (the nearest is "));
   EXPECT_THAT(likely_mistake(record, {}), HasSubstr("there is no list of known defects"));
 }
 

@@ -37,6 +37,7 @@ constexpr Probe kProbes[] = {
     {"dropout", "attention lq=64 d=64 dropout=0.1:7"},
     {"tail", "attention lens=17+64 d=64 tail=3"},
     {"transposed", "attention lq=64 d=64 strides=transposed"},
+    {"V transposed", "attention lq=64 d=64 strides=v_transposed"},
     {"dO transposed", "attention lq=64 d=64 strides=dout_transposed"},
     {"stride0", "attention lq=64 d=64 strides=stride0"},
     {"unaligned", "attention lq=64 d=64 strides=unaligned"},

@@ -197,7 +197,8 @@ Capabilities broad_capabilities(std::vector<std::string> devices) {
   can.masks = {Mask::none, Mask::causal};
   can.aligns = {Align::bottom_right, Align::top_left};
   can.window = true;
-  can.strides = {Strides::contiguous, Strides::transposed, Strides::dout_transposed, Strides::stride0, Strides::unaligned};
+  can.strides = {Strides::contiguous,      Strides::transposed, Strides::v_transposed,
+                 Strides::dout_transposed, Strides::stride0,    Strides::unaligned};
   can.returns_lse = false;
   return can;
 }

@@ -134,7 +134,8 @@ class FlashVarlen : public VarlenBackend {
     can.max_head_dim = 128;
     can.head_dim_multiple = 64;
     // Rows start at multiples of 16 bytes.
-    can.strides = {Strides::contiguous, Strides::transposed, Strides::dout_transposed, Strides::stride0, Strides::far};
+    can.strides = {Strides::contiguous,      Strides::transposed, Strides::v_transposed,
+                   Strides::dout_transposed, Strides::stride0,    Strides::far};
     can.negative_scale = false;
     can.deterministic = false;
     can.varying = {"dq"};

@@ -20,7 +20,8 @@ Capabilities fused_cuda_capabilities() {
   can.head_dim_multiple = 8;
   can.dv_differs = false;
   can.window = false;
-  can.strides = {Strides::contiguous, Strides::transposed, Strides::dout_transposed, Strides::stride0, Strides::far};
+  can.strides = {Strides::contiguous,      Strides::transposed, Strides::v_transposed,
+                 Strides::dout_transposed, Strides::stride0,    Strides::far};
   can.returns_lse = true;
   can.deterministic = false;
   return can;

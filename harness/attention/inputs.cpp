@@ -210,9 +210,15 @@ void write(const at::Tensor& tensor, const Side& side, const Case& c, const Tens
   if (!is_finite) overwrite(writer, side.unseen, spec.channels, nullptr, nan);
 }
 
+/// Of one tensor, where a case lays out one tensor unlike the others.
+Strides strides_of(Stream tensor, Strides of_case) {
+  if (of_case == Strides::v_transposed) return tensor == Stream::v ? Strides::transposed : Strides::contiguous;
+  if (of_case == Strides::dout_transposed) return tensor == Stream::dout ? Strides::transposed : Strides::contiguous;
+  return of_case;
+}
+
 at::Tensor make_tensor(const Side& side, const Case& c, const TensorSpec& spec, Conventions::Poison poison) {
-  Strides strides = c.strides;
-  if (strides == Strides::dout_transposed) strides = spec.values == Stream::dout ? Strides::transposed : Strides::contiguous;
+  const Strides strides = strides_of(spec.values, c.strides);
   const at::Tensor tensor = allocate(side, spec.heads, spec.channels, strides, spec.broadcast_head, c.problem.dtype);
   if (tensor.numel() == 0) return tensor;
   switch (c.problem.dtype) {

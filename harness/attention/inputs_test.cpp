@@ -174,14 +174,18 @@ TEST(Inputs, RowsBehindTheLastSequenceAreNobodys) {
   }
 }
 
-TEST(Inputs, DoutAloneIsTransposed) {
+TEST(Inputs, VOrDoutAloneIsTransposed) {
   Case c = small_case();
   const Inputs plain = make_inputs(c, Conventions::Poison::finite);
-  c.strides = Strides::dout_transposed;
-  const Inputs inputs = make_inputs(c, Conventions::Poison::finite);
-  EXPECT_TRUE(inputs.q.is_contiguous() && inputs.k.is_contiguous() && inputs.v.is_contiguous());
-  EXPECT_FALSE(inputs.dout.is_contiguous());
-  EXPECT_TRUE(same_bits(plain.dout, inputs.dout));
+  for (const auto& [strides, alone] :
+       {std::pair(Strides::v_transposed, &Inputs::v), std::pair(Strides::dout_transposed, &Inputs::dout)}) {
+    c.strides = strides;
+    const Inputs inputs = make_inputs(c, Conventions::Poison::finite);
+    for (const auto tensor : {&Inputs::q, &Inputs::k, &Inputs::v, &Inputs::dout}) {
+      EXPECT_EQ((inputs.*tensor).is_contiguous(), tensor != alone) << name_of(strides);
+      EXPECT_TRUE(same_bits(plain.*tensor, inputs.*tensor)) << name_of(strides);
+    }
+  }
 }
 
 /// Gigabytes of addresses, of which the heads' own pages alone are ever touched.

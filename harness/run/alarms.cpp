@@ -13,7 +13,7 @@ constexpr Sign kSigns[] = {
     {"wrote to its input", "input"},
     {" bytes past the end of ", "memory"},
     {" bytes before the start of ", "memory"},
-    {"no call wrote it", "borrowed"},
+    {"lies in the memory of", "borrowed"},
     {" to LibTorch, which had ", "state"},
     {"left the recording of gradients", "state"},
     {"left the processor with another rounding", "state"},

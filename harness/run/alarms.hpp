@@ -12,7 +12,7 @@ namespace attnbench {
 /// A gate (verdict_gates.hpp) on a tensor; or, without a tensor:
 ///   memory     wrote past the end or before the start of a block (guard bands)
 ///   input      wrote to an input
-///   borrowed   handed out memory of something else, which no call wrote
+///   borrowed   handed out memory of an input or of an earlier result
 ///   state      left the process changed: threads, gradients, rounding
 ///   form       an output is missing, or has another shape, dtype or device
 ///   repeat     differs when it is called again

@@ -55,6 +55,14 @@ TEST_F(Attnbench, TheExitCodeFollowsTheGatedBackends) {
   EXPECT_EQ(with_status("passed", {"--backend", "eager", "--gate", "all"}), kExitOk);
 }
 
+TEST_F(Attnbench, AWorkerWithoutABackendOfOursGatesNothingAndSaysSo) {
+  const Answer answer = run(cases(1), "--nobody-is-ours --status failed");
+  EXPECT_EQ(answer.exit_code, kExitInfrastructure) << answer.out;
+  EXPECT_THAT(answer.out, HasSubstr("too little evidence: nothing that was judged is gated"));
+  EXPECT_EQ(run(joined(cases(1, "none"), {"--gate", "none"}), "--nobody-is-ours --status failed").exit_code, kExitOk);
+  EXPECT_EQ(run(joined(cases(1, "all"), {"--gate", "all"}), "--nobody-is-ours --status failed").exit_code, kExitGate);
+}
+
 TEST_F(Attnbench, UnsupportedOutsideTheCapabilitiesIsNoFailure) {
   const Answer answer = run({"--case", "attention lq=4 d=64 layout=padded", "--out", path("out")}, "--status unsupported");
   EXPECT_EQ(answer.exit_code, kExitAllSkipped) << answer.out;

@@ -176,4 +176,10 @@ std::string to_text(const Calibration& calibration) {
   return text + "\n]}\n";
 }
 
+json identity_of(const Calibration& calibration) {
+  uint64_t hash = 0xcbf29ce484222325u;
+  for (const char byte : to_text(calibration)) hash = (hash ^ static_cast<unsigned char>(byte)) * 0x100000001b3u;
+  return {{"file", calibration_file(calibration.device).filename().string()}, {"fnv1a64", fmt::format("{:016x}", hash)}};
+}
+
 }  // namespace attnbench

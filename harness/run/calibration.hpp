@@ -105,4 +105,8 @@ Calibration read_calibration(const std::filesystem::path& file, const std::strin
 /// As read_calibration() reads it, a cell a line.
 std::string to_text(const Calibration& calibration);
 
+/// {"file":…,"fnv1a64":…}, for the header of a run: which limits judged it. The hash is of to_text(), that is, of every constant
+/// and factor, however the file is written.
+nlohmann::json identity_of(const Calibration& calibration);
+
 }  // namespace attnbench

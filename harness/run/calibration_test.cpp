@@ -94,6 +94,22 @@ TEST_F(CalibrationFile, ThatIsMissingOrBrokenIsASentence) {
   EXPECT_THAT(refusal(replaced(good, "\"z_floor\"", "\"floor\"")), HasSubstr("z_floor"));
 }
 
+/// What a run's header says of the limits: doctored ones leave a trace.
+TEST_F(CalibrationFile, HasAnIdentityThatEveryConstantAndFactorChanges) {
+  const Calibration calibration = small_calibration();
+  const nlohmann::json identity = identity_of(calibration);
+  EXPECT_EQ(identity["file"], "cpu.json");
+  EXPECT_THAT(identity["fnv1a64"].get<std::string>(), testing::MatchesRegex("[0-9a-f]{16}"));
+  EXPECT_EQ(identity_of(read(to_text(calibration))), identity);
+  EXPECT_EQ(identity_of(read(nlohmann::json::parse(to_text(calibration)).dump(3))), identity) << "another layout of the file";
+  Calibration doctored = calibration;
+  doctored.constants.z_floor = 6.6;
+  EXPECT_NE(identity_of(doctored), identity);
+  doctored = calibration;
+  doctored.cells[kZOfO].factor = 0.51;
+  EXPECT_NE(identity_of(doctored), identity);
+}
+
 TEST_F(CalibrationFile, OfEachKindOfDeviceComesWithTheProgram) {
   for (const char* kind : {"cpu", "cuda"}) {
     const Calibration calibration = read_calibration(calibration_file(kind), kind);

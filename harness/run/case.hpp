@@ -18,7 +18,7 @@ enum class Fill { normal, peaked, shifted_negative, deep_negative, ramp, mean_of
 /// Generators for dO.
 enum class Dout { normal, one_hot, zeros, ones };
 /// Memory layout in which the backend receives q, k, v and dO. far: the last head starts 2^31 elements or more behind the first.
-enum class Strides { contiguous, transposed, dout_transposed, stride0, unaligned, far };
+enum class Strides { contiguous, transposed, v_transposed, dout_transposed, stride0, unaligned, far };
 
 enum class Expect { equal, must_differ, must_throw };
 enum class DeviceKind { cpu, cuda, any };

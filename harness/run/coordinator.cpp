@@ -159,6 +159,10 @@ Record Coordinator::complete(json line, const PlannedCase& planned, const RunFie
   Record record = record_from(line);
   if (record.case_line != planned.case_line)
     throw std::runtime_error(fmt::format("result.case: expected \"{}\", got \"{}\"", planned.case_line, record.case_line));
+  const Expect expect = planned.c.metadata.expect;
+  if (record.status == Status::error) record.expect = expect;  // it may have ended before it read what the case says
+  if (record.expect != expect)
+    throw std::runtime_error(fmt::format("result.expect: the case says {}, got {}", name_of(expect), name_of(record.expect)));
   record.run = fields.run;
   record.suite = planned.suite;
   const std::string& computes = record.attention.empty() ? record.backend : record.attention;

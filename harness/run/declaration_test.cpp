@@ -36,7 +36,7 @@ Declaration takes_all() {
   can.varying = {"dq"};
   can.invariant_to = {Relation::alone, Relation::packing};
   can.window = can.softcap = can.alibi = can.sink = can.dropout = can.tail = true;
-  can.strides = {Strides::contiguous, Strides::transposed, Strides::dout_transposed,
+  can.strides = {Strides::contiguous, Strides::transposed, Strides::v_transposed, Strides::dout_transposed,
                  Strides::stride0,    Strides::unaligned,  Strides::far};
   return backend;
 }

@@ -8,6 +8,7 @@
 //   --varies BACKEND        in an audit its o and dq differ; --promises: and it promised that they do not
 //   --delay-ms N            before each record
 //   --gpu-backend           declare a third backend, gpu_only, which has nothing for a CPU
+//   --nobody-is-ours        declare no backend as ours
 //   --planted               declare planted backends as well: flash_varlen:caught, :equivalent and :survives, eager:caught
 #include <chrono>
 #include <csignal>
@@ -37,7 +38,7 @@ struct Options {
   std::vector<std::string> wrong;
   int requests = -1, replies = -1, delay_ms = 0;
   int64_t least_lq = 0;
-  bool gpu_backend = false, planted = false, promises = false;
+  bool gpu_backend = false, nobody_is_ours = false, planted = false, promises = false;
 };
 
 [[noreturn]] void sleep_forever() {
@@ -95,7 +96,7 @@ class FakeWorker {
     ours.name = "flash_varlen";
     ours.version = "1.2";
     ours.implementation = "attnbench";
-    ours.ours = true;
+    ours.ours = !options_.nobody_is_ours;
     ours.capabilities.devices = {"cpu", "cuda"};
     ours.capabilities.dtypes = {Dtype::bf16, Dtype::fp16, Dtype::fp32};
     ours.capabilities.passes = {Pass::forward, Pass::backward};
@@ -126,6 +127,7 @@ class FakeWorker {
     record.version = "1.2";
     record.device = options_.device;
     record.pass = pass;
+    record.expect = c.metadata.expect;
     for (Status status : {Status::passed, Status::failed, Status::mistrusted, Status::unsupported, Status::skipped})
       if (options_.status == name_of(status)) record.status = status;
     if (is_wrong(c, backend, pass)) record.status = Status::failed;
@@ -135,7 +137,7 @@ class FakeWorker {
         record.status = Status::unsupported;
         record.reason = *why;
       }
-    if (options_.planted && record.status == Status::passed) judge(record);
+    if (record.status == Status::passed) judge(record);
     return record;
   }
 
@@ -177,6 +179,14 @@ class FakeWorker {
       }
     }
     record.invariance = {i};
+  }
+
+  /// Where --behaviour says so: what no result can be.
+  void contradict(Record& record) const {
+    if (!is_on(record.backend, record.pass)) return;
+    if (options_.behaviour == "pass-unjudged") record.errors.clear();
+    if (options_.behaviour == "pass-failing") record.errors.begin()->second.gates["rms"].verdict = Gate::Verdict::fail;
+    if (options_.behaviour == "expect-otherwise") record.expect = Expect::must_throw;
   }
 
   bool is_on(const std::string& backend, Pass pass) const {
@@ -251,6 +261,7 @@ class FakeWorker {
         misbehave(request.id, c);
       }
       Record answer = record(c, backend, pass);
+      contradict(answer);
       if (request.audit_repeats > 0) audit(answer, request.audit_repeats);
       say({{"result", {{"request", request.id}, {"record", to_line(answer)}}}});
     }
@@ -282,6 +293,7 @@ int main(int argc, char** argv) {
   app.add_option("--varies", options.varies);
   app.add_flag("--promises", options.promises);
   app.add_flag("--gpu-backend", options.gpu_backend);
+  app.add_flag("--nobody-is-ours", options.nobody_is_ours);
   app.add_flag("--planted", options.planted);
   CLI11_PARSE(app, argc, argv);
   return attnbench::FakeWorker(options).serve();

@@ -105,27 +105,30 @@ std::vector<std::string> gated_here(const RunData& run) {
 }
 
 GateResult apply_gate(const RunData& run) {
-  const bool gates_nothing = run.gated.empty();
   const auto is_gated = [&](const Record& record) { return std::ranges::find(run.gated, record.backend) != run.gated.end(); };
   const bool any_gated = std::ranges::any_of(run.records, is_gated);
-  int64_t red = 0, findings = 0, judged = 0, set_aside = 0, considered = 0;
+  int64_t red = 0, findings = 0, judged = 0, skipped = 0, set_aside = 0, considered = 0;
   std::string why_set_aside;
   for (const Record& record : run.records) {
     const bool gated = is_gated(record), is_finding = is_red(record, run);
     if (is_finding) ++(gated ? red : findings);
-    if ((gated || gates_nothing) && is_judged(record)) ++judged;
+    if (gated || run.gates_nothing) {
+      judged += is_judged(record);
+      skipped += record.status == Status::skipped;
+    }
     if (any_gated && !gated) continue;
     ++considered;
     if (is_finding || is_judged(record)) continue;
     ++set_aside;  // skipped, or outside what the backend declares
     if (why_set_aside.empty()) why_set_aside = record.reason;
   }
-  const std::string who = gates_nothing ? "no backend is gated" : fmt::format("gated: {}", fmt::join(gated_here(run), ", "));
+  const std::string who = run.gated.empty() ? "no backend is gated" : fmt::format("gated: {}", fmt::join(gated_here(run), ", "));
   const CanaryCount canaries = count_canaries(run);
   const std::string seen =
       run.canaries.empty() ? "" : fmt::format("; {} of {} canaries caught", canaries.caught, canaries.caught + canaries.others);
   const std::string counts =
-      fmt::format("{} judged, {} red, {} finding{} in others; {}{}", judged, red, findings, findings == 1 ? "" : "s", who, seen);
+      fmt::format("{} judged, {}{} red, {} finding{} in others; {}{}", judged,
+                  skipped > 0 ? fmt::format("{} skipped, ", skipped) : "", red, findings, findings == 1 ? "" : "s", who, seen);
   if (!canaries.escaped.empty()) return {kExitGate, fmt::format("FAILED: {}: {}", canaries.escaped, counts)};
   if (red > 0) return {kExitGate, "FAILED: " + counts};
   if (!run.is_complete) return {kExitInfrastructure, fmt::format("incomplete: {}: {}", fmt::join(run.warnings, "; "), counts)};

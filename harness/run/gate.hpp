@@ -19,7 +19,7 @@ bool is_red(const Record& record, const RunData& run);
 
 struct GateResult {
   ExitCode exit_code = kExitOk;
-  std::string sentence;  ///< what decided, with the counts
+  std::string sentence;  ///< what decided, with the counts: how many gated results were skipped, if any, among them
 };
 
 /// A canary that no pass judged wrong fails a run, whatever else it holds: it was let through, erred, or was not judged. Else:

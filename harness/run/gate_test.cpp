@@ -42,6 +42,33 @@ TEST(Gate, AsksWhatWasDeclaredForTheDeviceOfTheRecord) {
   EXPECT_EQ(apply_gate(run).exit_code, kExitGate) << apply_gate(run).sentence;
 }
 
+/// Red results of backends that are not ours: nobody asked that they decide nothing.
+TEST(Gate, WithoutABackendOfOursNothingThatIsJudgedIsGated) {
+  RunData run;
+  run.backends["cpu"] = {declared("cpu", {Dtype::fp32})};
+  run.records = {record_on("cpu", Status::failed), record_on("cpu", Status::passed)};
+  const GateResult result = apply_gate(run);
+  EXPECT_EQ(result.exit_code, kExitInfrastructure) << result.sentence;
+  EXPECT_EQ(
+      result.sentence,
+      "too little evidence: nothing that was judged is gated (--gate NAME gates other backends): 0 judged, 0 red, 1 finding "
+      "in others; no backend is gated");
+  run.gates_nothing = true;
+  EXPECT_EQ(apply_gate(run).exit_code, kExitOk);
+  EXPECT_EQ(apply_gate(run).sentence, "passed: 2 judged, 0 red, 1 finding in others; no backend is gated");
+}
+
+TEST(Gate, SaysHowManyGatedResultsWereSkipped) {
+  RunData run;
+  run.gated = {"flash_varlen"};
+  run.backends["cpu"] = {declared("cpu", {Dtype::fp32})};
+  run.records = {record_on("cpu", Status::passed), record_on("cpu", Status::skipped), record_on("cpu", Status::skipped)};
+  run.records.push_back(run.records.back());
+  run.records.back().backend = "eager";
+  EXPECT_EQ(apply_gate(run).sentence, "passed: 1 judged, 2 skipped, 0 red, 0 findings in others; gated: flash_varlen");
+  EXPECT_EQ(apply_gate(run).exit_code, kExitOk);
+}
+
 TEST(Gate, APlantedDefectThatCannotShowBreaksNoDeclaration) {
   Declaration planted = declared("cpu", {Dtype::fp32});
   planted.name = "flash_varlen:last_key_dropped";

@@ -81,7 +81,10 @@ void merge_runs(const std::vector<fs::path>& runs, const fs::path& out) {
     const RunData run = read_run(path);
     if (!whole) whole = {path, command_of(run), shard_of(run.headers.front()).count};
     check_part(*whole, run, path);
-    for (const RunHeader& header : run.headers) headers[{header.started, to_text(to_line(header))}] = to_line(header);
+    for (RunHeader header : run.headers) {
+      header.environment["merged"] = true;  // a part of a whole, whichever other parts are here
+      headers[{header.started, to_text(to_line(header))}] = to_line(header);
+    }
     for (const std::vector<Record>* results : {&run.records, &run.canaries})
       for (const Record& record : *results) add_record(record, path, records);
     for (const Comparison& comparison : run.comparisons) comparisons.insert(to_text(to_line(comparison)));

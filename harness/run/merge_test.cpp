@@ -52,6 +52,18 @@ TEST_F(Attnbench, AMergeOfTwoShardsOfThreeIsNotTheWhole) {
   EXPECT_THAT(resumed.out, HasSubstr("was merged from shards"));
 }
 
+TEST_F(Attnbench, AMergeOfOneShardIsNotTheWhole) {
+  const Answer part = run(joined(cases(7, "part1"), {"--shard", "1/3"}));
+  EXPECT_EQ(part.exit_code, kExitOk) << part.out;
+  const Answer answer = run({"merge", path("part1"), "--out", path("merged")}, "none");
+  EXPECT_EQ(answer.exit_code, kExitInfrastructure) << answer.out;
+  EXPECT_THAT(answer.out, HasSubstr("incomplete: shard 2/3 is missing; shard 3/3 is missing"));
+  EXPECT_EQ(run({"--resume", path("merged")}).exit_code, kExitUsage);
+  for (int shard : {2, 3}) run(joined(cases(7, fmt::format("part{}", shard)), {"--shard", fmt::format("{}/3", shard)}));
+  const Answer all = run({"merge", path("merged"), path("part1"), path("part2"), path("part3"), "--out", path("all")}, "none");
+  EXPECT_EQ(all.exit_code, kExitOk) << all.out;
+}
+
 TEST_F(Attnbench, APartThatHasNotEndedLeavesTheMergeIncomplete) {
   for (int shard : {1, 2}) run(joined(cases(7, fmt::format("part{}", shard)), {"--shard", fmt::format("{}/2", shard)}));
   const fs::path file = folder_ / "part2" / kResultsFile;

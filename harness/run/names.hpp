@@ -79,6 +79,7 @@ inline constexpr auto kNames<Dout> = std::to_array<Named<Dout>>(
 template <>
 inline constexpr auto kNames<Strides> = std::to_array<Named<Strides>>({{Strides::contiguous, "contiguous"},
                                                                        {Strides::transposed, "transposed"},
+                                                                       {Strides::v_transposed, "v_transposed"},
                                                                        {Strides::dout_transposed, "dout_transposed"},
                                                                        {Strides::stride0, "stride0"},
                                                                        {Strides::unaligned, "unaligned"},

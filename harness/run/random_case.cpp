@@ -164,8 +164,8 @@ Case random_case(uint64_t seed, uint64_t number) {
   c.dout = any_name(draws, Dout::normal);
   // far takes gigabytes.
   if (draws.one_in(3))
-    c.strides =
-        draws.of({Strides::contiguous, Strides::transposed, Strides::dout_transposed, Strides::stride0, Strides::unaligned});
+    c.strides = draws.of({Strides::contiguous, Strides::transposed, Strides::v_transposed, Strides::dout_transposed,
+                          Strides::stride0, Strides::unaligned});
   c.seed = draws.one_in(8) ? draws.bits() : draws.bits() >> 48;
   keep_small(draws, c.problem);
   c.metadata.timed = false;

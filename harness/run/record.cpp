@@ -256,6 +256,17 @@ void read_identity(const JsonReader& in, Record& record) {
   record.repro = in.text("repro");
 }
 
+/// Why a result cannot have passed, whatever it says; empty: it can.
+std::string why_not_passed(const Record& record) {
+  if (record.expect == Expect::must_throw) return "";  // nothing was computed
+  if (record.errors.empty()) return "no tensor of it was judged";
+  if (record.expect == Expect::must_differ) return "";
+  for (const auto& [tensor, errors] : record.errors)
+    for (const auto& [name, gate] : errors.gates)
+      if (gate.verdict == Gate::Verdict::fail) return fmt::format("gate {} of {} fails", name, tensor);
+  return "";
+}
+
 }  // namespace
 
 std::string_view name_of(Status status) {
@@ -366,6 +377,8 @@ Record record_from(const json& line) {
     for (const json& timing : in.array("other_regimes"))
       record.other_regimes.push_back(timing_from(JsonReader(timing, in.field("other_regimes"))));
   }
+  if (const std::string why = why_not_passed(record); record.status == Status::passed && !why.empty())
+    throw std::runtime_error(fmt::format("{}: it says passed, and {}", in.field("status"), why));
   if (record.time && record.status != Status::passed)
     throw std::runtime_error(fmt::format("{}: a result that is {} has no time", in.field("time"), name_of(record.status)));
   if (!record.time && !record.other_regimes.empty())

@@ -101,6 +101,23 @@ TEST(Record, LeavesOutTheTimeOfWhatDidNotPass) {
   EXPECT_THAT(why_not_a_record(to_line(record)), HasSubstr("a result that is failed has no time"));
 }
 
+/// Of a status that the rest of the line speaks against.
+TEST(Record, AContradictionIsRefused) {
+  Record record = full_record();
+  EXPECT_EQ(why_not_a_record(to_line(record)), "it was read") << "a case that has to differ passes by a gate that fails";
+  record.expect = Expect::equal;
+  EXPECT_EQ(why_not_a_record(to_line(record)), "result.status: it says passed, and gate z of dq fails");
+  record.errors["dq"].gates["z"].verdict = Gate::Verdict::pass;
+  EXPECT_EQ(why_not_a_record(to_line(record)), "it was read");
+  record.errors.clear();
+  for (const Expect judged : {Expect::equal, Expect::must_differ}) {
+    record.expect = judged;
+    EXPECT_EQ(why_not_a_record(to_line(record)), "result.status: it says passed, and no tensor of it was judged");
+  }
+  record.expect = Expect::must_throw;
+  EXPECT_EQ(why_not_a_record(to_line(record)), "it was read") << "what throws computes nothing";
+}
+
 TEST(Record, ReadsAWindowOfACpuAndOneThatDoesNotSayHowManyCallsASampleHas) {
   json line = to_line(full_record());
   json& window = line["time"]["windows"]["op"];

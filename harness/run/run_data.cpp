@@ -42,6 +42,7 @@ void read_environment(const nlohmann::json& environment, RunData& run) {
     }
   }
   if (in.has("gated")) run.gated = in.array("gated").get<std::vector<std::string>>();
+  run.gates_nothing = in.has("gate") ? in.text("gate") == "none" : run.gated.empty();  // runs of old do not say
   if (in.has("not_on_device")) in.array("not_on_device").get_to(run.not_on_device[kind]);
 }
 
@@ -79,8 +80,8 @@ void set_canaries_aside(RunData& run) {
 }
 
 /// What to do about a run that has not ended. A selftest, a fuzz, … (the first word) cannot go on.
-std::string how_to_end(const fs::path& folder, const RunData& run, bool is_merged) {
-  if (is_merged) return "resume the parts that have not ended, and merge again";
+std::string how_to_end(const fs::path& folder, const RunData& run) {
+  if (run.is_merged) return "resume the parts that have not ended, and merge again";
   const std::vector<std::string>& words = run.headers.front().argv;
   const std::string command = words.size() > 1 && !words[1].starts_with('-') ? words[1] : "run";
   return command == "run" ? fmt::format("attnbench --resume {} goes on with it", folder.string())
@@ -98,17 +99,17 @@ void look_for_gaps(const fs::path& folder, RunData& run) {
     most = std::max(most, runs.is_number_unsigned() ? runs.get<size_t>() : 0);
     is_open = header.environment.value("open_ended", nlohmann::json(false)) == true || (is_open && most == 0);
   }
+  run.is_merged = promised.size() > 1 || run.headers.front().environment.contains("merged");
   size_t all = 0;
   for (const auto& [shard, results] : promised) all += results;
-  const bool is_merged = promised.size() > 1;
   const size_t here = run.records.size() + run.canaries.size();
   if (here < all || is_open) {
     run.is_complete = false;
     run.warnings.push_back(fmt::format("{} results are here: the run has not ended; {}",
                                        is_open ? std::to_string(here) : fmt::format("{} of {}", here, all),
-                                       how_to_end(folder, run, is_merged)));
+                                       how_to_end(folder, run)));
   }
-  const int64_t count = is_merged ? promised.begin()->first.count : 1;  // one shard alone is whole
+  const int64_t count = run.is_merged ? promised.begin()->first.count : 1;  // who asked for one shard has it whole
   for (int64_t index = 1; index <= count; ++index) {
     if (count == 1 || promised.contains({index, count})) continue;
     run.is_complete = false;

@@ -35,8 +35,11 @@ struct RunData {
   /// environment.backends, by kind of device: what a backend declares depends on it. The last declaration of a name counts.
   std::map<std::string, std::vector<Declaration>> backends;
   std::vector<std::string> gated;  ///< backends whose red results decide the exit code: environment.gated, else `ours`
+  /// --gate none: that no backend is gated is what was asked for (environment.gate), and not for want of one that is ours.
+  bool gates_nothing = false;
   /// By kind of device: backends that have nothing for it and were left out. The last header of a kind counts.
   std::map<std::string, std::vector<std::string>> not_on_device;
+  bool is_merged = false;             ///< made by `attnbench merge` (environment.merged)
   bool is_complete = true;            ///< every result that the headers promise is here, of every shard
   std::vector<std::string> warnings;  ///< what is missing: the end of a run, a shard, a cut last line
 };

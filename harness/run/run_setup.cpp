@@ -87,6 +87,7 @@ nlohmann::json environment_of(const WorkerPool& pool, const Selection& selection
   environment["device"] = hello.device;
   const std::vector<Declaration> declarations = declarations_of(hello, selection);
   environment["backends"] = declarations;
+  environment["gate"] = gate;
   environment["gated"] = gated_backends(gate, declarations);
   if (selection.shard.count > 1) environment["shard"] = {{"index", selection.shard.index}, {"count", selection.shard.count}};
   environment["not_on_device"] = not_on_device(selection, hello.backends, hello.device);

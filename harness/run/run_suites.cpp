@@ -32,10 +32,9 @@ void remove_finished(std::vector<PlannedCase>& plan, const RunData& earlier) {
 /// A resume goes on with the run's own arguments, and what may be said anew.
 void take_options_of(const RunData& earlier, RunCommand& command) {
   const RunCommand again = std::move(command);
-  for (const RunHeader& header : earlier.headers)
-    if (shard_of(header) != shard_of(earlier.headers.front()))
-      throw RunError(fmt::format("{}: was merged from shards; resume those that have not ended, and merge them again",
-                                 again.resume.string()));
+  if (earlier.is_merged && shard_of(earlier.headers.front()).count > 1)
+    throw RunError(
+        fmt::format("{}: was merged from shards; resume those that have not ended, and merge them again", again.resume.string()));
   const std::vector<std::string>& words = earlier.headers.front().argv;
   const Command recorded = parse_command_line({words.begin() + (words.empty() ? 0 : 1), words.end()}, {});
   if (!std::holds_alternative<RunCommand>(recorded))

@@ -91,7 +91,7 @@ TEST(Alarms, EveryReasonHasAWord) {
   const std::vector<std::tuple<Status, std::string, std::string>> reasons{
       {Status::failed, "wrote to its input k", "input"},
       {Status::failed, "wrote 2 bytes before the start of a block (64 bytes) while it prepared the case", "memory"},
-      {Status::failed, "o lies in the memory of v: no call wrote it", "borrowed"},
+      {Status::failed, "o lies in the memory of v: every call writes new outputs", "borrowed"},
       {Status::failed, "left 1 thread to LibTorch, which had 2", "state"},
       {Status::failed, "dq is missing from the outputs", "form"},
       {Status::failed, "o has the shape [1], expected [2]", "form"},

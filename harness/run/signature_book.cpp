@@ -81,12 +81,15 @@ std::vector<Resemblance> resemblances(const SignatureBook& book, const Signature
   return sorted;
 }
 
+bool is_alike(const std::vector<Resemblance>& order) {
+  if (order.empty() || order.front().distance > kFurthestAlike) return false;
+  return order.front().distance <= kAlike || order.size() == 1 || order[1].distance - order[0].distance >= kAlone;
+}
+
 std::string to_text(const SignatureBook& book, const BookScore& score) {
-  const json score_json = {{"signatures", score.signatures},
-                           {"named_first", score.first},
-                           {"among_three", score.among_three},
-                           {"unknown", score.unknown},
-                           {"first_of_known", score.first_of_known}};
+  const json score_json = {{"signatures", score.signatures},         {"named_first", score.first},
+                           {"among_three", score.among_three},       {"unknown", score.unknown},
+                           {"first_of_known", score.first_of_known}, {"mistaken", score.mistaken}};
   std::string text =
       fmt::format("{{\"score\":{},\n\"defects\":{},\n\"signatures\":[\n", to_text(score_json), json(book.defects).dump(1));
   for (size_t i = 0; i < book.signatures.size(); ++i)
@@ -122,15 +125,17 @@ BookScore leave_one_line_out(const SignatureBook& all) {
       if (other != line) others.signatures.insert(others.signatures.end(), signatures.begin(), signatures.end());
     others = condense(others);
     for (const KnownSignature& known : left_out) {
-      const std::vector<Resemblance> order = resemblances(others, known.signature);
+      std::vector<Resemblance> order = resemblances(others, known.signature);
       const auto place = std::ranges::find(order, known.defect, &Resemblance::defect) - order.begin();
       if (place == std::ssize(order)) continue;
-      const bool is_known = order.front().distance <= kFurthestAlike;
+      const bool is_known = is_alike(order);
       ++score.signatures;
       score.first += place == 0;
       score.among_three += place < 3;
       score.unknown += !is_known;
       score.first_of_known += is_known && place == 0;
+      order.erase(order.begin() + place);
+      score.mistaken += is_alike(order);
     }
   }
   return score;

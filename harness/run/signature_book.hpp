@@ -37,10 +37,14 @@ struct Resemblance {
 /// All defects that the book knows in that pass, the nearest first.
 std::vector<Resemblance> resemblances(const SignatureBook& book, const Signature& signature);
 
-/// Beyond this distance nothing is said to be alike: see cases/README.md for how often the nearest is right within it.
-inline constexpr double kFurthestAlike = 4;
+/// Within the first distance the nearest is named; up to the second only where it is alone, the next being so much further: else
+/// mistakes that the book does not know are taken for one that it knows. cases/README.md has the numbers.
+inline constexpr double kAlike = 2, kFurthestAlike = 4, kAlone = 2;
 /// As near as the nearest, to people.
 inline constexpr double kAsNear = 0.5;
+
+/// The first of these (resemblances()) is near enough to be named.
+bool is_alike(const std::vector<Resemblance>& order);
 
 /// How often the book would be right about cases that it has not seen: each signature is compared with those of other lines alone
 /// (a line without its dtype), condensed without it.
@@ -50,6 +54,7 @@ struct BookScore {
   int64_t among_three = 0;     ///< among the first three
   int64_t unknown = 0;         ///< said to be like none
   int64_t first_of_known = 0;  ///< named first, of those that are not
+  int64_t mistaken = 0;        ///< said to be like another defect by a book from which their own is taken out
 };
 BookScore leave_one_line_out(const SignatureBook& all);
 

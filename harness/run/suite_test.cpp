@@ -297,6 +297,33 @@ TEST(Suites, GradientPairsEveryGeneratorWithTheCore) {
       EXPECT_TRUE(pairs.contains({fill, value})) << fill << " with " << value;
 }
 
+/// Each in a case that a CPU runs, too.
+TEST(Suites, EdgeHasWhatOtherSuitesDoNot) {
+  const std::map<std::string, bool (*)(const Case&)> wanted{
+      {"packed V laid out unlike K",
+       [](const Case& c) { return c.strides == Strides::v_transposed && c.problem.layout == Layout::packed; }},
+      {"padded V laid out unlike K",
+       [](const Case& c) { return c.strides == Strides::v_transposed && c.problem.layout == Layout::padded; }},
+      {"V laid out unlike K over many tiles",
+       [](const Case& c) { return c.strides == Strides::v_transposed && c.problem.lq >= 300; }},
+      {"a window with d=128", [](const Case& c) { return c.problem.window && c.problem.d == 128; }},
+      {"a window with d=256", [](const Case& c) { return c.problem.window && c.problem.d == 256; }},
+      {"a window with a group of three", [](const Case& c) { return c.problem.window && c.problem.hq == 3 * c.problem.hkv; }},
+      {"a window with more than 512 keys",
+       [](const Case& c) { return c.problem.window && sequence_lengths(c.problem, c.seed).max_k() > 512; }},
+      {"a scale below 0", [](const Case& c) { return c.problem.softmax_scale() < 0; }},
+      {"top_left with more than eight sequences",
+       [](const Case& c) { return c.problem.align == Align::top_left && c.problem.mask == Mask::causal && c.problem.b > 8; }},
+      {"more than 4200 keys", [](const Case& c) { return sequence_lengths(c.problem, c.seed).max_k() > 4200; }},
+      {"causal with d=16", [](const Case& c) { return c.problem.mask == Mask::causal && c.problem.d == 16; }},
+  };
+  const Suite edge = load_suite("edge");
+  for (const auto& [what, holds] : wanted)
+    EXPECT_TRUE(std::ranges::any_of(edge.cases, [&](const SuiteCase& entry) {
+      return entry.c.metadata.device != DeviceKind::cuda && holds(entry.c);
+    })) << what;
+}
+
 std::string readme() {
   std::stringstream text;
   text << std::ifstream(fs::path(ATTNBENCH_SOURCE_DIR) / "cases" / "README.md").rdbuf();

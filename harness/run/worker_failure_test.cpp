@@ -46,6 +46,9 @@ TEST_F(Attnbench, EveryEndOfAWorkerIsSaid) {
       {"hang", "0.5 s of silence"},
       {"trickle", "0.5 s of silence"},
       {"other-case", "got \"attention d=64 lq=99\""},
+      {"pass-unjudged", "result.status: it says passed, and no tensor of it was judged"},
+      {"pass-failing", "result.status: it says passed, and gate rms of o fails"},
+      {"expect-otherwise", "result.expect: the case says equal, got must_throw"},
       {"forget", "without a result"}};
   for (const auto& [behaviour, sentence] : ends) {
     SCOPED_TRACE(behaviour);

@@ -134,13 +134,11 @@ void add(Spending& sum, const Spending& more) {
     sum.fastest_call_s = sum.fastest_call_s > 0 ? std::min(sum.fastest_call_s, more.fastest_call_s) : more.fastest_call_s;
 }
 
-/// Which of the outputs lies in memory of something else that is held; empty: none. Every call writes new outputs.
-std::string borrowed(const Outputs& outputs, const NamedTensors& held) {
-  for (const auto& [name, tensor] : named_tensors(outputs))
-    for (const auto& [other, memory] : held)
-      if (tensor.numel() > 0 && tensor.storage().data() == memory.storage().data())
-        return fmt::format("{} lies in the memory of {}: no call wrote it", name, other);
-  return "";
+/// In memory that no backend knows.
+Outputs copies_of(Outputs outputs) {
+  for (at::Tensor* tensor : {&outputs.o, &outputs.lse, &outputs.dq, &outputs.dk, &outputs.dv, &outputs.kept})
+    if (tensor->defined()) *tensor = tensor->clone();
+  return outputs;
 }
 
 }  // namespace
@@ -227,12 +225,13 @@ void Attempt::prepare_and_judge() {
   announce_(*this, "run");
   WatchedRun watched = run_watched(*run_, record_.pass, inputs());
   announce_(*this, "judge");
-  outputs_ = std::move(watched.outputs);
+  handed_out_ = std::move(watched.handed_out);
+  outputs_ = copies_of(handed_out_);
   record_.memory = watched.memory;
   if (record_.expect == Expect::must_throw) return;
   record_.oracle = name_of(oracle_for(backend_.declaration(), data_.test_case(), device_));
   settle(record_, judge_first());
-  if (watched.misconduct.empty()) watched.misconduct = borrowed(outputs_, named_tensors(inputs().get()));
+  if (watched.misconduct.empty()) watched.misconduct = borrowed(handed_out_, named_tensors(inputs().get()));
   if (!watched.misconduct.empty()) return end(Status::failed, watched.misconduct);
   if (record_.status == Status::passed && record_.expect == Expect::equal) judge_mirrored();
   if (record_.status == Status::passed && record_.expect == Expect::equal && data_.test_case().metadata.repeats > 0) repeat();
@@ -277,7 +276,8 @@ void Attempt::dump(const std::filesystem::path& root) {
 void Attempt::judge_mirrored() {
   announce_(*this, "run again");
   const WatchedRun mirrored = run_watched(*run_, record_.pass, inputs(), Call::mirrored);
-  const std::string reason = mirrored.misconduct.empty() ? wrong(mirrored.outputs) : mirrored.misconduct;
+  std::string reason = mirrored.misconduct.empty() ? wrong(mirrored.outputs) : mirrored.misconduct;
+  if (reason.empty()) reason = borrowed(mirrored.handed_out, held());
   repeats_ = repeated(outputs_, mirrored.outputs);
   if (!reason.empty()) end(Status::failed, fmt::format("called again with {}: {}", mirror_of(record_.pass), reason));
 }
@@ -287,7 +287,7 @@ void Attempt::hold_bits(const char* stage, const std::function<std::string(BitAu
   announce_(*this, stage);
   take_overruns();
   const ProcessState state;
-  BitAudit audit({backend_, device_, data_.test_case(), record_.pass, inputs(), *run_, outputs_},
+  BitAudit audit({backend_, device_, data_.test_case(), record_.pass, inputs(), *run_, outputs_, held()},
                  [this, stage] { announce_(*this, stage); });
   std::string reason = body(audit);
   record_.invariance = audit.results();
@@ -321,8 +321,9 @@ void Attempt::audit(int64_t repeats) {
   constexpr int64_t kDisturbedRepeats = 8;  // on a CPU twice each number of threads
   guarded([&] {
     hold_bits("audit", [&](BitAudit& audit) -> std::string {
-      audit.repeat(repeats, nullptr, {});
-      audit.repeat(kDisturbedRepeats, make_disturbance(device_).get(), {});
+      if (std::string reason = audit.repeat(repeats, nullptr, {}); !reason.empty()) return reason;
+      if (std::string reason = audit.repeat(kDisturbedRepeats, make_disturbance(device_).get(), {}); !reason.empty())
+        return reason;
       audit.regroup();
       for (const Invariance& i : audit.results())
         if (i.promised && i.outcome == Invariance::Outcome::differs)
@@ -362,6 +363,7 @@ Outputs Attempt::last_of_series(size_t index) const {
 
 /// The series that ended: an output that used to repeat and did not is judged.
 void Attempt::look_at_series(size_t index) {
+  if (!series_[index].last.o.defined() || !wrong_while_timed_.empty()) return;
   const Outputs last = last_of_series(index);
   const std::vector<std::string> again = repeated(outputs_, last);
   const bool as_before =
@@ -372,12 +374,14 @@ void Attempt::look_at_series(size_t index) {
   repeats_ = again;
 }
 
-/// Gives V or dO new signs, after a look at what the last call of the series before left.
-void Attempt::begin_series(size_t index) {
-  if (series_[index].last.o.defined() && wrong_while_timed_.empty()) look_at_series(index);
+/// Gives V or dO other signs than the sample before had.
+void Attempt::change_signs(size_t index) {
   SealedInputs::HeadSigns signs(size_t(data_.test_case().problem.hkv));
-  for (size_t head = 0; head < signs.size(); ++head) signs[head] = random_signs_() & 1;
-  if (inputs().get().v.stride(-2) == 0) signs.assign(signs.size(), signs.front());
+  const bool share_memory = inputs().get().v.stride(-2) == 0;
+  do {
+    for (size_t head = 0; head < signs.size(); ++head) signs[head] = random_signs_() & 1;
+    if (share_memory) signs.assign(signs.size(), signs.front());
+  } while (signs == series_[index].signs);
   const bool is_forward = record_.pass == Pass::forward;
   inputs().negate_heads(is_forward ? signs : SealedInputs::HeadSigns(), is_forward ? SealedInputs::HeadSigns() : signs);
   series_[index].signs = std::move(signs);
@@ -392,9 +396,9 @@ std::vector<Operation> Attempt::operations() {
                           [this, i] { series_[i].last = call_window(i); },
                           [this, i] {
                             announce_(*this, "time");
-                            begin_series(i);
+                            look_at_series(i);
                           },
-                          i == 0});
+                          i == 0, [this, i] { change_signs(i); }});
   return operations;
 }
 
@@ -417,6 +421,13 @@ void Attempt::take_times(const std::vector<Measured>& measured, uint64_t order_s
   record_.other_regimes.assign(std::next(timings.begin()), timings.end());
 }
 
+/// What was handed to the backend or by it, and is held: no later call may return memory of these.
+NamedTensors Attempt::held() const {
+  NamedTensors tensors = named_tensors(inputs().get());
+  for (const auto& [name, tensor] : named_tensors(handed_out_)) tensors.emplace_back(name + " of an earlier call", tensor);
+  return tensors;
+}
+
 /// Why `outputs` are not right; empty: they are. Those that equal the judged ones need no new judgement.
 std::string Attempt::wrong(const Outputs& outputs) const {
   if (same_values(outputs, outputs_)) return "";
@@ -426,19 +437,21 @@ std::string Attempt::wrong(const Outputs& outputs) const {
 
 void Attempt::judge_again() {
   guarded([this] {
-    NamedTensors earlier = named_tensors(inputs().get());
-    for (auto& [name, tensor] : named_tensors(outputs_)) earlier.emplace_back(name + " of an earlier call", tensor);
+    NamedTensors earlier = held();
     if (!wrong_while_timed_.empty()) return end(Status::failed, wrong_while_timed_);
     for (size_t i = 0; i < series_.size(); ++i) {
-      if (const std::string held = borrowed(series_[i].last, earlier); !held.empty())
-        return end(Status::failed, fmt::format("the last timed call of {}: {}", run_->windows[i].name, held));
+      if (const std::string found = borrowed(series_[i].last, earlier); !found.empty())
+        return end(Status::failed, fmt::format("the last timed call of {}: {}", run_->windows[i].name, found));
       const std::string timed = wrong(last_of_series(i));
       if (timed.empty()) continue;
       return end(Status::failed, fmt::format("the last timed call of {} gave another result: {}", run_->windows[i].name, timed));
     }
+    for (const Series& series : series_)
+      for (const auto& [name, tensor] : named_tensors(series.last)) earlier.emplace_back(name + " of a timed call", tensor);
     announce_(*this, "run after timing");
     const WatchedRun again = run_watched(*run_, record_.pass, inputs());
-    const std::string reason = again.misconduct.empty() ? wrong(again.outputs) : again.misconduct;
+    std::string reason = again.misconduct.empty() ? wrong(again.outputs) : again.misconduct;
+    if (reason.empty()) reason = borrowed(again.handed_out, earlier);
     if (!reason.empty()) return end(Status::failed, "judged again after timing: " + reason);
     if (backend_.declaration().capabilities.deterministic && !same_bits(again.outputs, outputs_))
       return end(Status::failed, "declares that it is deterministic, and gave other bits when it was judged again after timing");

@@ -70,9 +70,10 @@ class Attempt {
   void hold_bits(const char* stage, const std::function<std::string(BitAudit&)>& body);
   void repeat();
   Outputs call_window(size_t window);
-  void begin_series(size_t window);
   void look_at_series(size_t window);
+  void change_signs(size_t window);
   Outputs last_of_series(size_t window) const;
+  NamedTensors held() const;
 
   const Backend& backend_;
   const Device& device_;
@@ -81,16 +82,17 @@ class Attempt {
   Record record_;
   Inputs lent_;  ///< what the backend got; `run_` refers to it
   std::optional<Run> run_;
-  Outputs outputs_;
+  Outputs outputs_;     ///< of the judged call: copies, which no later call can reach
+  Outputs handed_out_;  ///< the tensors that the judged call returned: held, so that no later one gets their memory anew
   std::vector<std::string> repeats_;  ///< names of the outputs that a second call gave again, value by value
 
-  /// The series of timed calls of a window. Each series has other signs in the heads of V (forward) or dO (backward): who hands
-  /// out what an earlier series computed is seen.
+  /// The timed calls of a window. Each sample has other signs in the heads of V (forward) or dO (backward): who hands out what an
+  /// earlier sample computed is seen, and who keeps results by the contents of the inputs computes anew.
   struct Series {
-    Outputs last;  ///< of its last call, which had these signs
+    Outputs last;  ///< of the last call, which had these signs
     SealedInputs::HeadSigns signs;
   };
-  std::vector<Series> series_;  ///< by window: the last one
+  std::vector<Series> series_;  ///< by window
   std::string wrong_while_timed_;
   std::mt19937_64 random_signs_;
 };

@@ -142,6 +142,8 @@ std::string BitAudit::compare_call(const Disturbance::Condition& condition, cons
 }
 
 std::string BitAudit::repeat(int64_t calls, Disturbance* disturbance, const Objection& objection) {
+  NamedTensors held = judged_.held;
+  const size_t judged = held.size();
   for (int64_t call = 0; call < calls; ++call) {
     announce_if_due();
     const Disturbance::Condition condition = disturbance ? disturbance->before_call(call) : Disturbance::Condition{};
@@ -149,7 +151,10 @@ std::string BitAudit::repeat(int64_t calls, Disturbance* disturbance, const Obje
         fmt::format("repeat {} of {}{}{}", call + 1, calls, condition.text.empty() ? "" : ", ", condition.text);
     const Outputs outputs =
         run_again(judged_.run, judged_.pass, judged_.inputs, disturbance ? disturbance->delay() : std::function<void()>());
+    if (const std::string found = borrowed(outputs, held); !found.empty()) return fmt::format("{}: {}", where, found);
     if (std::string objected = compare_call(condition, where, outputs, objection); !objected.empty()) return objected;
+    held.resize(judged);
+    for (const auto& [name, tensor] : named_tensors(outputs)) held.emplace_back(name + " of the call before", tensor);
   }
   return "";
 }

@@ -21,6 +21,7 @@ struct JudgedRun {
   SealedInputs& inputs;
   const Run& run;
   const Outputs& outputs;  ///< of the judged call, well-formed
+  NamedTensors held;       ///< in whose memory no call may return an output
 };
 
 class BitAudit {
@@ -32,7 +33,7 @@ class BitAudit {
   using Objection = std::function<std::string(const Invariance& difference, const Outputs& outputs)>;
 
   /// As many calls, each into fresh memory full of NaN, in the conditions of `disturbance` (null: as they are). Compared where
-  /// the outputs are. Ends with the first objection, and returns it.
+  /// the outputs are. Ends with the first objection, or an output in memory that is held, and returns it.
   std::string repeat(int64_t calls, Disturbance* disturbance, const Objection& objection);
 
   /// The relations alone, order and packing. An exception of the backend passes through.

@@ -262,6 +262,33 @@ TEST_F(BitAuditTest, ARaceNotesOtherBitsThatNobodyPromisedAndFailsWrongOnes) {
   }
 }
 
+/// From call 3 on: the judged and the mirrored one are as they should be. Zeros in what is held would equal zeros.
+TEST_F(BitAuditTest, TheSameMemoryInEveryRepeatIsSeenAndWhatWasJudgedStays) {
+  const auto kept_from_call_3 = [](int call, const Inputs&, Outputs& outputs) {
+    static at::Tensor kept;
+    if (call < 3) return;
+    if (call == 3) kept = outputs.o;
+    outputs.o = kept;
+  };
+  const auto writes_to_the_judged = [](int call, const Inputs&, Outputs& outputs) {
+    static at::Tensor judged;
+    if (call == 1) judged = outputs.o;
+    if (call < 3) return;
+    judged.zero_();
+    outputs.o.zero_();
+  };
+  add("one tensor", kept_from_call_3);
+  add("zeros", writes_to_the_judged);
+  for (const Answers& answers : {race(Pass::forward), audit(Pass::forward)}) {
+    EXPECT_EQ(answers.records.at(0).status, Status::failed);
+    EXPECT_THAT(answers.records.at(0).reason, HasSubstr("repeat 2 of"));
+    EXPECT_THAT(answers.records.at(0).reason, HasSubstr("o lies in the memory of o of the call before"));
+    EXPECT_EQ(answers.records.at(1).status, Status::failed);
+    EXPECT_THAT(answers.records.at(1).reason, HasSubstr("repeat 1 of"));
+    EXPECT_THAT(answers.records.at(1).reason, HasSubstr("o differs in 3072 of 3072 elements"));
+  }
+}
+
 TEST_F(BitAuditTest, AnElementThatOneCallDoesNotWriteIsSeen) {
   add_declared(
       "lazy now and then", [](Capabilities& can) { can.deterministic = false; },

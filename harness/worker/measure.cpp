@@ -67,11 +67,15 @@ struct Sampled {
   Series series;
   bool retake = false;  ///< its last round does not count
 
+  Sample sample(bool hold) {
+    if (operation->vary) operation->vary();
+    return sampler->sample(operation->call, calls_per_sample, hold);
+  }
   Sample sample() {
-    const Sample sample = sampler->sample(operation->call, calls_per_sample, expired_holds < kMaxExpiredHolds);
-    if (!sample.hold_expired) return sample;
+    const Sample held = sample(expired_holds < kMaxExpiredHolds);
+    if (!held.hold_expired) return held;
     ++expired_holds;
-    return sampler->sample(operation->call, calls_per_sample, false);
+    return sample(false);
   }
 };
 
@@ -80,7 +84,7 @@ void calibrate(Sampled& sampled) try {
   const Sampler::Grain grain = sampled.sampler->grain();
   sampled.sampler->settle();  // before it is announced: the last to be announced is the one that is blamed
   sampled.operation->announce();
-  sampled.sampler->sample(sampled.operation->call, 1, false);  // whatever a first call builds or loads waits for the device
+  sampled.sample(false);  // whatever a first call builds or loads waits for the device
   for (;;) {
     const Clock::time_point start = Clock::now();
     const int expired_holds = sampled.expired_holds;

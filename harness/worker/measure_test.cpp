@@ -118,6 +118,19 @@ TEST(Measure, AnOperationThatThrowsHasNoTimeAndTheOthersHave) {
   EXPECT_GE(time_of(measured[2]).rounds.size(), 10u);
 }
 
+/// Also while it is calibrated, so that a call whose result is at hand does not seem short.
+TEST(Measure, BeforeEachSampleItGetsOtherInputsUntimed) {
+  for (const double call_us : {600.0, 20.0}) {
+    int varied = 0, calls_since = 0, most_calls = 0;
+    Operation varying = operation("a", [&] { most_calls = std::max(most_calls, ++calls_since), spin_us(call_us); });
+    varying.vary = [&] { ++varied, calls_since = 0, spin_us(2000); };
+    const WindowTime time = time_of(measure({varying}, quick(), kCpu)[0]);
+    EXPECT_LT(time.median_us, 1500);
+    EXPECT_GT(varied, time.n);
+    EXPECT_EQ(most_calls, time.calls_per_sample);
+  }
+}
+
 TEST(Measure, PrintsNothing) {
   testing::internal::CaptureStdout();
   measure({operation("a", [] { spin_us(250); })}, quick(), kCpu);

@@ -1,7 +1,14 @@
 // Backends that write where they must not, hand out what they did not compute, or leave something behind.
+#include <algorithm>
+#include <atomic>
+#include <chrono>
 #include <cstring>
 #include <map>
+#include <thread>
 #include <utility>
+#include <vector>
+
+#include <immintrin.h>
 
 #include <ATen/Parallel.h>
 #include <ATen/ops/empty.h>
@@ -9,6 +16,7 @@
 #include <gtest/gtest.h>
 
 #include "harness/attention/emulator.hpp"
+#include "harness/worker/every_thread.hpp"
 #include "harness/worker/test_run_case.hpp"
 
 namespace attnbench {
@@ -128,6 +136,33 @@ TEST_F(RunCase, AResultRememberedByWhatTheInputsHoldIsCaught) {
   }
 }
 
+std::vector<char> contents(const at::Tensor& t) {
+  return {bytes_of_tensor(t), bytes_of_tensor(t) + t.nbytes()};
+}
+
+/// Keeps its result by the contents of the inputs: right in every call, and the time of a hit would be one of nothing.
+TEST_F(RunCase, WhoKeepsResultsByTheContentsOfTheInputsComputesInEverySample) {
+  for (const Pass pass : {Pass::forward, Pass::backward})
+    for (const char* heads : {"hq=4 hkv=2", "hq=1"}) {
+      std::vector<bool> hits;
+      bench.backends.clear();
+      add("by contents",
+          [&, known = std::pair<std::vector<char>, std::vector<char>>()](int, const Inputs& inputs, Outputs& outputs) mutable {
+            if (outputs.o.defined() == (pass == Pass::backward)) return;
+            const auto now = std::pair(contents(inputs.v), contents(inputs.dout));
+            hits.push_back(now == known);
+            if (now == known) return;
+            known = now;
+            std::this_thread::sleep_for(std::chrono::milliseconds(1));  // a sample of its own
+          });
+      const Record r = run(pass, fmt::format("attention {} lq=24 d=16", heads), false).records.at(0);
+      EXPECT_EQ(r.status, Status::passed) << r.reason;
+      // The judged call, the mirrored one and an untimed one come before; after them the inputs are as drawn, and mirrored.
+      ASSERT_GT(hits.size(), 15u);
+      EXPECT_EQ(std::count(hits.begin() + 3, hits.end() - 2, true), 0) << name_of(pass) << " " << heads;
+    }
+}
+
 TEST_F(RunCase, ASecondBackwardOfOneForwardIsComputedAnew) {
   add("once a forward", [gradients = Outputs()](int, const Inputs&, Outputs& outputs) mutable {
     if (outputs.o.defined()) {
@@ -192,7 +227,36 @@ TEST_F(RunCase, AnInputHandedOutAsAnOutputIsCaught) {
   });
   const Record r = run(Pass::forward, "attention hq=2 lq=1 d=16").records.at(0);
   EXPECT_EQ(r.status, Status::failed);
-  EXPECT_EQ(r.reason, "o lies in the memory of v: no call wrote it");
+  EXPECT_EQ(r.reason, "o lies in the memory of v: every call writes new outputs");
+}
+
+/// The same tensor in every call from `from` on, with what the call computed, or with zeros.
+FakeBackend::Tamper same_memory(int from, bool zeros) {
+  return [from, zeros, kept = Outputs()](int call, const Inputs&, Outputs& outputs) mutable {
+    for (const auto tensor : {&Outputs::o, &Outputs::lse, &Outputs::dq, &Outputs::dk, &Outputs::dv}) {
+      at::Tensor& ours = kept.*tensor;
+      if (call < from || !(outputs.*tensor).defined()) continue;
+      if (!ours.defined()) ours = (outputs.*tensor).clone();
+      ours.copy_(outputs.*tensor);
+      if (zeros && call > from + 1) ours.zero_();
+      outputs.*tensor = ours;
+    }
+  };
+}
+
+TEST_F(RunCase, OneTensorForTheResultsOfAllCallsIsCaught) {
+  add("one tensor", same_memory(1, false));
+  add("one tensor while timed", same_memory(5, false));
+  for (const Pass pass : {Pass::forward, Pass::backward}) {
+    const Answers answers = run(pass, kCase, false);
+    for (const Record& r : answers.records) {
+      EXPECT_EQ(r.status, Status::failed) << r.backend;
+      EXPECT_THAT(r.reason, HasSubstr("every call writes new outputs")) << r.backend;
+      EXPECT_FALSE(r.time);
+    }
+    EXPECT_THAT(answers.records.at(0).reason, StartsWith("called again with "));
+    EXPECT_THAT(answers.records.at(1).reason, StartsWith("judged again after timing: "));
+  }
 }
 
 TEST_F(RunCase, OtherStridesOfAnInputHarmWhoMadeThemAlone) {
@@ -215,6 +279,32 @@ TEST_F(RunCase, AnotherNumberOfThreadsLeftBehindWhileTimedIsCaughtAndPutBack) {
   EXPECT_THAT(r.reason, HasSubstr("threads to LibTorch"));
   EXPECT_FALSE(r.time);
   EXPECT_EQ(at::get_num_threads(), before);
+}
+
+/// In a thread of the pool that is not the calling one: what LibTorch computes there is wrong in its last bits from then on.
+TEST_F(RunCase, AnotherRoundingLeftInAThreadOfThePoolIsCaughtAndPutBack) {
+  const int before = at::get_num_threads();
+  at::set_num_threads(2);
+  const auto leave = [](unsigned bits) {
+    on_every_thread([caller = std::this_thread::get_id(), bits] {
+      if (std::this_thread::get_id() != caller) _mm_setcsr(bits);
+    });
+  };
+  add("rounds to zero", [&](int call, const Inputs&, Outputs&) {
+    if (call == 1) leave(_mm_getcsr() | _MM_ROUND_TOWARD_ZERO);
+  });
+  add("flushes while timed", [&](int call, const Inputs&, Outputs&) {
+    if (call == 4) leave(_mm_getcsr() | _MM_FLUSH_ZERO_ON);
+  });
+  const Answers answers = run(Pass::forward, kCase, false);
+  EXPECT_EQ(answers.records.at(0).reason,
+            "left the processor with another rounding, or another treatment of subnormals, in 1 of 2 threads");
+  EXPECT_THAT(answers.records.at(1).reason, HasSubstr("timed together left the processor with another rounding"));
+  for (const Record& r : answers.records) EXPECT_EQ(r.status, Status::failed) << r.backend;
+  std::atomic<int> others = 0;
+  on_every_thread([&] { others += (_mm_getcsr() & (_MM_ROUND_MASK | _MM_FLUSH_ZERO_MASK)) != 0; });
+  EXPECT_EQ(others, 0);
+  at::set_num_threads(before);
 }
 
 TEST_F(RunCase, AnotherNumberOfThreadsLeftBehindIsCaughtAndPutBack) {

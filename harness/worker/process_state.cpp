@@ -1,8 +1,12 @@
 #include "harness/worker/process_state.hpp"
 
+#include <atomic>
+
 #include <ATen/Parallel.h>
 #include <c10/core/GradMode.h>
 #include <fmt/format.h>
+
+#include "harness/worker/every_thread.hpp"
 
 #ifdef __x86_64__
 #include <immintrin.h>
@@ -26,6 +30,17 @@ unsigned arithmetic() {
 void set_arithmetic(unsigned) {}
 #endif
 
+/// Gives every thread of LibTorch's pool, the calling one among them, this arithmetic; how many had another one.
+int set_arithmetic_of_pool(unsigned bits) {
+  std::atomic<int> others = 0;
+  on_every_thread([&] {
+    if (arithmetic() == bits) return;
+    ++others;
+    set_arithmetic(bits);
+  });
+  return others;
+}
+
 }  // namespace
 
 ProcessState::ProcessState()
@@ -41,10 +56,9 @@ std::string ProcessState::restore() const {
     left = "left the recording of gradients switched " + std::string(records_gradients_ ? "off" : "on");
     c10::GradMode::set_enabled(records_gradients_);
   }
-  if (arithmetic() != arithmetic_) {
-    left = "left the processor with another rounding, or another treatment of subnormals";
-    set_arithmetic(arithmetic_);
-  }
+  if (const int others = set_arithmetic_of_pool(arithmetic_); others > 0)
+    left = fmt::format("left the processor with another rounding, or another treatment of subnormals, in {} of {} threads",
+                       others, threads_);
   return left;
 }
 

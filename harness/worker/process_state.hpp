@@ -1,11 +1,13 @@
-// What a backend shares with everybody else in the process, and must leave as it found it.
+// What a backend shares with everybody else in the process, and must leave as it found it. Threads of LibTorch's pool live on
+// between calls: one that rounds otherwise changes what the next backend computes.
 #pragma once
 
 #include <string>
 
 namespace attnbench {
 
-/// LibTorch's number of threads, whether it records gradients, and how the processor rounds and treats subnormals.
+/// LibTorch's number of threads, whether it records gradients, and how the calling thread and those of LibTorch's pool round and
+/// treat subnormals.
 class ProcessState {
  public:
   /// As it is now.
@@ -17,7 +19,7 @@ class ProcessState {
  private:
   int threads_;
   bool records_gradients_;
-  unsigned arithmetic_;  ///< MXCSR without its flags of past exceptions; 0 on other processors than x86
+  unsigned arithmetic_;  ///< of the calling thread: MXCSR without its flags of past exceptions; 0 on other processors than x86
 };
 
 }  // namespace attnbench

@@ -203,6 +203,23 @@ TEST_F(RunCase, PaddedCasesPassWithPoison) {
     }
 }
 
+TEST_F(RunCase, AVThatIsReadByTheStridesOfKIsSeenWhereVAloneIsTransposed) {
+  for (const auto& [strides, expected] : {std::pair("contiguous", Status::passed), std::pair("transposed", Status::passed),
+                                          std::pair("v_transposed", Status::failed)}) {
+    const std::string line = fmt::format("attention hq=4 hkv=2 lq=24 d=16 strides={}", strides);
+    Declaration declaration = fake_declaration("strides of K");
+    declaration.capabilities.strides = {Strides::contiguous, Strides::transposed, Strides::v_transposed};
+    bench.backends.clear();
+    bench.backends.push_back(std::make_unique<FakeBackend>(declaration, [&](int, const Inputs& inputs, Outputs& outputs) {
+      Inputs read = inputs;
+      read.v = inputs.v.as_strided(inputs.v.sizes(), inputs.k.strides(), 0);
+      outputs.o = emulate(parse_case(line), read, declaration.profile, Conventions::EmptyRow::zero).o;
+    }));
+    const Record r = run(Pass::forward, line).records.at(0);
+    EXPECT_EQ(r.status, expected) << strides << ": " << r.reason;
+  }
+}
+
 TEST_F(RunCase, TheFirstWindowOfAPaddedCaseIsJudgedToo) {
   const std::string line = "attention hq=4 hkv=2 lens=24+9 d=16 dtype=bf16 layout=padded";
   add("right").tamper_with_op = [](Outputs&) {};

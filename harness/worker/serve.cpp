@@ -98,6 +98,7 @@ Hello make_hello(const Bench& bench) {
   for (const auto& backend : bench.backends) hello.backends.push_back(backend->declaration());
   for (const auto& layer : bench.layers) hello.backends.push_back(layer->declaration());
   hello.environment = environment();
+  hello.environment["calibration"] = identity_of(bench.calibration);
   if (bench.device.kind == "cuda") hello.environment["gpu"] = gpu_environment(bench.device);
   return hello;
 }

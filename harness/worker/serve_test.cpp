@@ -50,6 +50,7 @@ TEST(Serve, HelloThenStagesResultAndDone) {
   ASSERT_EQ(replies.size(), 7u);
   EXPECT_EQ(replies[0]["hello"].get<Hello>().backends.at(0).name, "honest");
   EXPECT_TRUE(replies[0]["hello"]["environment"]["torch"]["version"].is_string());
+  EXPECT_EQ(replies[0]["hello"]["environment"]["calibration"], identity_of(judge_test::calibration_of_cpu()));
   EXPECT_EQ(replies[1]["stage"]["stage"], "prepare");
   EXPECT_EQ(replies[2]["stage"]["stage"], "run");
   EXPECT_EQ(replies[3]["stage"]["stage"], "judge");

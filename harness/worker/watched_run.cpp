@@ -31,8 +31,12 @@ std::string name_of_block(const Overrun& overrun, const Inputs& inputs, const Ou
   return "a block that it allocated";
 }
 
-Outputs negated(Outputs outputs) {
-  for (at::Tensor* tensor : {&outputs.o, &outputs.dq, &outputs.dk, &outputs.dv})
+/// What a plain call would have returned, from what a call returned.
+Outputs as_plain(Outputs outputs, Pass pass, Call call) {
+  if (call == Call::plain) return outputs;
+  const std::vector<at::Tensor*> negative =
+      pass == Pass::forward ? std::vector{&outputs.o} : std::vector{&outputs.dq, &outputs.dk, &outputs.dv};
+  for (at::Tensor* tensor : negative)
     if (tensor->defined()) *tensor = tensor->neg();
   return outputs;
 }
@@ -45,16 +49,16 @@ Outputs timed(const std::function<Outputs()>& function) {
 Outputs forward(const Window& window, const SealedInputs& inputs, Call call) {
   if (call == Call::plain) return timed(window.forward);
   const SealedInputs::Negated values(inputs, &Inputs::v);
-  return negated(timed(window.forward));
+  return timed(window.forward);
 }
 
 Outputs backward(const Window& window, const SealedInputs& inputs, Call call) {
   if (call == Call::plain) return timed(window.backward);
   const SealedInputs::Negated gradients(inputs, &Inputs::dout);
-  return negated(timed(window.backward));
+  return timed(window.backward);
 }
 
-/// `look` is called between a forward and its backward.
+/// What the calls returned. `look` is called between a forward and its backward.
 Outputs call_last_window(const Run& run, Pass pass, const SealedInputs& inputs, Call call, const std::function<void()>& look) {
   const Window& window = run.windows.back();
   const WholeCall whole;
@@ -70,10 +74,18 @@ Outputs call_last_window(const Run& run, Pass pass, const SealedInputs& inputs, 
 
 }  // namespace
 
+std::string borrowed(const Outputs& outputs, const NamedTensors& held) {
+  for (const auto& [name, tensor] : named_tensors(outputs))
+    for (const auto& [other, memory] : held)
+      if (tensor.numel() > 0 && tensor.storage().data() == memory.storage().data())
+        return fmt::format("{} lies in the memory of {}: every call writes new outputs", name, other);
+  return "";
+}
+
 Outputs run_unwatched(const Run& run, Pass pass, const SealedInputs& inputs, Call call) {
   const SpendingScope poison(Expense::poison);
   const MemoryScope unwatched(MemoryMode::off);
-  return call_last_window(run, pass, inputs, call, [] {});
+  return as_plain(call_last_window(run, pass, inputs, call, [] {}), pass, call);
 }
 
 Outputs run_again(const Run& run, Pass pass, SealedInputs& inputs, const std::function<void()>& delay) {
@@ -94,14 +106,15 @@ WatchedRun run_watched(const Run& run, Pass pass, SealedInputs& inputs, Call cal
   const int64_t before = current_bytes();
   const ProcessState state;
   std::string overwritten;
-  watched.outputs = call_last_window(run, pass, inputs, call, [&] { overwritten = inputs.overwritten(); });
+  watched.handed_out = call_last_window(run, pass, inputs, call, [&] { overwritten = inputs.overwritten(); });
+  watched.outputs = as_plain(watched.handed_out, pass, call);
   if (overwritten.empty()) overwritten = inputs.overwritten();
   watched.misconduct = state.restore();
   watched.memory.peak_bytes = peak_bytes() - before;
-  watched.memory.workspace_bytes = std::max<int64_t>(0, watched.memory.peak_bytes - bytes_of_outputs(watched.outputs));
+  watched.memory.workspace_bytes = std::max<int64_t>(0, watched.memory.peak_bytes - bytes_of_outputs(watched.handed_out));
   watched.memory.predicted_bytes = run.predicted_bytes;
   if (const std::vector<Overrun> overruns = take_overruns(); !overruns.empty())
-    watched.misconduct = describe(overruns.front(), name_of_block(overruns.front(), inputs.get(), watched.outputs));
+    watched.misconduct = describe(overruns.front(), name_of_block(overruns.front(), inputs.get(), watched.handed_out));
   if (!overwritten.empty()) {
     watched.misconduct = "wrote to its input " + overwritten;
     inputs.restore();

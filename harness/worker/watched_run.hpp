@@ -17,9 +17,14 @@ enum class Call { plain, mirrored };
 
 struct WatchedRun {
   Outputs outputs;         ///< of the last window; a backward pass: o and lse of its forward too
+  Outputs handed_out;      ///< the same in the tensors that the calls returned, whatever a mirrored call makes of them
   Memory memory;           ///< of a backward pass: of forward and backward together
   std::string misconduct;  ///< "wrote to its input q", "wrote 4 bytes past the end of its output o …"; empty: none
 };
+
+/// Which of the outputs lies in memory of something else that is held; empty: none. Every call writes new outputs: who returns
+/// the same tensor in every call changes the results that the next ones are held against.
+std::string borrowed(const Outputs& outputs, const NamedTensors& held);
 
 /// Outputs start as NaN. Overwritten inputs are restored before it returns. An exception of the backend passes through.
 WatchedRun run_watched(const Run& run, Pass pass, SealedInputs& inputs, Call call = Call::plain);
