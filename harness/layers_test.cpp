@@ -35,10 +35,11 @@ const std::vector<Layer> layers = {
      {"harness/run/", "harness/attention/", "harness/llama/"},
      {"fmt", "nlohmann_json", "CLI11", "torch", "benchmark", "cuda"},
      {"backends/"}},
-    // Of the oracle's folder only the inputs: a backend shares no code with what judges it, the mask included.
+    // Of the oracle's folder only the inputs and the names of dtypes: a backend shares no code with what judges it, the mask
+    // included.
     {"backends/",
-     {"harness/run/", "harness/attention/inputs.hpp", "harness/llama/inputs.hpp", "harness/worker/backend.hpp",
-      "harness/worker/llama_backend.hpp", "kernels/"},
+     {"harness/run/", "harness/attention/inputs.hpp", "harness/attention/torch_dtype.hpp", "harness/llama/inputs.hpp",
+      "harness/worker/backend.hpp", "harness/worker/llama_backend.hpp", "harness/worker/training.hpp", "kernels/"},
      {"fmt", "torch", "Eigen"},
      {"harness/attention/", "harness/worker/"}},
 };

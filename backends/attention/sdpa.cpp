@@ -31,8 +31,8 @@ int64_t rounded_up(int64_t number, int64_t multiple) {
 
 /// Where the processor multiplies tiles of the dtype (AMX) the forward repacks K and V for every query head, and a block of keys
 /// and one of queries for every thread.
-int64_t flash_pack_bytes(const DenseCall& call, Pass pass) {
-  if (pass == Pass::backward || !at::native::cpublas::could_pack(call.q.scalar_type())) return 0;
+int64_t flash_pack_bytes(const DenseCall& call) {
+  if (!at::native::cpublas::could_pack(call.q.scalar_type())) return 0;
   const int64_t size = call.q.element_size(), keys = rounded_up(call.k.size(2), 64), channels = call.q.size(3) + call.v.size(3);
   const int64_t of_thread = (query_block(call.q.size(2)) + std::min(kKeyBlock, keys)) * channels;
   return size * (call.q.size(0) * call.q.size(1) * keys * channels + at::get_num_threads() * of_thread);
@@ -77,7 +77,7 @@ int64_t sdpa_flash_bytes(const std::vector<DenseCall>& calls, const Inputs& inpu
   int64_t block = 0, packed = 0;
   for (const DenseCall& call : calls) {
     block = std::max(block, flash_block_bytes(call, pass));
-    packed = std::max(packed, flash_pack_bytes(call, pass));
+    packed = std::max(packed, flash_pack_bytes(call));
   }
   const int64_t outputs = output_bytes(inputs, pass, true) * (calls.size() > 1 ? 2 : 1);
   const bool sums = pass == Pass::backward && inputs.q.size(-2) != inputs.k.size(-2);

@@ -178,8 +178,10 @@ TEST(AutoAttention, IsNoMatterForLayersThatCallNothing) {
 
 TEST(AutoAttention, LeavesToTheLayerWhatNoneOfThemTakes) {
   const auto layers = auto_layers(kOfACpu, 75);
-  const auto why = named_in(layers, "flagembedding").why_not(parse_case("llama hq=2 d=8 s=9 weights=on"), Pass::forward, kCpu);
-  EXPECT_EQ(why, "weights=on: flagembedding warns, and returns none");
+  const auto why =
+      named_in(layers, "flagembedding").why_not(parse_case("llama hq=2 d=8 s=9 switch=enable_class"), Pass::forward, kCpu);
+  ASSERT_TRUE(why);
+  EXPECT_NE(why->find("flagembedding cannot be switched"), std::string::npos) << *why;
 }
 
 TEST(AutoAttention, ThrowsWhereNoneIsSafe) {

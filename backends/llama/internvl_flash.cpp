@@ -1,6 +1,7 @@
 // internvl_flash_v1, internvl_flash_v2: InternVL's packed-QKV patch of LLaMA over either entry of flash-attn, which it takes as
 // the import gives it: the call is the same, but v1 aligns its causal mask with the first key and ends at head dim 128.
 // internvl_llava: the later variant for grouped heads, which keeps them apart in the cache and repeats them for the stack.
+#include <algorithm>
 #include <stdexcept>
 
 #include <fmt/format.h>
@@ -27,6 +28,14 @@ class InternvlFlash : public DeclaredLayer {
       : DeclaredLayer(fused_layer(entry == FlashEntry::v1 ? "internvl_flash_v1" : "internvl_flash_v2", attention)),
         attention_(attention),
         entry_(entry) {}
+
+  /// v1 computes another mask than v2: what computes its attention has to have it.
+  std::optional<std::string> why_not(const Case& c, Pass pass, const Device& device) const override {
+    const std::vector<Align>& aligns = attention_.declaration().capabilities.aligns;
+    if (entry_ == FlashEntry::v1 && std::ranges::find(aligns, Align::top_left) == aligns.end())
+      return attention_.declaration().name + " does not align to the top left, as flash-attn 1 does";
+    return DeclaredLayer::why_not(c, pass, device);
+  }
 
   LlamaOutputs run(const Case& c, const LlamaInputs& inputs, Pass pass) const override {
     refuse_beyond_training(declaration_.name, c);

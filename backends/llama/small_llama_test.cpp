@@ -45,15 +45,16 @@ std::vector<Record> train_in(const Bench& bench, const std::string& line, const 
 
 TEST(Training, SoundBackendsStayInsideTheBandAndLearn) {
   for (const std::string more : {"", " dtype=fp16 lora=4", " tied=on hkv=1 layers=1"}) {
-    const std::vector<Record> records = train_in(training_bench(), kModel + more, {"flash_varlen", "eager"});
+    const std::vector<Record> records =
+        train_in(training_bench(), "training b=2 hq=2 d=32 s=32 steps=40" + more, {"flash_varlen", "eager"});
     ASSERT_EQ(records.size(), 2);
     for (const Record& record : records) {
       EXPECT_EQ(record.status, Status::passed) << record.backend << more << ": " << record.reason;
       ASSERT_TRUE(record.training) << record.backend;
       const Curves& curves = record.training->measured;
-      EXPECT_EQ(curves.at("loss").size(), 8);
+      EXPECT_EQ(curves.at("loss").size(), 40);
       if (more.find("lora") == std::string::npos) {
-        EXPECT_LT(curves.at("loss").back(), curves.at("loss").front() - 1) << more;
+        EXPECT_LT(curves.at("loss").back(), curves.at("loss").front() - 0.5) << more;
       } else {
         EXPECT_EQ(curves.size(), 2);  // the loss, and adapters alone
       }

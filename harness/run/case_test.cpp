@@ -103,7 +103,7 @@ TEST(Case, MetadataIsNoPartOfTheIdentity) {
 TEST(Case, AnErrorNamesThePlaceAndTheNearestRightThing) {
   expect_message("attention hd=64 lq=4", {"cases/x.suite:12, column 11: unknown key 'hd'", "did you mean 'd'?"});
   expect_message("atention d=64 lq=4",
-                 {"column 1: unknown operation 'atention' (known: attention, llama)", "did you mean 'attention'?"});
+                 {"column 1: unknown operation 'atention' (known: attention, llama, training)", "did you mean 'attention'?"});
   expect_message("attention d=64 lq=4 d=32", {"column 21: key 'd' is repeated", "column 11"});
   expect_message("attention d=64 lq=4 dtype=fp61",
                  {"column 21: dtype=fp61: expected bf16 | fp16 | fp32", "did you mean 'fp16'?"});

@@ -174,7 +174,7 @@ TEST_F(SuiteFiles, AMissingFileOrFolderIsASentence) {
   } catch (const CaseError& error) {
     expect_part(error.what(),
                 "unknown suite 'smok' (known: audit, calibration, calibration_check, defects, edge, flash_attention_tests, full, "
-                "gradient, huge, llama, nightly, parity, perf, race, regressions, smoke)");
+                "gradient, huge, llama, nightly, parity, perf, race, regressions, smoke, training)");
     expect_part(error.what(), "did you mean 'smoke'?");
   }
 }

@@ -53,6 +53,7 @@ TEST(TrainingCase, CurvesSurviveTheirRecord) {
   record.case_line = "training d=8 s=4";
   record.backend = "kernel";
   record.device = "cpu";
+  record.errors["loss"].gates["band"] = {2.5, 9.5, 2, Gate::Verdict::pass, 9.5};
   record.training = {{{"loss", {5.5, 4.25}}}, {{"loss", {5, 4}}}, {{"loss", {6, 4.5}}}, 123.5, 4096};
   const Record again = record_from(to_line(record));
   ASSERT_TRUE(again.training);
