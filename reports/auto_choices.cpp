@@ -77,7 +77,9 @@ std::string auto_choices(const Hello& hello, std::optional<int> assume_sm) {
         entry(answers, why).push_back(fmt::format("{} {} d={}", name_of(pass), name_of(dtype), fmt::join(head_dims, ",")));
   std::string text;
   for (const auto& [why, shapes] : answers) text += fmt::format("  {}\n    {}\n", fmt::join(shapes, "; "), why);
-  const std::string where = device.sm ? fmt::format("on SM {}.{}", *device.sm / 10, *device.sm % 10) : "here";
+  std::string where = device.sm ? fmt::format("on SM {}.{}", *device.sm / 10, *device.sm % 10) : "here";
+  if (assume_sm && hello.device.kind == "cpu")
+    where += ", from what the backends take on this CPU (on a GPU fewer dtypes and head dims)";
   return fmt::format("Attention that --attention {} picks {}\n{}", kAutoAttention, where, text);
 }
 

@@ -5,7 +5,6 @@
 #include <stdexcept>
 
 #include <ATen/ops/empty_like.h>
-#include <ATen/ops/tensor.h>
 #include <fmt/format.h>
 #include <torch/csrc/autograd/custom_function.h>
 
@@ -25,12 +24,6 @@ std::vector<int64_t> up_to(int64_t rows) {
   std::vector<int64_t> numbers(static_cast<size_t>(rows));
   std::iota(numbers.begin(), numbers.end(), 0);
   return numbers;
-}
-
-Tensor cumulative(const std::vector<int64_t>& lengths, at::Device device) {
-  std::vector<int32_t> sums(1, 0);
-  for (const int64_t length : lengths) sums.push_back(sums.back() + static_cast<int32_t>(length));
-  return at::tensor(sums, at::kInt).to(device);
 }
 
 Dtype dtype_of(const Tensor& t) {
@@ -78,13 +71,15 @@ std::unique_ptr<Ready> make_ready(const Backend& attention, const AttentionCall&
   in.dout = at::empty_like(in.q);
   in.lengths.q = call.q_lengths;
   in.lengths.k = call.k_lengths;
-  in.cu_q = cumulative(call.q_lengths, in.q.device());
-  in.cu_k = cumulative(call.k_lengths, in.q.device());
+  in.cu_q = prefix_sums(call.q_lengths, "query").to(in.q.device());
+  in.cu_k = prefix_sums(call.k_lengths, "key").to(in.q.device());
   in.q_rows = up_to(in.q.size(0));
   in.k_rows = up_to(in.k.size(0));
   in.scale = ready->c.problem.softmax_scale();
-  const std::string kind = in.q.is_cuda() ? "cuda" : "cpu";
-  const Device device{kind, 0, attention.declaration().capabilities.min_sm, ""};
+  const at::Device where = in.q.device();
+  // Whether the device's own SM is enough was asked when the case was planned.
+  const Device device{where.is_cuda() ? "cuda" : "cpu", where.is_cuda() ? where.index() : 0,
+                      attention.declaration().capabilities.min_sm, ""};
   if (const auto why = attention.why_not(ready->c, pass, device)) throw std::invalid_argument(*why);
   ready->run = attention.prepare(ready->c, in, pass);
   return ready;

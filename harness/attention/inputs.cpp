@@ -86,20 +86,6 @@ std::vector<int64_t> unseen_rows(const Problem& problem, const SequenceLengths& 
   return rows;
 }
 
-/// Prefix sums, from 0; throws when a total does not fit the int32 that varlen kernels read.
-at::Tensor prefix_sums(const std::vector<int64_t>& lengths, const char* what) {
-  std::vector<int32_t> sums{0};
-  int64_t total = 0;
-  for (const int64_t length : lengths) {
-    total += length;
-    if (total > std::numeric_limits<int32_t>::max()) {
-      throw std::invalid_argument(std::string("inputs: more than 2147483647 ") + what + " tokens in all; cu_seqlens is int32");
-    }
-    sums.push_back(static_cast<int32_t>(total));
-  }
-  return at::tensor(sums, at::kInt);
-}
-
 at::Tensor mask_of(const Side& side) {
   at::Tensor mask = at::zeros({side.sequences, side.pitch}, at::kBool);
   bool* real = mask.data_ptr<bool>();
@@ -256,6 +242,19 @@ int64_t Inputs::q_storage_rows() const {
 }
 int64_t Inputs::k_storage_rows() const {
   return k.dim() == 4 ? k.size(0) * k.size(1) : k.size(0);
+}
+
+at::Tensor prefix_sums(const std::vector<int64_t>& lengths, const char* what) {
+  std::vector<int32_t> sums{0};
+  int64_t total = 0;
+  for (const int64_t length : lengths) {
+    total += length;
+    if (total > std::numeric_limits<int32_t>::max()) {
+      throw std::invalid_argument(std::string("inputs: more than 2147483647 ") + what + " tokens in all; cu_seqlens is int32");
+    }
+    sums.push_back(static_cast<int32_t>(total));
+  }
+  return at::tensor(sums, at::kInt);
 }
 
 Inputs make_inputs(const Case& c, Conventions::Poison poison) {

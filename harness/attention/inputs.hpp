@@ -40,6 +40,10 @@ struct Inputs {
 /// drawn for them).
 Inputs make_inputs(const Case& c, Conventions::Poison poison);
 
+/// cu_seqlens of `lengths`: int32 [lengths + 1], from 0, on the CPU. Throws std::invalid_argument when the total, of `what`
+/// tokens, does not fit the int32 that packed operations read.
+at::Tensor prefix_sums(const std::vector<int64_t>& lengths, const char* what);
+
 /// Some token is there that nobody may read, so that the inputs depend on the poison.
 bool holds_poison(const Case& c);
 

@@ -23,6 +23,7 @@
 #include "harness/attention/heads.hpp"
 #include "harness/attention/oracle.hpp"
 #include "harness/attention/parallel.hpp"
+#include "harness/attention/spacing.hpp"
 #include "harness/attention/tokens.hpp"
 
 namespace attnbench {
@@ -46,9 +47,7 @@ void for_each_answer(const Heads& heads, const std::function<Answer(const Group&
 
 /// ulp(x)^2/12, of a float64 x: the bits of the exponent alone are the power of two at or below |x|.
 Tensor rounding_variance(const Rounding& r, const Tensor& x) {
-  const double smallest = ulp(r.dtype, 0), ulp_of_one = ulp(r.dtype, 1);
-  const Tensor power = x.view(at::kLong).bitwise_and(int64_t(0x7ff) << 52).view(at::kDouble);
-  return power.mul(ulp_of_one).clamp_min_(smallest).square_().div_(12);
+  return spacing(r.dtype, x).square_().div_(12);
 }
 
 /// to [tokens, key heads, …] += share [tokens of the group, heads, …].

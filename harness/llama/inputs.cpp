@@ -10,6 +10,7 @@
 #include <ATen/ops/tensor.h>
 #include <ATen/ops/zeros.h>
 
+#include "harness/attention/inputs.hpp"
 #include "harness/attention/torch_dtype.hpp"
 #include "harness/llama/numbers.hpp"
 
@@ -139,11 +140,7 @@ LlamaInputs make_llama_inputs(const Case& c) {
   }
   if (layer.mask) in.mask = mask_of(c);
   in.position_ids = position_ids_of(c, samples);
-  if (!samples.empty()) {
-    std::vector<int32_t> sums(1, 0);
-    for (const int64_t sample : samples) sums.push_back(sums.back() + static_cast<int32_t>(sample));
-    in.cu_seqlens = at::tensor(sums, at::kInt);
-  }
+  if (!samples.empty()) in.cu_seqlens = prefix_sums(samples, "packed");
   in.dout = draw(LayerStream::dout, c, {b, p.lq, e}, 1);
   if (!layer.pad_dout) in.dout = in.dout * in.real_queries().unsqueeze(-1);
   if (c.strides == Strides::transposed)

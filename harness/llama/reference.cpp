@@ -19,6 +19,7 @@
 #include <torch/csrc/autograd/custom_function.h>
 
 #include "harness/attention/error_model.hpp"
+#include "harness/attention/spacing.hpp"
 #include "harness/attention/torch_dtype.hpp"
 
 namespace attnbench {
@@ -38,12 +39,6 @@ constexpr double kLargestFp16 = 65504, kInfiniteFp16 = 65520;  ///< what rounds 
 
 /// In fp32 what errs is not the storing but the sums of float32, of a few hundred terms.
 constexpr double kFp32Sums = 8;
-
-/// Spacing of the dtype at each element: the exponent's bits alone are the power of two at or below |x|.
-Tensor spacing(Dtype dtype, const Tensor& x) {
-  const Tensor power = x.contiguous().view(at::kLong).bitwise_and(int64_t(0x7ff) << 52).view(at::kDouble);
-  return power.mul(ulp(dtype, 1)).clamp_min_(ulp(dtype, 0));
-}
 
 /// How one pass through the layer stores.
 struct Storing {

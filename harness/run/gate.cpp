@@ -93,16 +93,17 @@ CanaryCount count_canaries(const RunData& run) {
   return count;
 }
 
-}  // namespace
-
-/// Those of them that have a result, in their order; all where none has.
-std::vector<std::string> gated_here(const RunData& run) {
+/// Of the gated backends those that have a result, in their order.
+std::string who_is_gated(const RunData& run) {
+  if (run.gated.empty()) return "no backend is gated";
   std::set<std::string> seen;
   for (const Record& record : run.records) seen.insert(record.backend);
   std::vector<std::string> names;
   std::ranges::copy_if(run.gated, std::back_inserter(names), [&](const std::string& name) { return seen.contains(name); });
-  return names.empty() ? run.gated : names;
+  return names.empty() ? "no gated backend has a result" : fmt::format("gated: {}", fmt::join(names, ", "));
 }
+
+}  // namespace
 
 GateResult apply_gate(const RunData& run) {
   const auto is_gated = [&](const Record& record) { return std::ranges::find(run.gated, record.backend) != run.gated.end(); };
@@ -122,13 +123,12 @@ GateResult apply_gate(const RunData& run) {
     ++set_aside;  // skipped, or outside what the backend declares
     if (why_set_aside.empty()) why_set_aside = record.reason;
   }
-  const std::string who = run.gated.empty() ? "no backend is gated" : fmt::format("gated: {}", fmt::join(gated_here(run), ", "));
   const CanaryCount canaries = count_canaries(run);
   const std::string seen =
       run.canaries.empty() ? "" : fmt::format("; {} of {} canaries caught", canaries.caught, canaries.caught + canaries.others);
-  const std::string counts =
-      fmt::format("{} judged, {}{} red, {} finding{} in others; {}{}", judged,
-                  skipped > 0 ? fmt::format("{} skipped, ", skipped) : "", red, findings, findings == 1 ? "" : "s", who, seen);
+  const std::string counts = fmt::format("{} judged, {}{} red, {} finding{} in others; {}{}", judged,
+                                         skipped > 0 ? fmt::format("{} skipped, ", skipped) : "", red, findings,
+                                         findings == 1 ? "" : "s", who_is_gated(run), seen);
   if (!canaries.escaped.empty()) return {kExitGate, fmt::format("FAILED: {}: {}", canaries.escaped, counts)};
   if (red > 0) return {kExitGate, "FAILED: " + counts};
   if (!run.is_complete) return {kExitInfrastructure, fmt::format("incomplete: {}: {}", fmt::join(run.warnings, "; "), counts)};

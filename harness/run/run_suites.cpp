@@ -75,7 +75,9 @@ std::vector<PlannedCase> plan_run(const Selection& selection, const std::vector<
   if (plan.empty())
     throw NothingMatched(
         "nothing matched: no run is left after --backend, --pass, --filter, --shard and the cases' own device=; "
-        "--filter sees cases as attnbench list prints them, without defaults such as dtype=bf16");
+        "--filter sees cases as attnbench list prints them, without defaults such as dtype=bf16; cases of llama are run by "
+        "layers "
+        "(attnbench support names them), and training is a backward alone");
   if (earlier) remove_finished(plan, *earlier);
   return plan;
 }

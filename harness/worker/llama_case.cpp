@@ -51,17 +51,11 @@ class LayerCase {
 class LayerAttempt {
  public:
   LayerAttempt(const LlamaBackend& named, LayerCase& data, Pass pass, const Bench& bench)
-      : layer_(&named), data_(data), c_(data.test_case()), bench_(bench) {
-    const Declaration& declaration = named.declaration();
-    record_.case_line = format_case(c_);
-    record_.name = c_.metadata.name;
-    record_.expect = c_.metadata.expect;
-    record_.backend = declaration.name;
-    record_.version = declaration.version;
-    record_.device = device_text(bench.device);
-    record_.sm = bench.device.sm;
-    record_.pass = pass;
-  }
+      : layer_(&named),
+        data_(data),
+        c_(data.test_case()),
+        bench_(bench),
+        record_(record_of(named.declaration(), c_, pass, bench.device)) {}
 
   const Record& run(const std::function<void(const char*)>& announce) {
     const auto start = std::chrono::steady_clock::now();
