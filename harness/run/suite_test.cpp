@@ -253,6 +253,13 @@ TEST(Suites, OnlySmokeAndPerfAreTimedAndFullKeepsTheirTimes) {
   for (const SuiteCase& entry : load_suite("perf").cases) EXPECT_TRUE(timed.contains(format_case(entry.c))) << entry.where;
 }
 
+TEST(Suites, EveryCaseOfALayerSaysWhereItComesFromAndWhy) {
+  for (const SuiteCase& entry : load_suite("llama").cases) {
+    EXPECT_TRUE(entry.c.metadata.source.starts_with("https://")) << entry.where;
+    EXPECT_FALSE(entry.c.metadata.name.empty() || entry.c.metadata.why.empty()) << entry.where;
+  }
+}
+
 TEST(Suites, HoldTheCoreMatrix) {
   std::set<std::string> seen;
   for (const SuiteCase& entry : load_suite("parity").cases) {
