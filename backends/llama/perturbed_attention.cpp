@@ -47,27 +47,15 @@ class RandomRounding {
   mutable at::Generator generator_;
 };
 
-/// Rounds on the way forward, and the gradient on the way back.
-struct RoundBothWays : torch::autograd::Function<RoundBothWays> {
-  static Tensor forward(torch::autograd::AutogradContext* ctx, const Tensor& x, int64_t rounding) {
+/// Rounds the gradient on the way back, and, if `values` says so, on the way forward too.
+struct Round : torch::autograd::Function<Round> {
+  static Tensor forward(torch::autograd::AutogradContext* ctx, const Tensor& x, int64_t rounding, bool values) {
     ctx->saved_data["rounding"] = rounding;
-    return (*reinterpret_cast<const RandomRounding*>(rounding))(x);
+    return values ? (*reinterpret_cast<const RandomRounding*>(rounding))(x) : x.clone();
   }
   static torch::autograd::variable_list backward(torch::autograd::AutogradContext* ctx,
                                                  const torch::autograd::variable_list& gradients) {
-    return {(*reinterpret_cast<const RandomRounding*>(ctx->saved_data["rounding"].toInt()))(gradients[0]), Tensor()};
-  }
-};
-
-/// Rounds the gradient alone.
-struct RoundBack : torch::autograd::Function<RoundBack> {
-  static Tensor forward(torch::autograd::AutogradContext* ctx, const Tensor& x, int64_t rounding) {
-    ctx->saved_data["rounding"] = rounding;
-    return x.clone();
-  }
-  static torch::autograd::variable_list backward(torch::autograd::AutogradContext* ctx,
-                                                 const torch::autograd::variable_list& gradients) {
-    return {(*reinterpret_cast<const RandomRounding*>(ctx->saved_data["rounding"].toInt()))(gradients[0]), Tensor()};
+    return {(*reinterpret_cast<const RandomRounding*>(ctx->saved_data["rounding"].toInt()))(gradients[0]), Tensor(), Tensor()};
   }
 };
 
@@ -87,15 +75,15 @@ TrainedAttention perturbed_attention(Dtype dtype, uint64_t draw) {
     const int64_t s = *std::max_element(lengths.begin(), lengths.end()), b = static_cast<int64_t>(lengths.size());
     const Unpadding rows = rows_of(lengths, s, q.device());
     const auto padded = [&](const Tensor& x) {
-      const Tensor heads = pad(RoundBack::apply(x.to(at::kFloat), address), rows, b, s).transpose(1, 2);  // [b, heads, s, d]
+      const Tensor heads = pad(Round::apply(x.to(at::kFloat), address, false), rows, b, s).transpose(1, 2);  // [b, heads, s, d]
       return heads.repeat_interleave(q.size(1) / heads.size(1), 1);
     };
     const double scale = 1 / std::sqrt(static_cast<double>(q.size(2)));
-    const Tensor scores = RoundBack::apply(padded(q).matmul(padded(k).mT()) * scale, address);
+    const Tensor scores = Round::apply(padded(q).matmul(padded(k).mT()) * scale, address, false);
     const Tensor i = at::arange(s, q.options().dtype(at::kLong).requires_grad(false));
     const Tensor P = at::softmax(at::where(i.unsqueeze(0) <= i.unsqueeze(1), scores, -INFINITY), -1);
-    const Tensor o = RoundBothWays::apply(P, address).matmul(padded(v));
-    return RoundBothWays::apply(unpad(o.transpose(1, 2), rows), address).to(q.scalar_type());
+    const Tensor o = Round::apply(P, address, true).matmul(padded(v));
+    return Round::apply(unpad(o.transpose(1, 2), rows), address, true).to(q.scalar_type());
   };
 }
 

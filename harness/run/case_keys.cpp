@@ -165,31 +165,23 @@ std::string format_switch(const Case& c) {
   return c.problem.*member ? "on" : "off";
 }
 
-template <auto member, int64_t low, int64_t high>
-void parse_layer_count(const Token& token, Case& c) {
-  (*c.llama).*member = whole_number(token, low, high);
+/// Of the part that an operation adds to a case.
+template <auto part, auto member, int64_t low, int64_t high>
+void parse_part_count(const Token& token, Case& c) {
+  (*(c.*part)).*member = whole_number(token, low, high);
 }
-template <auto member>
-std::string format_layer_count(const Case& c) {
-  return std::to_string((*c.llama).*member);
+template <auto part, auto member>
+std::string format_part_count(const Case& c) {
+  return std::to_string((*(c.*part)).*member);
 }
-template <auto member, int64_t low, int64_t high>
-void parse_training_count(const Token& token, Case& c) {
-  (*c.training).*member = whole_number(token, low, high);
+template <auto part, auto member>
+void parse_part_switch(const Token& token, Case& c) {
+  (*(c.*part)).*member = one_of_two(token, "on", "off");
 }
-template <auto member>
-std::string format_training_count(const Case& c) {
-  return std::to_string((*c.training).*member);
+template <auto part, auto member>
+std::string format_part_switch(const Case& c) {
+  return (*(c.*part)).*member ? "on" : "off";
 }
-template <auto member>
-void parse_layer_switch(const Token& token, Case& c) {
-  (*c.llama).*member = one_of_two(token, "on", "off");
-}
-template <auto member>
-std::string format_layer_switch(const Case& c) {
-  return (*c.llama).*member ? "on" : "off";
-}
-
 template <auto member>
 void parse_layer_name(const Token& token, Case& c) {
   using E = std::remove_reference_t<decltype((*c.llama).*member)>;
@@ -378,7 +370,7 @@ const Key kLlamaKeys[] = {
     {"d", parse_count<&Problem::d, 2, kMaxHeadDim>, format_count<&Problem::d>, no_default},
     {"s", parse_count<&Problem::lq, 1, kMaxLength>, format_count<&Problem::lq>,
      [](const Case& c) { return c.problem.layout == Layout::packed ? format_count<&Problem::lq>(c) : ""; }},
-    {"past", parse_layer_count<&LlamaLayer::past, 0, kMaxLength>, format_layer_count<&LlamaLayer::past>, zero},
+    {"past", parse_part_count<&Case::llama, &LlamaLayer::past, 0, kMaxLength>, format_part_count<&Case::llama, &LlamaLayer::past>, zero},
     {"lens", [](const Token& t, Case& c) { c.problem.lens = lengths(t); },
      [](const Case& c) { return format_lengths(c.problem.lens); }, none},
     {"pad", parse_problem_name<&Problem::pad>, format_problem_name<&Problem::pad>, [](const Case&) { return std::string("right"); }},
@@ -388,22 +380,22 @@ const Key kLlamaKeys[] = {
     {"causal", [](const Token& t, Case& c) { c.problem.mask = one_of_two(t, "on", "off") ? Mask::causal : Mask::none; },
      [](const Case& c) { return std::string(c.problem.mask == Mask::causal ? "on" : "off"); }, [](const Case&) { return std::string("on"); }},
     {"window", parse_left_window, [](const Case& c) { return c.problem.window ? std::to_string(c.problem.window->left) : "none"; }, none},
-    {"mask", parse_layer_switch<&LlamaLayer::mask>, format_layer_switch<&LlamaLayer::mask>,
+    {"mask", parse_part_switch<&Case::llama, &LlamaLayer::mask>, format_part_switch<&Case::llama, &LlamaLayer::mask>,
      [](const Case& c) { return std::string(has_lens(c) && c.problem.layout == Layout::padded ? "on" : "off"); }},
-    {"chunks", parse_layer_count<&LlamaLayer::chunks, 1, kMaxLength>, format_layer_count<&LlamaLayer::chunks>, [](const Case&) { return std::string("1"); }},
-    {"cache", parse_layer_switch<&LlamaLayer::cache>, format_layer_switch<&LlamaLayer::cache>, off},
-    {"weights", parse_layer_switch<&LlamaLayer::weights>, format_layer_switch<&LlamaLayer::weights>, off},
-    {"train", parse_layer_switch<&LlamaLayer::train>, format_layer_switch<&LlamaLayer::train>, [](const Case&) { return std::string("on"); }},
+    {"chunks", parse_part_count<&Case::llama, &LlamaLayer::chunks, 1, kMaxLength>, format_part_count<&Case::llama, &LlamaLayer::chunks>, [](const Case&) { return std::string("1"); }},
+    {"cache", parse_part_switch<&Case::llama, &LlamaLayer::cache>, format_part_switch<&Case::llama, &LlamaLayer::cache>, off},
+    {"weights", parse_part_switch<&Case::llama, &LlamaLayer::weights>, format_part_switch<&Case::llama, &LlamaLayer::weights>, off},
+    {"train", parse_part_switch<&Case::llama, &LlamaLayer::train>, format_part_switch<&Case::llama, &LlamaLayer::train>, [](const Case&) { return std::string("on"); }},
     {"positions", parse_layer_name<&LlamaLayer::positions>, format_layer_name<&LlamaLayer::positions>, [](const Case&) { return std::string("own"); }},
-    {"shift", parse_layer_count<&LlamaLayer::shift, 0, kMaxLength>, format_layer_count<&LlamaLayer::shift>, zero},
-    {"pad_dout", parse_layer_switch<&LlamaLayer::pad_dout>, format_layer_switch<&LlamaLayer::pad_dout>, off},
+    {"shift", parse_part_count<&Case::llama, &LlamaLayer::shift, 0, kMaxLength>, format_part_count<&Case::llama, &LlamaLayer::shift>, zero},
+    {"pad_dout", parse_part_switch<&Case::llama, &LlamaLayer::pad_dout>, format_part_switch<&Case::llama, &LlamaLayer::pad_dout>, off},
     {"gain", parse_gain, [](const Case& c) { return fmt::format("{}", c.llama->gain); }, [](const Case&) { return std::string("1"); }},
     {"norm", parse_layer_name<&LlamaLayer::norm>, format_layer_name<&LlamaLayer::norm>, none},
-    {"qk_norm", parse_layer_switch<&LlamaLayer::qk_norm>, format_layer_switch<&LlamaLayer::qk_norm>, off},
-    {"lora", parse_layer_count<&LlamaLayer::lora, 0, kMaxHeadDim>, format_layer_count<&LlamaLayer::lora>, zero},
+    {"qk_norm", parse_part_switch<&Case::llama, &LlamaLayer::qk_norm>, format_part_switch<&Case::llama, &LlamaLayer::qk_norm>, off},
+    {"lora", parse_part_count<&Case::llama, &LlamaLayer::lora, 0, kMaxHeadDim>, format_part_count<&Case::llama, &LlamaLayer::lora>, zero},
     {"lora_dtype", parse_layer_name<&LlamaLayer::lora_dtype>, format_layer_name<&LlamaLayer::lora_dtype>, [](const Case&) { return std::string("same"); }},
     {"cast", parse_layer_name<&LlamaLayer::cast>, format_layer_name<&LlamaLayer::cast>, none},
-    {"int8", parse_layer_switch<&LlamaLayer::int8>, format_layer_switch<&LlamaLayer::int8>, off},
+    {"int8", parse_part_switch<&Case::llama, &LlamaLayer::int8>, format_part_switch<&Case::llama, &LlamaLayer::int8>, off},
     {"switch", parse_steps, format_steps, none},
     {"runs", [](const Token& t, Case& c) { c.llama->runs = one_of<Implementation>(t); },
      [](const Case& c) { return std::string(c.llama->runs ? find_name(*c.llama->runs) : "any"); }, [](const Case&) { return std::string("any"); }},
@@ -422,11 +414,10 @@ const Key kTrainingKeys[] = {
     {"s", parse_count<&Problem::lq, 4, kMaxTrainedLength>, format_count<&Problem::lq>, no_default},
     {"dtype", parse_problem_name<&Problem::dtype>, format_problem_name<&Problem::dtype>, [](const Case&) { return std::string("bf16"); }},
     {"layout", parse_problem_name<&Problem::layout>, format_problem_name<&Problem::layout>, [](const Case&) { return std::string("packed"); }},
-    {"layers", parse_training_count<&TrainingRun::layers, 1, 64>, format_training_count<&TrainingRun::layers>, [](const Case&) { return std::string("2"); }},
-    {"steps", parse_training_count<&TrainingRun::steps, 1, kMaxSteps>, format_training_count<&TrainingRun::steps>, [](const Case&) { return std::string("200"); }},
-    {"lora", parse_training_count<&TrainingRun::lora, 0, kMaxHeadDim>, format_training_count<&TrainingRun::lora>, zero},
-    {"tied", [](const Token& t, Case& c) { c.training->tied = one_of_two(t, "on", "off"); },
-     [](const Case& c) { return std::string(c.training->tied ? "on" : "off"); }, off},
+    {"layers", parse_part_count<&Case::training, &TrainingRun::layers, 1, 64>, format_part_count<&Case::training, &TrainingRun::layers>, [](const Case&) { return std::string("2"); }},
+    {"steps", parse_part_count<&Case::training, &TrainingRun::steps, 1, kMaxSteps>, format_part_count<&Case::training, &TrainingRun::steps>, [](const Case&) { return std::string("200"); }},
+    {"lora", parse_part_count<&Case::training, &TrainingRun::lora, 0, kMaxHeadDim>, format_part_count<&Case::training, &TrainingRun::lora>, zero},
+    {"tied", parse_part_switch<&Case::training, &TrainingRun::tied>, format_part_switch<&Case::training, &TrainingRun::tied>, off},
     {"seed", [](const Token& t, Case& c) { c.seed = seed_number(t, t.value); }, [](const Case& c) { return std::to_string(c.seed); }, zero},
 };
 

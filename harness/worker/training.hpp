@@ -29,8 +29,8 @@ class Trainer {
 struct TrainingParts {
   /// `attention` in a model; it outlives what is returned. A call that it does not take throws its sentence.
   std::function<TrainedAttention(const Backend& attention)> attention_of;
-  /// In float32, but for what is stored on the way, forward and backward (P, O, dS, dQ, dK, dV): rounded to the case's dtype up
-  /// or down at random, by their distance; another `draw` rounds otherwise. fp32 loses its last three bits so.
+  /// In float32, but for what is stored on the way, forward and backward (P, O, dO, dP, dS, dQ, dK, dV): rounded to the case's
+  /// dtype up or down at random, by their distance; another `draw` rounds otherwise. fp32 loses its last three bits so.
   std::function<TrainedAttention(Dtype dtype, uint64_t draw)> perturbed_attention;
   /// The case's model, from its seed, to be trained on pieces of `text`.
   std::function<std::unique_ptr<Trainer>(const Case& c, const std::string& text, const Device& device,
