@@ -5,6 +5,7 @@
 #include "harness/run/case.hpp"
 #include "harness/run/errors.hpp"
 #include "harness/run/plan.hpp"
+#include "harness/run/test_refusal.hpp"
 
 namespace attnbench {
 namespace {
@@ -14,15 +15,6 @@ using testing::HasSubstr;
 
 std::string canonical_layer(std::string_view line) {
   return format_case(parse_case(line));
-}
-
-std::string refusal_of_layer(const std::string& line) {
-  try {
-    parse_case(line, "x.suite:3");
-  } catch (const CaseError& error) {
-    return error.what();
-  }
-  return "accepted";
 }
 
 TEST(LlamaCase, IsALayerAroundAnAttentionProblem) {
@@ -53,27 +45,27 @@ TEST(LlamaCase, HasACanonicalForm) {
 }
 
 TEST(LlamaCase, RefusesWhatMeansNothing) {
-  EXPECT_THAT(refusal_of_layer("llama hq=2 d=7 s=4"), HasSubstr("an even number"));
-  EXPECT_THAT(refusal_of_layer("llama hq=2 d=8"), HasSubstr("s= (new tokens) is missing"));
-  EXPECT_THAT(refusal_of_layer("llama hq=2 s=4"), HasSubstr("d= is missing"));
-  EXPECT_THAT(refusal_of_layer("llama hq=3 hkv=2 d=8 s=4"), HasSubstr("a divisor of hq=3"));
-  EXPECT_THAT(refusal_of_layer("llama hq=2 d=8 s=4 lens=5"), HasSubstr("at most past + s = 4"));
-  EXPECT_THAT(refusal_of_layer("llama hq=2 d=8 s=4 lens=3 mask=off"), HasSubstr("lens= is what it says"));
-  EXPECT_THAT(refusal_of_layer("llama hq=2 d=8 s=4 lens=uniform(1,3)"), HasSubstr("a list of lengths"));
-  EXPECT_THAT(refusal_of_layer("llama hq=2 d=8 s=4 b=2 lens=3+4"), HasSubstr("the list gives the number of rows"));
-  EXPECT_THAT(refusal_of_layer("llama hq=2 d=8 s=4 chunks=3"), HasSubstr("a divisor of s=4"));
-  EXPECT_THAT(refusal_of_layer("llama hq=2 d=8 s=4 tail=3"), HasSubstr("layout=packed beside it"));
-  EXPECT_THAT(refusal_of_layer("llama hq=2 d=8 layout=packed"), HasSubstr("needs lens="));
-  EXPECT_THAT(refusal_of_layer("llama hq=2 d=8 layout=packed lens=4 s=4"), HasSubstr("no layout=packed beside it"));
-  EXPECT_THAT(refusal_of_layer("llama hq=2 d=8 layout=packed lens=4 past=2"), HasSubstr("no past="));
-  EXPECT_THAT(refusal_of_layer("llama hq=2 d=8 s=4 gain=0"), HasSubstr("a number above 0"));
-  EXPECT_THAT(refusal_of_layer("llama hq=2 d=8 s=4 scale=2"), HasSubstr("unknown key 'scale'"));
-  EXPECT_THAT(refusal_of_layer("llama hq=2 d=8 s=4 lora_dtype=fp32"), HasSubstr("lora= beside it"));
-  EXPECT_THAT(refusal_of_layer("llama hq=2 d=8 s=4 positions=none shift=3"), HasSubstr("positions=none has none"));
-  EXPECT_THAT(refusal_of_layer("llama hq=2 d=8 s=4 cast=norms"), HasSubstr("nothing to cast"));
-  EXPECT_THAT(refusal_of_layer("llama hq=2 d=8 s=4 switch=enable_class+disable"), HasSubstr("did you mean 'disable_class'?"));
-  EXPECT_THAT(refusal_of_layer("llama hq=2 d=8 s=4 assume_sm=86"), HasSubstr("as in 7.5"));
-  EXPECT_THAT(refusal_of_layer("llama hq=2 d=8 s=4 assume_torch=two"), HasSubstr("a version"));
+  EXPECT_THAT(refusal_of_line("llama hq=2 d=7 s=4"), HasSubstr("an even number"));
+  EXPECT_THAT(refusal_of_line("llama hq=2 d=8"), HasSubstr("s= (new tokens) is missing"));
+  EXPECT_THAT(refusal_of_line("llama hq=2 s=4"), HasSubstr("d= is missing"));
+  EXPECT_THAT(refusal_of_line("llama hq=3 hkv=2 d=8 s=4"), HasSubstr("a divisor of hq=3"));
+  EXPECT_THAT(refusal_of_line("llama hq=2 d=8 s=4 lens=5"), HasSubstr("at most past + s = 4"));
+  EXPECT_THAT(refusal_of_line("llama hq=2 d=8 s=4 lens=3 mask=off"), HasSubstr("lens= is what it says"));
+  EXPECT_THAT(refusal_of_line("llama hq=2 d=8 s=4 lens=uniform(1,3)"), HasSubstr("a list of lengths"));
+  EXPECT_THAT(refusal_of_line("llama hq=2 d=8 s=4 b=2 lens=3+4"), HasSubstr("the list gives the number of rows"));
+  EXPECT_THAT(refusal_of_line("llama hq=2 d=8 s=4 chunks=3"), HasSubstr("a divisor of s=4"));
+  EXPECT_THAT(refusal_of_line("llama hq=2 d=8 s=4 tail=3"), HasSubstr("layout=packed beside it"));
+  EXPECT_THAT(refusal_of_line("llama hq=2 d=8 layout=packed"), HasSubstr("needs lens="));
+  EXPECT_THAT(refusal_of_line("llama hq=2 d=8 layout=packed lens=4 s=4"), HasSubstr("no layout=packed beside it"));
+  EXPECT_THAT(refusal_of_line("llama hq=2 d=8 layout=packed lens=4 past=2"), HasSubstr("no past="));
+  EXPECT_THAT(refusal_of_line("llama hq=2 d=8 s=4 gain=0"), HasSubstr("a number above 0"));
+  EXPECT_THAT(refusal_of_line("llama hq=2 d=8 s=4 scale=2"), HasSubstr("unknown key 'scale'"));
+  EXPECT_THAT(refusal_of_line("llama hq=2 d=8 s=4 lora_dtype=fp32"), HasSubstr("lora= beside it"));
+  EXPECT_THAT(refusal_of_line("llama hq=2 d=8 s=4 positions=none shift=3"), HasSubstr("positions=none has none"));
+  EXPECT_THAT(refusal_of_line("llama hq=2 d=8 s=4 cast=norms"), HasSubstr("nothing to cast"));
+  EXPECT_THAT(refusal_of_line("llama hq=2 d=8 s=4 switch=enable_class+disable"), HasSubstr("did you mean 'disable_class'?"));
+  EXPECT_THAT(refusal_of_line("llama hq=2 d=8 s=4 assume_sm=86"), HasSubstr("as in 7.5"));
+  EXPECT_THAT(refusal_of_line("llama hq=2 d=8 s=4 assume_torch=two"), HasSubstr("a version"));
 }
 
 TEST(LlamaCase, SaysWhoRunsItAndWhatItEqualsInstead) {
@@ -88,9 +80,9 @@ TEST(LlamaCase, SaysWhoRunsItAndWhatItEqualsInstead) {
   const Case one_pass = parse_case("llama hq=2 d=8 s=4 # pass=backward");
   EXPECT_EQ(one_pass.metadata.pass, Pass::backward);
   EXPECT_EQ(parse_case(format_line(one_pass)).metadata, one_pass.metadata);
-  EXPECT_THAT(refusal_of_layer("llama hq=2 d=8 s=4 # pass=backwards"), HasSubstr("did you mean 'backward'?"));
+  EXPECT_THAT(refusal_of_line("llama hq=2 d=8 s=4 # pass=backwards"), HasSubstr("did you mean 'backward'?"));
   EXPECT_EQ(parse_case("llama hq=2 d=8 s=4 # expect=must_throw message=\"no past\"").metadata.message, "no past");
-  EXPECT_THAT(refusal_of_layer("llama hq=2 d=8 s=4 # instead=not_casual"), HasSubstr("did you mean 'not_causal'?"));
+  EXPECT_THAT(refusal_of_line("llama hq=2 d=8 s=4 # instead=not_casual"), HasSubstr("did you mean 'not_causal'?"));
 }
 
 class LlamaPlan : public testing::Test {

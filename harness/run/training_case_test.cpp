@@ -5,6 +5,7 @@
 #include "harness/run/case.hpp"
 #include "harness/run/plan.hpp"
 #include "harness/run/record.hpp"
+#include "harness/run/test_refusal.hpp"
 
 namespace attnbench {
 namespace {
@@ -12,15 +13,6 @@ namespace {
 using testing::ElementsAre;
 using testing::HasSubstr;
 using testing::Pair;
-
-std::string refusal_of_training(const std::string& line) {
-  try {
-    parse_case(line, "x.suite:3");
-  } catch (const CaseError& error) {
-    return error.what();
-  }
-  return "accepted";
-}
 
 TEST(TrainingCase, HasACanonicalFormAndItsOwnKeys) {
   const std::string all = "training b=4 hq=4 hkv=2 d=64 s=128 dtype=fp16 layout=padded layers=3 steps=50 lora=8 tied=on seed=9";
@@ -30,11 +22,11 @@ TEST(TrainingCase, HasACanonicalFormAndItsOwnKeys) {
   EXPECT_EQ(operation_of(c), "training");
   EXPECT_EQ(c.problem.mask, Mask::causal);
   EXPECT_NE(c, parse_case("training d=64 s=32 tied=on"));
-  EXPECT_THAT(refusal_of_training("training d=64"), HasSubstr("s= (bytes of the longest sequence) is missing"));
-  EXPECT_THAT(refusal_of_training("training d=63 s=32"), HasSubstr("an even number"));
-  EXPECT_THAT(refusal_of_training("training d=64 s=32 past=4"), HasSubstr("unknown key 'past'"));
-  EXPECT_THAT(refusal_of_training("training d=64 s=32 steps=0"), HasSubstr("a whole number from 1"));
-  EXPECT_THAT(refusal_of_training("trainign d=64 s=32"), HasSubstr("did you mean 'training'?"));
+  EXPECT_THAT(refusal_of_line("training d=64"), HasSubstr("s= (bytes of the longest sequence) is missing"));
+  EXPECT_THAT(refusal_of_line("training d=63 s=32"), HasSubstr("an even number"));
+  EXPECT_THAT(refusal_of_line("training d=64 s=32 past=4"), HasSubstr("unknown key 'past'"));
+  EXPECT_THAT(refusal_of_line("training d=64 s=32 steps=0"), HasSubstr("a whole number from 1"));
+  EXPECT_THAT(refusal_of_line("trainign d=64 s=32"), HasSubstr("did you mean 'training'?"));
 }
 
 TEST(TrainingCase, IsPlannedForTheBackendsOfAttentionOnce) {
