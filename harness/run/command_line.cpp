@@ -144,9 +144,9 @@ void add_worker_options(CLI::App& app, WorkerOptions& worker, const char* usual_
 constexpr int kMostWorkers = 64;
 
 void add_workers_option(CLI::App& app, WorkerOptions& worker) {
-  app.add_option(
-         "--workers", worker.workers,
-         "on a GPU: workers that judge at once; a case that is timed has the GPU to itself [one for every 4 cores, at most 4]")
+  app.add_option("--workers", worker.workers,
+                 "on a GPU: workers that judge at once; a case that is timed has the GPU to itself [one for every 2 cores and 16 "
+                 "GiB of its memory, at most 8]")
       ->type_name("N");
 }
 

@@ -8,6 +8,7 @@
 //   --varies BACKEND        in an audit its o and dq differ; --promises: and it promised that they do not
 //   --delay-ms N            before each record
 //   --gpu-backend           declare a third backend, gpu_only, which has nothing for a CPU
+//   --gpu-memory-gib N      say that the device has this much memory
 //   --nobody-is-ours        declare no backend as ours
 //   --planted               declare planted backends as well: flash_varlen:caught, :equivalent and :survives, eager:caught
 #include <chrono>
@@ -37,7 +38,7 @@ struct Options {
   std::string device = "cpu", behaviour, on, start, status = "passed", once, varies;
   std::vector<std::string> wrong;
   int requests = -1, replies = -1, delay_ms = 0;
-  int64_t least_lq = 0;
+  int64_t least_lq = 0, gpu_memory_gib = 0;
   bool gpu_backend = false, nobody_is_ours = false, planted = false, promises = false;
 };
 
@@ -117,7 +118,9 @@ class FakeWorker {
         backends.push_back(eager);
         backends.back().name = name;
       }
-    return {kProtocol, "fake_worker", device(), backends, {{"threads", 1}}};
+    json environment = {{"threads", 1}};
+    if (options_.gpu_memory_gib > 0) environment["gpu"]["memory_bytes"] = options_.gpu_memory_gib << 30;
+    return {kProtocol, "fake_worker", device(), backends, environment};
   }
 
   Record record(const Case& c, const std::string& backend, Pass pass) const {
@@ -293,6 +296,7 @@ int main(int argc, char** argv) {
   app.add_option("--varies", options.varies);
   app.add_flag("--promises", options.promises);
   app.add_flag("--gpu-backend", options.gpu_backend);
+  app.add_option("--gpu-memory-gib", options.gpu_memory_gib);
   app.add_flag("--nobody-is-ours", options.nobody_is_ours);
   app.add_flag("--planted", options.planted);
   CLI11_PARSE(app, argc, argv);

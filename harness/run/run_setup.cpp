@@ -25,7 +25,7 @@ int workers_of(const WorkerOptions& options) {
     throw UsageError(fmt::format("--workers {}: on a CPU one worker uses all cores; several are for a GPU", options.workers));
   if (on_cpu) return 1;
   if (options.workers > 0) return options.workers;
-  constexpr int kCoresOfWorker = 4, kMostWorkers = 4;
+  constexpr int kCoresOfWorker = 2, kMostWorkers = 8;
   const int cores = static_cast<int>(std::thread::hardware_concurrency());
   return std::clamp(cores / kCoresOfWorker, 1, kMostWorkers);
 }
@@ -74,9 +74,10 @@ WorkerSettings worker_settings(const WorkerOptions& options, const fs::path& log
 }
 
 WorkerPool start_workers(const WorkerOptions& options, const RunFolder& folder) {
+  constexpr int64_t kBytesOfWorker = int64_t{16} << 30;  // the largest cases of `full` take 8 GiB, and a worker's libraries 1
   const int workers = workers_of(options);
   share_cores(workers);
-  return {worker_settings(options, folder.worker_log()), workers};
+  return {worker_settings(options, folder.worker_log()), workers, options.workers > 0 ? 0 : kBytesOfWorker};
 }
 
 nlohmann::json environment_of(const WorkerPool& pool, const Selection& selection, const std::string& gate) {

@@ -1,5 +1,6 @@
 #include "harness/run/worker_pool.hpp"
 
+#include <algorithm>
 #include <atomic>
 #include <exception>
 #include <mutex>
@@ -89,9 +90,18 @@ bool needs_the_device(const Metadata& metadata, const RunFields& fields) {
   return (metadata.timed && !fields.check_only) || metadata.repeats > 0 || fields.audit_repeats > 0;
 }
 
+/// As many of `workers` as have `bytes_each` of the device's memory, at least one; all on a device that does not say how much it
+/// has.
+int with_memory(int workers, const Hello& hello, int64_t bytes_each) {
+  const nlohmann::json::json_pointer memory("/gpu/memory_bytes");
+  if (bytes_each == 0 || !hello.environment.contains(memory) || !hello.environment[memory].is_number_integer()) return workers;
+  return static_cast<int>(std::clamp<int64_t>(hello.environment[memory].get<int64_t>() / bytes_each, 1, workers));
+}
+
 }  // namespace
 
-WorkerPool::WorkerPool(const WorkerSettings& settings, int workers) : settings_(settings), workers_(workers), first_(settings) {}
+WorkerPool::WorkerPool(const WorkerSettings& settings, int workers, int64_t bytes_each)
+    : settings_(settings), first_(settings), workers_(with_memory(workers, first_.hello(), bytes_each)) {}
 
 void WorkerPool::run(const std::vector<PlannedCase>& plan, const RunFields& fields, ResultSink& sink) {
   std::vector<const PlannedCase*> shared, alone;

@@ -10,8 +10,8 @@ namespace attnbench {
 class WorkerPool {
  public:
   /// Starts the first worker; throws what Coordinator throws. The others, of `workers` in all, start with the run; each has a log
-  /// of its own: worker.log, worker-2.log, …
-  WorkerPool(const WorkerSettings& settings, int workers);
+  /// of its own: worker.log, worker-2.log, … There are fewer where the GPU has less memory than `bytes_each` for each of them.
+  WorkerPool(const WorkerSettings& settings, int workers, int64_t bytes_each = 0);
 
   const Hello& hello() const { return first_.hello(); }
   int workers() const { return workers_; }
@@ -29,8 +29,8 @@ class WorkerPool {
 
  private:
   const WorkerSettings settings_;
-  const int workers_;
   Coordinator first_;
+  const int workers_;
 };
 
 }  // namespace attnbench

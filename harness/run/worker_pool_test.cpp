@@ -10,6 +10,7 @@
 
 #include "harness/run/exit_code.hpp"
 #include "harness/run/test_attnbench.hpp"
+#include "harness/run/worker_pool.hpp"
 
 namespace attnbench {
 namespace {
@@ -68,6 +69,18 @@ TEST_F(Attnbench, WorkersThatAllDieEndTheRun) {
                             "--behaviour die-early");
   EXPECT_EQ(answer.exit_code, kExitInfrastructure);
   EXPECT_THAT(answer.out, HasSubstr("no worker could be kept alive"));
+}
+
+TEST_F(Attnbench, ThereAreAsManyWorkersAsTheGpuHasMemoryFor) {
+  const auto workers = [&](const std::string& gib, int64_t bytes_each) {
+    return WorkerPool({{FAKE_WORKER, "--gpu-memory-gib", gib}, path("worker.log"), 60}, 8, bytes_each).workers();
+  };
+  constexpr int64_t kEach = int64_t{16} << 30;
+  EXPECT_EQ(workers("40", kEach), 2);
+  EXPECT_EQ(workers("8", kEach), 1);
+  EXPECT_EQ(workers("200", kEach), 8);
+  EXPECT_EQ(workers("40", 0), 8) << "as many as were asked for";
+  EXPECT_EQ(workers("0", kEach), 8) << "it does not say how much it has";
 }
 
 TEST_F(Attnbench, SeveralWorkersAreForAGpu) {
