@@ -27,6 +27,7 @@ Calibration small_calibration() {
   calibration.device = "cpu";
   calibration.about = "for a test";
   calibration.constants.z_floor = 6.5;
+  calibration.constants.lse = 4;
   calibration.backends = {"a", "b", "c"};
   calibration.left_out = {{"b", "lse", "its LSE is wrong"}};
   NullCell cell;
@@ -120,6 +121,9 @@ TEST_F(CalibrationFile, OfEachKindOfDeviceComesWithTheProgram) {
     for (const auto& [key, cell] : calibration.cells) {
       const bool enough = cell.count >= kFewestResults && cell.backends.size() >= kFewestImplementations;
       EXPECT_TRUE(enough || cell.factor == 1) << kind << " " << key.tensor << " " << key.gate;
+      if (key.gate == "lse") {
+        EXPECT_GE(cell.factor * calibration.constants.lse, 1) << kind << ": less than one sigma";
+      }
     }
   }
 }
@@ -229,10 +233,32 @@ TEST(NullDistributions, OfOneKeyGiveAFactorToTheLseAlone) {
   before.backends = {"a", "c", "d"};
   const Calibration after = calibrate(run, before);
   CellKey cell{"fp32_inside_of_one_key", false, Dtype::bf16, "lse", "lse", 3};
-  EXPECT_LT(after.cells.at(cell).factor, 0.2);
+  EXPECT_LT(after.cells.at(cell).factor, 1);
   cell.tensor = "o";
   cell.gate = "z";
   EXPECT_EQ(after.cells.at(cell).factor, 1);
+}
+
+TEST(NullDistributions, NeverMakeTheLimitOfAnLseLessThanOneSigma) {
+  RunData run = run_of({"a", "c", "d"});
+  for (Record& record : run.records) record.errors = {{"lse", record.errors["o"]}};
+  for (Record& record : run.records) record.errors["lse"].gates["lse"] = record.errors["lse"].gates["z"];
+  Calibration before = small_calibration();
+  before.backends = {"a", "c", "d"};
+  const CellKey cell{"fp32_inside", false, Dtype::bf16, "lse", "lse", 3};
+  EXPECT_EQ(calibrate(run, before).cells.at(cell).factor, 0.25);
+  for (Record& record : run.records) record.errors["lse"].gates["lse"].value *= 3;
+  EXPECT_GT(calibrate(run, before).cells.at(cell).factor, 0.45);
+}
+
+TEST(NullDistributions, OfTheBiasGiveAFactorWhereNothingIsRoundedInside) {
+  RunData run = run_of({"a", "b", "c"});
+  for (Record& record : run.records) record.errors["o"].gates["bias"] = record.errors["o"].gates["z"];
+  EXPECT_LT(calibrate(run, small_calibration()).cells.at({"fp32_inside", false, Dtype::bf16, "o", "bias", 3}).factor, 1);
+  for (Declaration& declaration : run.backends["cpu"]) declaration.profile = {.name = "flash"};
+  const Calibration flash = calibrate(run, small_calibration());
+  EXPECT_EQ(flash.cells.at({"flash", false, Dtype::bf16, "o", "bias", 3}).factor, 1);
+  EXPECT_LT(flash.cells.at({"flash", false, Dtype::bf16, "o", "z", 3}).factor, 1);
 }
 
 TEST(NullDistributions, OfOptionsAreKeptAndGiveNoFactor) {

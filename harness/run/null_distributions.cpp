@@ -72,17 +72,24 @@ double in_file(double value) {
 }
 
 /// RMS(z) of low precision stands beside the emulator's on the same case: its formula knows the case already, and what is left,
-/// how far a kernel's order of sums is from the emulator's, differs from shape to shape by more than from seed to seed. All else
-/// stands beside a bound that knows the case less well. Options are too many to be drawn in all their combinations. With one key
-/// the LSE alone was asked for: O is a copy of V, and what is left of gradients that are 0 depends on the few shapes that were
-/// drawn.
+/// how far a kernel's order of sums is from the emulator's, differs from shape to shape by more than from seed to seed. So does
+/// the bias where P is rounded: its errors are alike in a row as far as the values make them. All else stands beside a bound that
+/// knows the case less well. Options are too many to be drawn in all their combinations. With one key the LSE alone was asked
+/// for: O is a copy of V, and what is left of gradients that are 0 depends on the few shapes that were drawn.
 bool keeps_formula(const CellKey& key) {
   if (key.rounds_like.ends_with("_with_options")) return true;
   if (key.tensor == "lse") return false;
-  return (key.gate == "rms" && key.dtype != Dtype::fp32) || key.rounds_like.ends_with("_of_one_key");
+  const bool rounds_inside = !key.rounds_like.starts_with("fp32_inside");
+  return (key.gate == "rms" && key.dtype != Dtype::fp32) || (key.gate == "bias" && rounds_inside) ||
+         key.rounds_like.ends_with("_of_one_key");
 }
 
-NullCell cell_of(const CellKey& key, Collected collected) {
+/// No limit claims that an LSE, whose error is that of few operations, is nearer than one standard deviation of its error model.
+double least_factor(const CellKey& key, const GateConstants& constants) {
+  return key.gate == "lse" ? 1 / constants.lse : 0;
+}
+
+NullCell cell_of(const CellKey& key, const GateConstants& constants, Collected collected) {
   NullCell cell;
   cell.count = static_cast<int64_t>(collected.ratios.size());
   cell.cases = static_cast<int64_t>(collected.cases.size());
@@ -97,7 +104,8 @@ NullCell cell_of(const CellKey& key, Collected collected) {
   cell.p999 = in_file(quantile(collected.ratios, 0.999));
   cell.max = in_file(collected.ratios.back());
   const bool enough = cell.count >= kFewestResults && collected.implementations.size() >= kFewestImplementations;
-  if (enough && cell.max > 0 && !keeps_formula(key)) cell.factor = in_file(factor_of(collected.ratios));
+  if (enough && cell.max > 0 && !keeps_formula(key))
+    cell.factor = in_file(std::max(factor_of(collected.ratios), least_factor(key, constants)));
   return cell;
 }
 
@@ -151,7 +159,7 @@ Calibration calibrate(const RunData& run, const Calibration& before) {
   });
   Calibration after = before;
   after.cells.clear();
-  for (auto& [key, collected] : cells) after.cells[key] = cell_of(key, std::move(collected));
+  for (auto& [key, collected] : cells) after.cells[key] = cell_of(key, before.constants, std::move(collected));
   return after;
 }
 

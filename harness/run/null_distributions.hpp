@@ -21,7 +21,8 @@ inline constexpr size_t kFewestImplementations = 2;
 ///   the ratio that one tensor in a million exceeds, by an exponential tail through the quantiles 99 and 99.9 % (2000 results or
 ///   more, else 90 and 99 %): it falls more slowly than any sub-Gaussian one, so that the estimate errs upward;
 ///   1.5 times the largest seen, as a null that hardly varies may have rare cases that no quantile shows.
-/// The RMS of low precision, which stands beside an emulator's, has none: see keeps_formula().
+/// The RMS of low precision and the bias where P is rounded have none, and the LSE's is at least one sigma:
+/// null_distributions.cpp.
 double factor_of(const std::vector<double>& sorted);
 
 /// Cells from the records of `before.backends`, less what is left out and tensors with a violated exact gate; constants and
