@@ -6,13 +6,16 @@
 #include <exception>
 #include <string>
 #include <tuple>
+#include <utility>
 #include <vector>
 
 #include <fmt/format.h>
 #include <fmt/ranges.h>
 
 #include "harness/worker/cuda_device.hpp"
+#include "harness/worker/lent_layer.hpp"
 #include "harness/worker/llama_verdict.hpp"
+#include "harness/worker/memory.hpp"
 #include "harness/worker/sentence.hpp"
 
 namespace attnbench {
@@ -89,18 +92,46 @@ class LayerAttempt {
     record_.reason = reason;
   }
 
+  /// Twice, the second time with the values of V negated: what is kept from an earlier call is seen. Both are judged when both
+  /// have run, so that outputs which the second call writes over are seen too.
   void run_and_judge(const std::function<void(const char*)>& announce) {
-    const LlamaInputs there = to_device(data_.inputs(), c10::Device(device_text(bench_.device)));
-    LlamaOutputs outputs;
+    LlamaOutputs first, second;
     try {
-      outputs = layer_->run(c_, there, record_.pass);
-      check_context(bench_.device);
+      first = call(false);
+      if (record_.status != Status::passed) return;
+      if (record_.expect == Expect::must_throw) return end(Status::failed, "computed a result, and the case expects it to throw");
+      second = with_values_as_they_are(call(true));
+      if (record_.status != Status::passed) return;
     } catch (const std::exception& e) {
       return thrown(sentence_of(e));
     }
-    if (record_.expect == Expect::must_throw) return end(Status::failed, "computed a result, and the case expects it to throw");
     announce("judge");
     record_.oracle = "torch";
+    judge_call(first);
+    if (record_.status != Status::passed) return;
+    const Record of_first = record_;
+    judge_call(second);
+    const Record of_second = std::exchange(record_, of_first);
+    if (of_second.status != Status::passed) end(of_second.status, "called again, with V negated: " + of_second.reason);
+  }
+
+  /// On inputs of its own, in memory that is NaN where nothing was written. Ends the attempt where it wrote to what is not its
+  /// own.
+  LlamaOutputs call(bool negated) {
+    const MemoryScope checked(MemoryMode::checked);
+    take_overruns();
+    const LentInputs inputs(data_.inputs(), negated, c10::Device(device_text(bench_.device)));
+    LlamaOutputs outputs = layer_->run(c_, inputs.lent, record_.pass);
+    check_context(bench_.device);
+    record_.status = Status::passed;
+    if (const std::string names = inputs.overwritten(); !names.empty())
+      end(Status::failed, "wrote to its input " + names);
+    else if (const auto overruns = take_overruns(); !overruns.empty())
+      end(Status::failed, describe(overruns.front()));
+    return outputs;
+  }
+
+  void judge_call(const LlamaOutputs& outputs) {
     const Verdict verdict = judge(outputs, {});
     record_.errors = verdict.errors;
     if (record_.expect == Expect::equal)
