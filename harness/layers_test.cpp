@@ -31,8 +31,9 @@ const std::vector<Layer> layers = {
     {"reports/", {"harness/run/"}, {"fmt", "nlohmann_json", "benchmark"}, {}},
     {"harness/attention/", {"harness/run/"}, {"fmt", "torch", "Eigen"}, {}},
     {"harness/llama/", {"harness/run/", "harness/attention/"}, {"fmt", "torch"}, {}},
+    {"harness/training/", {"harness/run/", "harness/attention/", "harness/llama/inputs.hpp"}, {"fmt", "torch"}, {}},
     {"harness/worker/",
-     {"harness/run/", "harness/attention/", "harness/llama/"},
+     {"harness/run/", "harness/attention/", "harness/llama/", "harness/training/"},
      {"fmt", "nlohmann_json", "CLI11", "torch", "benchmark", "cuda"},
      {"backends/"}},
     // Of the oracle's folder only the inputs and the names of dtypes: a backend shares no code with what judges it, the mask

@@ -108,7 +108,7 @@ int main(int argc, char** argv) {
     const Device found = find_device(device);
     Bench bench{found, make_backends(found), read_calibration(calibration_file(found.kind), found.kind)};
     bench.layers = layers_over(attention, bench, assume_sm);
-    bench.training = make_training_parts();
+    bench.trained_attention = trained_attention;
     if (planted) std::ranges::move(make_planted_backends(found), std::back_inserter(bench.backends));
     if (hello) {
       fmt::print("{}\n", nlohmann::json(make_hello(bench)).dump(2));

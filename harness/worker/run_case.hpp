@@ -21,7 +21,7 @@ struct Bench {
   Calibration calibration;        ///< of this kind of device
   MeasureOptions measuring = {};  ///< order_seed and cooled are each case's own
   std::vector<std::unique_ptr<LlamaBackend>> layers = {};
-  TrainingParts training = {};
+  std::function<TrainedAttention(const Backend&)> trained_attention = {};  ///< training.hpp's; a test's own
 };
 
 /// Where the answers go, as they come.

@@ -9,6 +9,7 @@
 
 #include "harness/run/data_files.hpp"
 #include "harness/run/files.hpp"
+#include "harness/training/perturbed_attention.hpp"
 #include "harness/worker/cuda_device.hpp"
 #include "harness/worker/memory.hpp"
 #include "harness/worker/sentence.hpp"
@@ -53,17 +54,19 @@ int64_t peak_of_a_step(Trainer& trainer) {
   return peak_bytes() - before;
 }
 
-/// The band of a case, made when the first backend needs it.
+/// The band of a case, made when the first backend needs it. Its runs are packed whatever the case's layout is: a batch that is
+/// padded has the losses of the packed one.
 class ReferenceBand {
  public:
   ReferenceBand(const Case& c, const std::string& text, const Bench& bench) : c_(c), text_(text), bench_(bench) {}
 
   const Band& band(const Announce& announce) {
     if (!band_) {
+      Case packed = c_;
+      packed.problem.layout = Layout::packed;
       std::vector<Curves> runs;
       for (uint64_t draw = 1; draw <= kReferences; ++draw) {
-        const TrainedAttention attention = bench_.training.perturbed_attention(c_.problem.dtype, draw);
-        const auto trainer = bench_.training.trainer(c_, text_, bench_.device, attention);
+        const auto trainer = make_small_llama(packed, text_, bench_.device, perturbed_attention(c_.problem.dtype, draw));
         runs.push_back(train(*trainer, c_.training->steps, "reference", announce).curves);
       }
       band_ = band_of(runs);
@@ -90,7 +93,7 @@ Case attention_of(const Case& c) {
 
 void train_and_judge(Record& record, const Case& c, const std::string& text, const Backend& backend, const Bench& bench,
                      ReferenceBand& reference, const Announce& announce) {
-  const auto trainer = bench.training.trainer(c, text, bench.device, bench.training.attention_of(backend));
+  const auto trainer = make_small_llama(c, text, bench.device, bench.trained_attention(backend));
   const Trained trained = train(*trainer, c.training->steps, "train", announce);
   const int64_t peak = peak_of_a_step(*trainer);
   check_context(bench.device);

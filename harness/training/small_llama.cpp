@@ -4,10 +4,13 @@
 // gradient. Adam divides by the gradient's own size: weights whose gradient is hardly more than its rounding go a whole step in a
 // random direction, more of them the coarser the rounding is, and no band of another rounding holds.
 #include <cmath>
+#include <memory>
 #include <utility>
 
 #include <ATen/TensorOperators.h>
 #include <ATen/core/grad_mode.h>
+#include <ATen/ops/arange.h>
+#include <ATen/ops/cat.h>
 #include <ATen/ops/cross_entropy_loss.h>
 #include <ATen/ops/embedding.h>
 #include <ATen/ops/empty.h>
@@ -19,12 +22,11 @@
 #include <ATen/ops/zeros_like.h>
 #include <torch/csrc/autograd/autograd.h>
 
-#include "backends/llama/attention_call.hpp"
-#include "backends/llama/layer.hpp"
-#include "backends/llama/perturbed_attention.hpp"
 #include "harness/attention/torch_dtype.hpp"
+#include "harness/llama/inputs.hpp"
 #include "harness/run/draws.hpp"
-#include "harness/worker/training.hpp"
+#include "harness/training/padding.hpp"
+#include "harness/training/trainer.hpp"
 
 namespace attnbench {
 namespace {
@@ -32,7 +34,7 @@ namespace {
 using at::Tensor;
 
 constexpr int64_t kBytes = 256;
-constexpr double kRate = 0.02, kMomentum = 0.9, kNormEpsilon = 1e-6;
+constexpr double kRate = 0.02, kMomentum = 0.9;
 
 /// Gradients of a mean over thousands of bytes are too small for fp16 else; a power of two, so that no other dtype is touched.
 constexpr double kLossScale = 4096;
@@ -54,7 +56,7 @@ struct Batch {
   Tensor next;                   ///< int64 [tokens]: what stands behind each real byte
   Tensor position_ids;           ///< int64 [as bytes]
   std::vector<int64_t> lengths;  ///< of each sequence
-  Unpadding real;                ///< where bytes are real; padded rows only
+  Tensor places;                 ///< int64 [tokens]: of the real bytes among b s; padded rows only
 };
 
 class SmallLlama : public Trainer {
@@ -162,13 +164,22 @@ class SmallLlama : public Trainer {
     batch.bytes = at::tensor(bytes, at::kLong).view({rows, -1}).to(device_);
     batch.position_ids = at::tensor(ids, at::kLong).view({rows, -1}).to(device_);
     batch.next = at::tensor(next, at::kLong).to(device_);
-    if (padded) {
-      std::vector<int64_t> places;
-      for (int64_t n = 0; n < p.b; ++n)
-        for (int64_t i = 0; i < batch.lengths[static_cast<size_t>(n)]; ++i) places.push_back(n * p.lq + i);
-      batch.real = {at::tensor(places, at::kLong).to(device_), batch.lengths};
-    }
+    if (padded) batch.places = places_of_tokens(batch.lengths, p.lq, device_);
     return batch;
+  }
+
+  /// [b, s, …] or [1, tokens, …] -> [tokens, …]
+  static Tensor tokens_of(const Tensor& x, const Batch& batch) {
+    return batch.places.defined() ? rows_of_tokens(x, batch.places) : x.flatten(0, 1);
+  }
+
+  /// x [1 or b, s, heads, d] turned by its position ids: x cos + (-x2, x1) sin of ids times 10000^(-2i/d), the halves alike.
+  static Tensor turned(const Tensor& x, const Tensor& position_ids) {
+    const int64_t d = x.size(-1);
+    const Tensor half = at::arange(0, d, 2, x.options().requires_grad(false)) * (-std::log(10000.0) / static_cast<double>(d));
+    const Tensor angles = (position_ids.to(at::kFloat).unsqueeze(-1) * half.exp()).unsqueeze(2);  // [1 or b, s, 1, d / 2]
+    const Tensor cos = angles.cos(), sin = angles.sin(), first = x.narrow(-1, 0, d / 2), second = x.narrow(-1, d / 2, d / 2);
+    return at::cat({first * cos - second * sin, second * cos + first * sin}, -1);
   }
 
   static Tensor normalised(const Tensor& x, const Tensor& weight) {
@@ -178,21 +189,19 @@ class SmallLlama : public Trainer {
   /// x [b, s, E] through a projection and, where it has them, its adapters.
   static Tensor adapted(const Tensor& x, const Tensor& w, const Tensor& a, const Tensor& b) {
     const Tensor y = at::linear(x, w);
-    return a.defined() ? y + 2 * at::linear(at::linear(x, a), b) : y;
+    return a.defined() ? y + kLoraScale * at::linear(at::linear(x, a), b) : y;
   }
 
   Tensor attention(const Tensor& x, const LayerWeights& w, const Batch& batch) const {
     const int64_t d = c_.problem.d;
     const at::ScalarType type = torch_dtype(c_.problem.dtype);
     const auto heads = [&](const Tensor& y) { return y.unflatten(-1, {-1, d}); };
-    const auto packed = [&](const Tensor& y) {
-      return (batch.real.places.defined() ? unpad(y, batch.real) : y.flatten(0, 1)).to(type);
-    };
-    const Tensor q = rotary(heads(adapted(x, w.wq, w.qa, w.qb)), batch.position_ids);
-    const Tensor k = rotary(heads(at::linear(x, w.wk)), batch.position_ids);
+    const auto packed = [&](const Tensor& y) { return tokens_of(y, batch).to(type); };
+    const Tensor q = turned(heads(adapted(x, w.wq, w.qa, w.qb)), batch.position_ids);
+    const Tensor k = turned(heads(at::linear(x, w.wk)), batch.position_ids);
     const Tensor v = heads(adapted(x, w.wv, w.va, w.vb));
     const Tensor o = attention_(packed(q), packed(k), packed(v), batch.lengths).to(at::kFloat);
-    const Tensor rows = batch.real.places.defined() ? pad(o, batch.real, x.size(0), x.size(1)) : o.unsqueeze(0);
+    const Tensor rows = batch.places.defined() ? padded_rows(o, batch.places, x.size(0), x.size(1)) : o.unsqueeze(0);
     return at::linear(rows.flatten(2), w.wo);
   }
 
@@ -204,8 +213,7 @@ class SmallLlama : public Trainer {
       const Tensor h = normalised(x, w.norm2);
       x = x + at::linear(at::silu(at::linear(h, w.gate)) * at::linear(h, w.up), w.down);
     }
-    const Tensor rows = batch.real.places.defined() ? unpad(x, batch.real) : x.flatten(0, 1);
-    return at::linear(normalised(rows, last_norm_), head_);
+    return at::linear(normalised(tokens_of(x, batch), last_norm_), head_);
   }
 
   const Case c_;
@@ -222,15 +230,9 @@ class SmallLlama : public Trainer {
 
 }  // namespace
 
-TrainingParts make_training_parts() {
-  return {.attention_of = [](const Backend& attention) -> TrainedAttention {
-            return [&attention](const Tensor& q, const Tensor& k, const Tensor& v, const std::vector<int64_t>& lengths) {
-              return attend(attention, {.q = q, .k = k, .v = v, .q_lengths = lengths, .k_lengths = lengths});
-            };
-          },
-          .perturbed_attention = perturbed_attention,
-          .trainer = [](const Case& c, const std::string& text, const Device& device, TrainedAttention attention)
-              -> std::unique_ptr<Trainer> { return std::make_unique<SmallLlama>(c, text, device, std::move(attention)); }};
+std::unique_ptr<Trainer> make_small_llama(const Case& c, const std::string& text, const Device& device,
+                                          TrainedAttention attention) {
+  return std::make_unique<SmallLlama>(c, text, device, std::move(attention));
 }
 
 }  // namespace attnbench

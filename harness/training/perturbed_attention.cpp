@@ -1,6 +1,4 @@
-// The reference of the training runs: attention written out in float32 whose roundings are drawn, so that runs of it show how far
-// rounding alone takes a training.
-#include "backends/llama/perturbed_attention.hpp"
+#include "harness/training/perturbed_attention.hpp"
 
 #include <algorithm>
 #include <cmath>
@@ -14,7 +12,7 @@
 #include <ATen/ops/where.h>
 #include <torch/csrc/autograd/custom_function.h>
 
-#include "backends/llama/layer.hpp"
+#include "harness/training/padding.hpp"
 
 namespace attnbench {
 namespace {
@@ -59,13 +57,6 @@ struct Round : torch::autograd::Function<Round> {
   }
 };
 
-Unpadding rows_of(const std::vector<int64_t>& lengths, int64_t longest, at::Device device) {
-  const auto b = static_cast<int64_t>(lengths.size());
-  const Tensor mask = at::empty({b, longest}, at::TensorOptions(at::kBool)).zero_();
-  for (int64_t n = 0; n < b; ++n) mask[n].narrow(0, 0, lengths[static_cast<size_t>(n)]).fill_(true);
-  return unpadding_of(mask.to(device));
-}
-
 }  // namespace
 
 TrainedAttention perturbed_attention(Dtype dtype, uint64_t draw) {
@@ -73,9 +64,10 @@ TrainedAttention perturbed_attention(Dtype dtype, uint64_t draw) {
   return [rounding](const Tensor& q, const Tensor& k, const Tensor& v, const std::vector<int64_t>& lengths) {
     const auto address = reinterpret_cast<int64_t>(rounding.get());
     const int64_t s = *std::max_element(lengths.begin(), lengths.end()), b = static_cast<int64_t>(lengths.size());
-    const Unpadding rows = rows_of(lengths, s, q.device());
+    const Tensor places = places_of_tokens(lengths, s, q.device());
     const auto padded = [&](const Tensor& x) {
-      const Tensor heads = pad(Round::apply(x.to(at::kFloat), address, false), rows, b, s).transpose(1, 2);  // [b, heads, s, d]
+      const Tensor heads =
+          padded_rows(Round::apply(x.to(at::kFloat), address, false), places, b, s).transpose(1, 2);  // [b, heads, s, d]
       return heads.repeat_interleave(q.size(1) / heads.size(1), 1);
     };
     const double scale = 1 / std::sqrt(static_cast<double>(q.size(2)));
@@ -83,7 +75,7 @@ TrainedAttention perturbed_attention(Dtype dtype, uint64_t draw) {
     const Tensor i = at::arange(s, q.options().dtype(at::kLong).requires_grad(false));
     const Tensor P = at::softmax(at::where(i.unsqueeze(0) <= i.unsqueeze(1), scores, -INFINITY), -1);
     const Tensor o = Round::apply(P, address, true).matmul(padded(v));
-    return Round::apply(unpad(o.transpose(1, 2), rows), address, true).to(q.scalar_type());
+    return Round::apply(rows_of_tokens(o.transpose(1, 2), places), address, true).to(q.scalar_type());
   };
 }
 
