@@ -141,14 +141,14 @@ class LayerAttempt {
     if (record_.status == Status::passed) judge_warnings(outputs.warnings);
   }
 
-  /// One of them says what the case names; there is none where it names nothing.
+  /// Each says what the case names; there is none where it names nothing.
   void judge_warnings(const std::vector<std::string>& warnings) {
     const std::string& message = c_.metadata.message;
     const std::string given = warnings.empty() ? "nothing" : fmt::format("\"{}\"", fmt::join(warnings, "\", \""));
     const auto says = [&](const std::string& warning) { return warning.find(message) != std::string::npos; };
     if (message.empty() && !warnings.empty()) return end(Status::failed, "warns, which the case does not expect: " + given);
     if (message.empty()) return;
-    if (std::ranges::none_of(warnings, says))
+    if (warnings.empty() || !std::ranges::all_of(warnings, says))
       return end(Status::failed, fmt::format("does not warn of \"{}\", as the case expects, but says {}", message, given));
     end(Status::passed, record_.reason + (record_.reason.empty() ? "" : "; ") + "warns, as the case expects: " + given);
   }
