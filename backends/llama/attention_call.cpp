@@ -96,7 +96,7 @@ struct Attend : torch::autograd::Function<Attend> {
     given.v = v;
     const std::shared_ptr<Ready> ready = make_ready(backend, given, differentiable ? Pass::backward : Pass::forward);
     ctx->saved_data["ready"] = c10::IValue::make_capsule(c10::make_intrusive<Holder>(ready));
-    return ready->run.windows.back().forward().o;
+    return ready->run.windows.back().forward().o.detach();  // what `ready` keeps must not lead back to this node: a cycle
   }
 
   static torch::autograd::variable_list backward(torch::autograd::AutogradContext* ctx,

@@ -17,6 +17,7 @@
 #include "backends/llama/layer.hpp"
 #include "harness/run/test_device.hpp"
 #include "harness/worker/llama_backend.hpp"
+#include "harness/worker/memory.hpp"
 
 namespace attnbench {
 
@@ -225,6 +226,17 @@ TEST(FlashLayers, WarnWhereTheyAreAskedForWeightsAndReturnNone) {
     EXPECT_TRUE(at::equal(asked.out, unasked.out) && at::equal(asked.dwv, unasked.dwv)) << name;
     EXPECT_TRUE(unasked.warnings.empty()) << name;
   }
+}
+
+/// What a call keeps for its backward pass must not keep itself.
+TEST(FlashLayers, LeaveNothingBehind) {
+  const Case c = make_case("hq=2 d=32 s=8");
+  const LlamaInputs inputs = make_llama_inputs(c);
+  const auto layer = make_flagembedding(kCpu, flash_varlen());
+  const MemoryScope checked(MemoryMode::checked);
+  const int64_t before = current_bytes();
+  for (int call = 0; call < 2; ++call) layer->run(c, inputs, Pass::backward);
+  EXPECT_EQ(current_bytes(), before);
 }
 
 TEST(FastchatLlama2, IsTheLayerWithFewerKeyHeadsPaddingAndACache) {
