@@ -17,7 +17,10 @@
 
 namespace attnbench {
 
-enum class PositionIds { own, one_row, none };  ///< [b, s]; [1, s] for all rows; no RoPE
+/// own: a token's place in its row, past and padding counted, [b, s]; one_row: the same, [1, s] for all rows; from_mask: as
+/// transformers' generate() makes them, the real tokens of its row that stand before it, and 1 where the mask hides it, [b, s];
+/// none: no RoPE.
+enum class PositionIds { own, one_row, from_mask, none };
 
 /// Of what is float32 beside states of another dtype, or would be.
 enum class PartDtype { same, fp32 };

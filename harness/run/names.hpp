@@ -38,6 +38,7 @@ inline constexpr auto kNames<Pad> =
 template <>
 inline constexpr auto kNames<PositionIds> = std::to_array<Named<PositionIds>>({{PositionIds::own, "own"},
                                                                                {PositionIds::one_row, "one_row"},
+                                                                               {PositionIds::from_mask, "from_mask"},
                                                                                {PositionIds::none, "none"}});
 template <>
 inline constexpr auto kNames<PartDtype> = std::to_array<Named<PartDtype>>({{PartDtype::same, "same"}, {PartDtype::fp32, "fp32"}});
