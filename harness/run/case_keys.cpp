@@ -382,6 +382,7 @@ const Key kLlamaKeys[] = {
     {"window", parse_left_window, [](const Case& c) { return c.problem.window ? std::to_string(c.problem.window->left) : "none"; }, none},
     {"mask", parse_part_switch<&Case::llama, &LlamaLayer::mask>, format_part_switch<&Case::llama, &LlamaLayer::mask>,
      [](const Case& c) { return std::string(has_lens(c) && c.problem.layout == Layout::padded ? "on" : "off"); }},
+    {"mask_keys", parse_part_count<&Case::llama, &LlamaLayer::mask_keys, 0, kMaxLength>, format_part_count<&Case::llama, &LlamaLayer::mask_keys>, zero},
     {"chunks", parse_part_count<&Case::llama, &LlamaLayer::chunks, 1, kMaxLength>, format_part_count<&Case::llama, &LlamaLayer::chunks>, [](const Case&) { return std::string("1"); }},
     {"cache", parse_part_switch<&Case::llama, &LlamaLayer::cache>, format_part_switch<&Case::llama, &LlamaLayer::cache>, off},
     {"weights", parse_part_switch<&Case::llama, &LlamaLayer::weights>, format_part_switch<&Case::llama, &LlamaLayer::weights>, off},

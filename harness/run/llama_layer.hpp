@@ -58,12 +58,13 @@ struct AssumedPlace {
 };
 
 struct LlamaLayer {
-  int64_t past = 0;      ///< tokens before, whose rotated keys and values are given
-  bool mask = false;     ///< a mask of the real tokens, bool [b, past + s], is given to the layer
-  int64_t chunks = 1;    ///< the s tokens come in so many calls, each with the cache of those before
-  bool cache = false;    ///< use_cache: keys and values of all tokens are returned, and judged
-  bool weights = false;  ///< output_attentions: the probabilities are returned, and judged
-  bool train = true;     ///< false: evaluation mode, in which some patches take another path
+  int64_t past = 0;       ///< tokens before, whose rotated keys and values are given
+  bool mask = false;      ///< a mask of the real tokens, bool [b, past + s], is given to the layer
+  int64_t mask_keys = 0;  ///< keys of the 4-D mask that the model makes for the layer; 0: past + s, as it should have
+  int64_t chunks = 1;     ///< the s tokens come in so many calls, each with the cache of those before
+  bool cache = false;     ///< use_cache: keys and values of all tokens are returned, and judged
+  bool weights = false;   ///< output_attentions: the probabilities are returned, and judged
+  bool train = true;      ///< false: evaluation mode, in which some patches take another path
   PositionIds positions = PositionIds::own;
   int64_t shift = 0;      ///< added to every position id
   bool pad_dout = false;  ///< the gradient of the output is not 0 on padded rows
