@@ -37,15 +37,17 @@ enum class Implementation { original, patched };
 
 /// What was done to a model, or to the class that it is of, before its layer ran, in turn.
 enum class SwitchStep {
-  enable_class,      ///< the patch is asked for without a model
-  enable_instance,   ///< … for the model
-  enable_layer,      ///< … for the layer of the model that runs
-  disable_class,     ///< the patch is taken back without a model
-  disable_instance,  ///< … for the model
-  disable_layer,     ///< … for the layer of the model that runs
-  lora_wrap,         ///< the model is wrapped for adapters, in a class of another name
-  reimport,          ///< the class is looked up anew in its module
-  new_instance       ///< the model is one made now, of the class as it was looked up last
+  enable_class,         ///< the patch is asked for without a model
+  enable_instance,      ///< … for the model
+  enable_layer,         ///< … for the layer of the model that runs
+  enable_other_layer,   ///< … for another layer of it
+  disable_class,        ///< the patch is taken back without a model
+  disable_instance,     ///< … for the model
+  disable_layer,        ///< … for the layer of the model that runs
+  disable_other_layer,  ///< … for another layer of it
+  lora_wrap,            ///< the model is wrapped for adapters, in a class of another name
+  reimport,             ///< the class is looked up anew in its module
+  new_instance          ///< the model is one made now, of the class as it was looked up last
 };
 std::string_view name_of(SwitchStep);
 
