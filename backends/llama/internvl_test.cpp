@@ -278,7 +278,12 @@ TEST(InternvlLlava, RepeatsHeadsForTheStackAndNotInTheCache) {
   expect_dense(make_internvl_llava, kPaddedCases);
   expect_dense(make_internvl_llava, {"hq=4 hkv=2 d=16 s=12 lens=5+12 pad=left cache=on", "hq=3 hkv=1 d=16 s=9 cache=on"});
   EXPECT_EQ(computed(make_internvl_llava, llama("hq=4 hkv=2 d=16 s=3 cache=on")).cache_k.size(1), 2);
-  EXPECT_FALSE(computed(make_internvl_llava, llama("hq=2 d=16 s=3 weights=on")).weights.defined());
+}
+
+TEST(InternvlLlava, WarnsWhereItIsAskedForWeightsAndReturnsNone) {
+  const LlamaOutputs asked = computed(make_internvl_llava, llama("hq=4 hkv=2 d=16 s=3 weights=on"));
+  EXPECT_FALSE(asked.weights.defined());
+  EXPECT_EQ(asked.warnings, std::vector<std::string>{"output_attentions: internvl_llava returns none"});
 }
 
 TEST(InternvlLlava, APastCannotBeStacked) {

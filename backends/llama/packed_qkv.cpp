@@ -28,10 +28,11 @@ class PackedQkv : public FlashLayer {
                         "not go with {} queries",
                         chunk.before, declaration_.name, chunk.before + chunk.count, chunk.count));
       require_flash_dtypes(chunk.q, chunk.k, chunk.v);
-      return {attend_padded(attention_, {.q = chunk.q, .k = chunk.k, .v = chunk.v, .mask = inputs.mask}), {}};
+      return {attend_padded(attention_, {.q = chunk.q, .k = chunk.k, .v = chunk.v, .mask = inputs.mask, .stacked = Stacked::qkv}),
+              {}};
     };
     LlamaOutputs outputs = run_layer(c, inputs, pass, packed);
-    outputs.warnings = capability_warnings(stack_, c);
+    outputs.warnings = capability_warnings(who_says_, c);
     return without_weights(c, std::move(outputs));
   }
 
