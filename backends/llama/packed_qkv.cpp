@@ -3,6 +3,7 @@
 #include <fmt/format.h>
 
 #include <stdexcept>
+#include <string_view>
 #include <utility>
 
 #include "backends/llama/assumed_place.hpp"
@@ -15,8 +16,8 @@ namespace {
 
 class PackedQkv : public FlashLayer {
  public:
-  PackedQkv(const std::string& name, std::string stack, const Backend& attention)
-      : FlashLayer(name, attention), stack_(std::move(stack)) {}
+  PackedQkv(const std::string& name, std::string_view who_says, const Backend& attention)
+      : FlashLayer(name, attention), who_says_(who_says) {}
 
   LlamaOutputs run(const Case& c, const LlamaInputs& inputs, Pass pass) const override {
     require_equal_heads(declaration_, c);
@@ -37,13 +38,13 @@ class PackedQkv : public FlashLayer {
   }
 
  private:
-  std::string stack_;
+  std::string_view who_says_;
 };
 
 }  // namespace
 
-std::unique_ptr<LlamaBackend> make_packed_qkv(const std::string& name, std::string stack, const Backend& attention) {
-  return std::make_unique<PackedQkv>(name, std::move(stack), attention);
+std::unique_ptr<LlamaBackend> make_packed_qkv(const std::string& name, std::string_view who_says, const Backend& attention) {
+  return std::make_unique<PackedQkv>(name, who_says, attention);
 }
 
 }  // namespace attnbench
