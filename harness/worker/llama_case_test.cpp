@@ -80,18 +80,29 @@ std::string said_of_what_is_right(const Case& c) {
   return c.metadata.message.empty() ? "" : "does not warn of";
 }
 
+/// The suite's cases with heads of 16 channels, on which no expectation depends: their references take no time.
+std::vector<Case> narrow_cases_of_the_suite() {
+  std::vector<Case> cases;
+  std::set<std::string> known;
+  for (SuiteCase& line : load_suite("llama").cases) {
+    line.c.problem.d = line.c.problem.dv = 16;
+    if (known.insert(format_line(line.c)).second) cases.push_back(line.c);
+  }
+  return cases;
+}
+
 /// Every one of the suite, flipped to what would be right; where an error is expected any result is.
 TEST(LlamaCases, ThatExpectADifferenceAWarningOrAnErrorFailWhereTheLayerIsRight) {
   std::map<std::string, int> lines, flipped;
-  for (const SuiteCase& line : load_suite("llama").cases) {
-    const std::string said = said_of_what_is_right(line.c);
+  for (const Case& c : narrow_cases_of_the_suite()) {
+    const std::string said = said_of_what_is_right(c);
     if (said.empty()) continue;
     const auto any_result = [](const Case&, const LlamaInputs&, Pass, const Profile&) { return LlamaOutputs(); };
-    const bool throws = line.c.metadata.expect == Expect::must_throw;
-    EXPECT_FALSE(throws && line.c.metadata.message.empty()) << format_line(line.c);
-    const Record record = record_of(line.c, throws ? WantedLayer::Body(any_result) : right_layer, Pass::forward);
-    EXPECT_EQ(record.status, Status::failed) << format_line(line.c);
-    EXPECT_THAT(record.reason, HasSubstr(said)) << format_line(line.c);
+    const bool throws = c.metadata.expect == Expect::must_throw;
+    EXPECT_FALSE(throws && c.metadata.message.empty()) << format_line(c);
+    const Record record = record_of(c, throws ? WantedLayer::Body(any_result) : right_layer, Pass::forward);
+    EXPECT_EQ(record.status, Status::failed) << format_line(c);
+    EXPECT_THAT(record.reason, HasSubstr(said)) << format_line(c);
     ++lines[said];
     flipped[said] += record.status == Status::failed;
   }
@@ -108,10 +119,9 @@ TEST(LlamaCases, OfTheSuiteSeeALayerThatIgnoresItsPositionIds) {
   };
   int seen = 0;
   std::set<std::string> layers;
-  for (const SuiteCase& line : load_suite("llama").cases) {
-    const Case& c = line.c;
+  for (const Case& c : narrow_cases_of_the_suite()) {
     if (c.llama->positions == PositionIds::from_mask) layers.insert(c.metadata.backends.begin(), c.metadata.backends.end());
-    if (c.metadata.name != "fc2.rope_gather" || c.problem.d > 64) continue;
+    if (c.metadata.name != "fc2.rope_gather") continue;
     const Record record = record_of(c, by_places, Pass::forward);
     EXPECT_EQ(record.status, Status::failed) << format_line(c);
     ++seen;
