@@ -116,9 +116,29 @@ TEST(FlashDtypes, OfFloat32AreRefusedWhereverItComesFrom) {
   }
 }
 
-TEST(FlashDtypes, OfPackedTrainingAreItsLayersToo) {
-  const Case c = parse_case("llama hq=2 d=64 lens=5+3 layout=packed norm=fp32");
-  EXPECT_THROW(layer("internvl_packed").run(c, make_llama_inputs(c), Pass::forward), std::invalid_argument);
+/// As of the layer around it, which casts float32 states back, and warns: what it computes then has a Semantics of its own.
+TEST(FlashDtypes, OfPackedTrainingAreCastBack) {
+  const LlamaBackend& packed = layer("internvl_packed");
+  for (const std::string keys : {"norm=fp32 dtype=bf16", "norm=fp32 dtype=fp16 lora=4", "lora=4 lora_dtype=fp32 int8=on"}) {
+    const Case c = parse_case("llama hq=2 d=64 lens=5+3 layout=packed " + keys);
+    const LlamaInputs in = make_llama_inputs(c);
+    const LlamaOutputs out = packed.run(c, in, Pass::backward);
+    EXPECT_EQ(out.warnings.size(), 1u);
+    EXPECT_THAT(out.warnings.at(0), StartsWith("the states were silently cast to float32"));
+    EXPECT_EQ(out.out.scalar_type(), in.hidden.scalar_type());
+    const auto verdict = [&](const Semantics& semantics) {
+      const LayerReference reference = make_layer_reference(c, in, semantics, packed.declaration().profile, Pass::backward);
+      return judge_layer(out, Pass::backward, {c, in, reference, judge_test::formula_alone(), false, semantics});
+    };
+    const Verdict as_cast = verdict({.casts_back = true}), as_asked = verdict({});
+    EXPECT_EQ(as_cast.status, Status::passed) << keys << ": " << as_cast.reason;
+    EXPECT_THAT(as_asked.reason, testing::HasSubstr("expected fp32")) << keys;
+    EXPECT_FALSE(as_asked.malformed) << keys;
+  }
+  const Case narrow = parse_case("llama hq=2 d=64 lens=5+3 layout=packed norm=same");
+  EXPECT_TRUE(packed.run(narrow, make_llama_inputs(narrow), Pass::forward).warnings.empty());
+  const Case wide = parse_case("llama hq=2 d=64 lens=5+3 layout=packed dtype=fp32");
+  EXPECT_THROW(packed.run(wide, make_llama_inputs(wide), Pass::forward), std::invalid_argument);
 }
 
 /// xformers takes float32, but no mixture: nor does the call that stands for it.

@@ -262,6 +262,7 @@ constexpr NamedSemantics kSemantics[] = {{"ignores_mask", [](Semantics& s) { s.k
                                          {"uniform_rows", [](Semantics& s) { s.uniform_rows = true; }},
                                          {"no_weights", [](Semantics& s) { s.weights = false; }},
                                          {"fp16_overflow", [](Semantics& s) { s.fp16_overflow = true; }},
+                                         {"casts_back", [](Semantics& s) { s.casts_back = true; }},
                                          {"original", [](Semantics& s) { s.runs = Implementation::original; }},
                                          {"patched", [](Semantics& s) { s.runs = Implementation::patched; }}};
 

@@ -91,6 +91,7 @@ struct Semantics {
   bool uniform_rows = false;   ///< a query that sees no key has the mean of V over all keys, else 0
   bool weights = true;         ///< the probabilities are returned where the case asks for them
   bool fp16_overflow = false;  ///< a product q.k above 65504, hidden or not, makes its query NaN; below -65504 it hides
+  bool casts_back = false;     ///< float32 q, k and v are cast to the case's dtype before attention, which out has then too
   std::optional<Implementation> runs = {};  ///< it is this that runs
   bool operator==(const Semantics&) const = default;
 };
