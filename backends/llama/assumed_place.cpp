@@ -37,11 +37,10 @@ void require_flash_attn(const Case& c, Pass pass) {
         fmt::format("flash-attn {} on {}: {}: {}", place.flash_attn, sm_text(*place.sm), found.verdict, found.reason));
 }
 
-std::vector<std::string> capability_warnings(const std::string& stack, const Case& c) {
+std::vector<std::string> capability_warnings(std::string_view who_says, const Case& c) {
   const std::optional<int> sm = c.llama->assume.sm;
   if (!safety(flash_attn_query(c, Pass::forward)).sm_below_8) return {};
-  return {
-      fmt::format("{} warns: in training, flash attention is meant for SM 8.0 and later, and this is {}", stack, sm_text(*sm))};
+  return {fmt::format("{}: in training, flash attention is meant for SM 8.0 and later, and this is {}", who_says, sm_text(*sm))};
 }
 
 std::string torch_version(const Case& c) {

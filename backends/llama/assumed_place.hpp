@@ -2,6 +2,7 @@
 #pragma once
 
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include "harness/run/case.hpp"
@@ -12,9 +13,11 @@ namespace attnbench {
 /// on the SM that it assumes; nothing where it assumes only one of them.
 void require_flash_attn(const Case& c, Pass pass);
 
-/// The sentence with which `stack` ("FastChat") speaks of an SM below 8.0, whatever the head dim, and goes on; none where the
-/// case assumes no such SM.
-std::vector<std::string> capability_warnings(const std::string& stack, const Case& c);
+/// How a stack speaks of an SM below 8.0: FlagEmbedding prints, FastChat warns.
+inline constexpr std::string_view kFlagembeddingSays = "FlagEmbedding prints", kFastchatSays = "FastChat warns";
+
+/// The sentence that it says then, whatever the head dim, and goes on; none where the case assumes no such SM.
+std::vector<std::string> capability_warnings(std::string_view who_says, const Case& c);
 
 /// The torch that the case assumes, else LibTorch's version.
 std::string torch_version(const Case& c);

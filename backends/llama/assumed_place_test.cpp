@@ -58,13 +58,13 @@ TEST(AssumedVersion, OfAPastIsComparedAsText) {
 
 TEST(AssumedSm, BelowEightIsWarnedOfByThoseWhoDo) {
   for (const char* sm : {"7.0", "7.5", "8.0", "8.6", "9.0", "12.0"})
-    for (const auto& [layer, stack] : {std::pair("flagembedding", "FlagEmbedding"), std::pair("fastchat_llama1", "FastChat"),
-                                       std::pair("fastchat_llama2", "FastChat")}) {
+    for (const auto& [layer, says] :
+         {std::pair("flagembedding", "FlagEmbedding prints"), std::pair("fastchat_llama1", "FastChat warns"),
+          std::pair("fastchat_llama2", "FastChat warns")}) {
       const Case c = parse_case(fmt::format("llama hq=2 d=8 s=3 assume_sm={}", sm));
       std::vector<std::string> expected;
       if (sm[0] == '7')
-        expected = {
-            fmt::format("{} warns: in training, flash attention is meant for SM 8.0 and later, and this is SM {}", stack, sm)};
+        expected = {fmt::format("{}: in training, flash attention is meant for SM 8.0 and later, and this is SM {}", says, sm)};
       EXPECT_EQ(run_placed(faithful(layer), c).warnings, expected) << layer;
     }
   const Case nowhere = parse_case("llama hq=2 d=8 s=3"), below = parse_case("llama hq=2 d=8 s=3 assume_sm=7.5");

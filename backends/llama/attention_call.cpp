@@ -1,5 +1,6 @@
 #include "backends/llama/attention_call.hpp"
 
+#include <algorithm>
 #include <memory>
 #include <numeric>
 #include <stdexcept>
@@ -61,14 +62,21 @@ Case case_of(const AttentionCall& call) {
   return c;
 }
 
+/// A view of rows of channels side by side as it is, where the backend takes that; else a copy without gaps.
+Tensor laid_out_for(const Backend& attention, const Tensor& x) {
+  const std::vector<Strides>& taken = attention.declaration().capabilities.strides;
+  const bool is_taken = x.stride(2) == 1 && std::ranges::find(taken, Strides::transposed) != taken.end();
+  return is_taken ? x.detach() : x.detach().contiguous();
+}
+
 std::unique_ptr<Ready> make_ready(const Backend& attention, const AttentionCall& call, Pass pass) {
   auto ready = std::make_unique<Ready>();
   ready->c = case_of(call);
   Inputs& in = ready->inputs;
-  in.q = call.q.detach().contiguous();
-  in.k = call.k.detach().contiguous();
-  in.v = call.v.detach().contiguous();
-  in.dout = at::empty_like(in.q);
+  in.q = laid_out_for(attention, call.q);
+  in.k = laid_out_for(attention, call.k);
+  in.v = laid_out_for(attention, call.v);
+  in.dout = at::empty_like(in.q, at::MemoryFormat::Contiguous);
   in.lengths.q = call.q_lengths;
   in.lengths.k = call.k_lengths;
   in.cu_q = prefix_sums(call.q_lengths, "query").to(in.q.device());

@@ -13,7 +13,7 @@
 namespace attnbench {
 namespace {
 
-constexpr size_t kModelLayers = 3, kLayerThatRuns = 1;
+constexpr size_t kModelLayers = 3, kLayerThatRuns = 1, kOtherLayer = 2;
 
 class AttentionSwitchLayer : public SwitchedLayer {
  public:
@@ -48,8 +48,12 @@ class AttentionSwitchLayer : public SwitchedLayer {
         return model.disable();
       case SwitchStep::enable_layer:
         return model.layer(kLayerThatRuns).enable();
+      case SwitchStep::enable_other_layer:
+        return model.layer(kOtherLayer).enable();
       case SwitchStep::disable_layer:
         return model.layer(kLayerThatRuns).disable();
+      case SwitchStep::disable_other_layer:
+        return model.layer(kOtherLayer).disable();
       case SwitchStep::lora_wrap:  // the wrapper keeps the model's handle
       case SwitchStep::reimport:   // every name of the class is a handle of one switch
         return;

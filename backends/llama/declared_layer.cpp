@@ -45,6 +45,8 @@ FusedDeclaration fused_layer(const std::string& name, const Backend& attention) 
 std::optional<std::string> DeclaredLayer::why_not(const Case& c, Pass pass, const Device& device) const {
   if (!can_be_switched() && (!c.llama->switching.empty() || c.llama->runs))
     return fmt::format("{} is set: {} cannot be switched", c.llama->switching.empty() ? "runs" : "switch", declaration_.name);
+  if (!has_mask_of_model() && c.llama->mask_keys > 0)
+    return fmt::format("mask_keys is set: {} takes no 4-D mask of the model's", declaration_.name);
   return LlamaBackend::why_not(c, pass, device);
 }
 

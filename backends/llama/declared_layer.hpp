@@ -27,9 +27,11 @@ void require_equal_heads(const Declaration& layer, const Case& c);
 class DeclaredLayer : public LlamaBackend {
  public:
   const Declaration& declaration() const override { return declaration_; }
-  /// A case that switches, or says what runs, too, unless the layer can be switched.
+  /// A case that switches, or says what runs, too, unless the layer can be switched; one of another 4-D mask, unless it has one.
   std::optional<std::string> why_not(const Case& c, Pass pass, const Device& device) const override;
   virtual bool can_be_switched() const { return false; }
+  /// Whether it takes the 4-D mask of a model, with as many keys as the case says.
+  virtual bool has_mask_of_model() const { return false; }
   std::string attention() const override { return called_; }
 
  protected:

@@ -45,10 +45,10 @@ class FastchatLlama2 : public FlashLayer {
       require_version_of_past(c, chunk.before);
       const at::Tensor mask = mask_of(c, inputs, chunk);
       require_flash_dtypes(chunk.q, chunk.k, chunk.v);
-      return {attend_padded(attention_, {.q = chunk.q, .k = chunk.k, .v = chunk.v, .mask = mask}), {}};
+      return {attend_padded(attention_, {.q = chunk.q, .k = chunk.k, .v = chunk.v, .mask = mask, .stacked = Stacked::kv}), {}};
     };
     LlamaOutputs outputs = run_layer(c, inputs, pass, unpadded);
-    outputs.warnings = capability_warnings("FastChat", c);
+    outputs.warnings = capability_warnings(kFastchatSays, c);
     return without_weights(c, std::move(outputs));
   }
 

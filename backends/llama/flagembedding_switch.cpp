@@ -53,7 +53,9 @@ class PythonProcess {
         if (is_known("disabled")) model_.bound = module_->attention_forward;
         return;
       case SwitchStep::enable_layer:
+      case SwitchStep::enable_other_layer:
       case SwitchStep::disable_layer:
+      case SwitchStep::disable_other_layer:
         throw std::invalid_argument(
             fmt::format("switch={}: flagembedding_switch takes a model or none, and no single layer", name_of(step)));
       case SwitchStep::lora_wrap:

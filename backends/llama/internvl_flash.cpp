@@ -1,6 +1,7 @@
 // internvl_flash_v1, internvl_flash_v2: InternVL's packed-QKV patch of LLaMA over either entry of flash-attn, which it takes as
 // the import gives it: the call is the same, but v1 aligns its causal mask with the first key and ends at head dim 128.
-// internvl_llava: the later variant for grouped heads, which keeps them apart in the cache and repeats them for the stack.
+// internvl_llava: the later variant for grouped heads, which keeps them apart in the cache and repeats them for the stack;
+// asked for weights it warns, and returns none.
 #include <algorithm>
 #include <stdexcept>
 
@@ -8,8 +9,10 @@
 
 #include "backends/attention/eager.hpp"
 #include "backends/llama/assumed_place.hpp"
+#include "backends/llama/cached_layer.hpp"
 #include "backends/llama/declared_layer.hpp"
 #include "backends/llama/flash_dtypes.hpp"
+#include "backends/llama/flash_layer.hpp"
 #include "backends/llama/internvl.hpp"
 #include "backends/llama/layer.hpp"
 #include "backends/llama/packed_attention.hpp"
@@ -49,7 +52,7 @@ class InternvlFlash : public DeclaredLayer {
     require_flash_dtypes(tokens.q, tokens.k, tokens.v);
     LlamaOutputs outputs;
     const Align align = is_v1 ? Align::top_left : Align::bottom_right;
-    const Tensor o = attend_padded(attention_, {tokens.q, tokens.k, tokens.v, inputs.mask, true, align});
+    const Tensor o = attend_padded(attention_, {tokens.q, tokens.k, tokens.v, inputs.mask, Stacked::qkv, true, align});
     outputs.out = project_out(o, x);
     add_gradients(outputs, x, inputs, pass);
     return outputs;
@@ -65,37 +68,23 @@ Tensor repeat_heads(const Tensor& x, int64_t group) {
   return repeat_kv(x.transpose(1, 2), group).transpose(1, 2);
 }
 
-class InternvlLlava : public DeclaredLayer {
+class InternvlLlava : public FlashLayer {
  public:
-  explicit InternvlLlava(const Backend& attention)
-      : DeclaredLayer(fused_layer("internvl_llava", attention)), attention_(attention) {
-    declaration_.capabilities.gqa = true;  // what it calls never sees grouped heads
-  }
+  explicit InternvlLlava(const Backend& attention) : FlashLayer("internvl_llava", attention) {}
 
-  /// output_attentions is warned about, and nothing is returned for it.
   LlamaOutputs run(const Case& c, const LlamaInputs& inputs, Pass pass) const override {
-    const int64_t s = c.problem.lq / c.llama->chunks, keys = c.llama->chunks > 1 ? c.llama->past + 2 * s : c.problem.lk;
-    if (keys != s)
-      throw std::invalid_argument(
-          fmt::format("{}: a past: {} queries and {} keys cannot be stacked", declaration_.name, s, keys));
     require_flash_attn(c, pass);
-    const LayerTensors x = leaves(c, inputs, pass);
-    const Projected tokens = project(x, c, inputs, 0, s);
-    require_flash_dtypes(tokens.q, tokens.k, tokens.v);
-    const int64_t group = c.problem.group();
-    const Tensor k = repeat_heads(tokens.k, group), v = repeat_heads(tokens.v, group);
-    LlamaOutputs outputs;
-    outputs.out = project_out(attend_padded(attention_, {.q = tokens.q, .k = k, .v = v, .mask = inputs.mask}), x);
-    if (c.llama->cache) {
-      outputs.cache_k = tokens.k.transpose(1, 2);
-      outputs.cache_v = tokens.v.transpose(1, 2);
-    }
-    add_gradients(outputs, x, inputs, pass);
-    return outputs;
+    const auto stacked = [&](const ChunkCall& chunk) -> ChunkResult {
+      if (chunk.before > 0)
+        throw std::invalid_argument(fmt::format("{}: a past: {} queries and {} keys cannot be stacked", declaration_.name,
+                                                chunk.count, chunk.before + chunk.count));
+      require_flash_dtypes(chunk.q, chunk.k, chunk.v);
+      const int64_t group = c.problem.group();
+      const Tensor k = repeat_heads(chunk.k, group), v = repeat_heads(chunk.v, group);
+      return {attend_padded(attention_, {.q = chunk.q, .k = k, .v = v, .mask = inputs.mask, .stacked = Stacked::qkv}), {}};
+    };
+    return without_weights(c, run_layer(c, inputs, pass, stacked));
   }
-
- private:
-  const Backend& attention_;
 };
 
 }  // namespace

@@ -1,5 +1,9 @@
 // internvl_packed: InternVL's packed training. The place of the attention mask carries cu_seqlens of the samples in one row; what
 // stands behind them is a sample of its own. A sliding window is handed on as (w, w): w + 1 keys where the mask is causal.
+// It replaces the call of flash-attn alone, in transformers' own layer: that casts float32 queries, keys and values to the dtype
+// of the weights, and warns.
+#include <fmt/format.h>
+
 #include "backends/llama/assumed_place.hpp"
 #include "backends/llama/attention_call.hpp"
 #include "backends/llama/declared_layer.hpp"
@@ -15,6 +19,14 @@ using at::Tensor;
 std::vector<int64_t> sample_lengths(const Tensor& cu_seqlens) {
   const Tensor host = cu_seqlens.to(at::kCPU).to(at::kLong).diff().contiguous();
   return {host.const_data_ptr<int64_t>(), host.const_data_ptr<int64_t>() + host.numel()};
+}
+
+/// What transformers' layer does where the queries are float32 and the weights are not, with its warning; else nothing.
+std::vector<std::string> cast_back(Projected& tokens, at::ScalarType weights) {
+  if (tokens.q.scalar_type() == weights) return {};
+  for (Tensor* t : {&tokens.q, &tokens.k, &tokens.v}) *t = t->to(weights);
+  return {fmt::format("the states were silently cast to float32: queries, keys and values are cast back to {}",
+                      c10::toString(weights))};
 }
 
 class InternvlPacked : public DeclaredLayer {
@@ -40,7 +52,9 @@ class InternvlPacked : public DeclaredLayer {
     require_flash_attn(c, pass);
     const Problem& p = c.problem;
     const LayerTensors x = leaves(c, inputs, pass);
-    const Projected tokens = project(x, c, inputs, 0, p.lq);
+    Projected tokens = project(x, c, inputs, 0, p.lq);
+    LlamaOutputs outputs;
+    outputs.warnings = cast_back(tokens, x.hidden.scalar_type());
     require_flash_dtypes(tokens.q, tokens.k, tokens.v);
     AttentionCall call;
     call.q = tokens.q.squeeze(0);
@@ -49,7 +63,6 @@ class InternvlPacked : public DeclaredLayer {
     call.q_lengths = call.k_lengths = sample_lengths(inputs.cu_seqlens);
     call.causal = p.mask == Mask::causal;
     if (p.window) call.window = {p.window->left, p.window->left};
-    LlamaOutputs outputs;
     outputs.out = project_out(attend(attention_, call).unsqueeze(0), x);
     add_gradients(outputs, x, inputs, pass);
     return outputs;

@@ -1,6 +1,7 @@
 // internvl_sdpa: InternVL's patch of LLaMA wherever LibTorch has scaled_dot_product_attention. In training it says is_causal and
 // looks at no mask; in evaluation it is eager, with the mask that the model's own hook has made.
 #include <ATen/ops/_scaled_dot_product_attention_math.h>
+#include <ATen/ops/constant_pad_nd.h>
 #include <ATen/ops/ones.h>
 #include <torch/version.h>
 
@@ -19,13 +20,16 @@ class InternvlSdpa : public DeclaredLayer {
   /// Rounds where the coarser of its two paths does.
   InternvlSdpa() : DeclaredLayer(eager_layer("internvl_sdpa")) { declaration_.implementation = "pytorch_math"; }
 
+  bool has_mask_of_model() const override { return true; }
+
   LlamaOutputs run(const Case& c, const LlamaInputs& inputs, Pass pass) const override {
     refuse_beyond_training(declaration_.name, c);
     const LayerTensors x = leaves(c, inputs, pass);
     const Projected tokens = project(x, c, inputs, 0, c.problem.lq);
     const Tensor q = tokens.q.transpose(1, 2), k = tokens.k.transpose(1, 2), v = tokens.v.transpose(1, 2);
     LlamaOutputs outputs;
-    outputs.out = project_out(c.llama->train ? in_training(q, k, v) : in_evaluation(q, k, v, inputs.mask), x);
+    const auto mask = [&] { return mask_of_model(c, inputs, q.scalar_type()); };
+    outputs.out = project_out(c.llama->train ? in_training(q, k, v) : eager_attention(q, k, v, mask()).o, x);
     add_gradients(outputs, x, inputs, pass);
     return outputs;
   }
@@ -37,11 +41,14 @@ class InternvlSdpa : public DeclaredLayer {
     return o.transpose(1, 2);
   }
 
-  /// Without a mask the model makes one of all keys, so that the layer always has one.
-  static Tensor in_evaluation(const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& mask) {
-    const Tensor real =
-        mask.defined() ? mask : at::ones({k.size(0), k.size(2)}, k.options().dtype(at::kBool).requires_grad(false));
-    return eager_attention(q, k, v, additive_mask(real, q.size(2), q.scalar_type())).o;
+  /// Without a mask the model makes one of all keys, so that the layer always has one; with as many keys as the case says, of
+  /// which those beyond past + s are seen.
+  static Tensor mask_of_model(const Case& c, const LlamaInputs& inputs, at::ScalarType dtype) {
+    const auto options = inputs.hidden.options().dtype(at::kBool);
+    const Tensor real = inputs.mask.defined() ? inputs.mask : at::ones({c.problem.b, c.problem.lk}, options);
+    const Tensor mask = additive_mask(real, c.problem.lq, dtype);
+    const int64_t keys = c.llama->mask_keys;
+    return keys > 0 ? at::constant_pad_nd(mask, {0, keys - mask.size(3)}) : mask;
   }
 };
 

@@ -278,7 +278,12 @@ TEST(InternvlLlava, RepeatsHeadsForTheStackAndNotInTheCache) {
   expect_dense(make_internvl_llava, kPaddedCases);
   expect_dense(make_internvl_llava, {"hq=4 hkv=2 d=16 s=12 lens=5+12 pad=left cache=on", "hq=3 hkv=1 d=16 s=9 cache=on"});
   EXPECT_EQ(computed(make_internvl_llava, llama("hq=4 hkv=2 d=16 s=3 cache=on")).cache_k.size(1), 2);
-  EXPECT_FALSE(computed(make_internvl_llava, llama("hq=2 d=16 s=3 weights=on")).weights.defined());
+}
+
+TEST(InternvlLlava, WarnsWhereItIsAskedForWeightsAndReturnsNone) {
+  const LlamaOutputs asked = computed(make_internvl_llava, llama("hq=4 hkv=2 d=16 s=3 weights=on"));
+  EXPECT_FALSE(asked.weights.defined());
+  EXPECT_EQ(asked.warnings, std::vector<std::string>{"output_attentions: internvl_llava returns none"});
 }
 
 TEST(InternvlLlava, APastCannotBeStacked) {
@@ -306,15 +311,13 @@ TEST(InternvlSdpa, EvaluationAddsTheMask) {
 }
 
 TEST(InternvlSdpa, OnlyEvaluationLooksAtTheShapeOfTheMask) {
-  const auto with_a_key_more = [](const Case& c) {
-    LlamaInputs in = make_llama_inputs(c);
-    in.mask = at::ones({2, 5}, at::kBool);
-    return in;
-  };
-  const Case eval = llama("b=2 hq=2 d=16 s=4 train=off"), train = llama("b=2 hq=2 d=16 s=4");
-  EXPECT_EQ(refusal(make_internvl_sdpa, eval, with_a_key_more(eval)),
-            "the attention mask has the shape [2, 1, 4, 5], expected [2, 1, 4, 4]");
-  EXPECT_EQ(refusal(make_internvl_sdpa, train, with_a_key_more(train)), "");
+  const std::string keys = "b=2 hq=2 d=16 s=4 mask=on ";
+  for (const std::string of_mask : {"5", "3"}) {
+    EXPECT_EQ(refusal(make_internvl_sdpa, keys + "train=off mask_keys=" + of_mask),
+              "the attention mask has the shape [2, 1, 4, " + of_mask + "], expected [2, 1, 4, 4]");
+    EXPECT_EQ(refusal(make_internvl_sdpa, keys + "mask_keys=" + of_mask), "");
+  }
+  EXPECT_EQ(refusal(make_internvl_sdpa, keys + "train=off mask_keys=4"), "");
 }
 
 TEST(InternvlSdpa, ProductsOfEvaluationOverflowInFp16) {
@@ -368,6 +371,8 @@ TEST(InternvlLayers, SayWhatTheyCannotBeAsked) {
     const std::string name = layer(make)->declaration().name;
     EXPECT_EQ(why(make, "hq=2 d=16 lens=5+7 layout=packed"), "layout=packed: " + name + " takes padded");
     EXPECT_EQ(why(make, "hq=2 d=16 s=4 causal=off"), "mask=none: " + name + " takes causal");
+    EXPECT_EQ(why(make, "hq=2 d=16 s=4 mask=on mask_keys=5"),
+              name == "internvl_sdpa" ? "" : "mask_keys is set: " + name + " takes no 4-D mask of the model's");
   }
   EXPECT_EQ(why(make_internvl_packed, "hq=2 d=16 s=4"), "layout=padded: internvl_packed takes packed");
   const std::string packed = "hq=2 d=16 lens=4+4 layout=packed ";

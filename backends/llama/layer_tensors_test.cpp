@@ -4,6 +4,7 @@
 #include <map>
 #include <stdexcept>
 #include <string>
+#include <utility>
 
 #include <ATen/TensorOperators.h>
 #include <ATen/ops/equal.h>
@@ -23,11 +24,14 @@ namespace {
 using at::Tensor;
 using testing::StartsWith;
 
+const Backend& flash() {
+  static const auto backends = make_backends(kCpu);
+  return **std::ranges::find_if(backends, [](const auto& b) { return b->declaration().name == "flash_varlen"; });
+}
+
 /// Every layer over flash_varlen.
 const LlamaBackend& layer(const std::string& name) {
-  static const auto backends = make_backends(kCpu);
-  static const auto layers = make_llama_backends(
-      kCpu, **std::ranges::find_if(backends, [](const auto& b) { return b->declaration().name == "flash_varlen"; }));
+  static const auto layers = make_llama_backends(kCpu, flash());
   return **std::ranges::find_if(layers, [&](const auto& one) { return one->declaration().name == name; });
 }
 
@@ -112,9 +116,29 @@ TEST(FlashDtypes, OfFloat32AreRefusedWhereverItComesFrom) {
   }
 }
 
-TEST(FlashDtypes, OfPackedTrainingAreItsLayersToo) {
-  const Case c = parse_case("llama hq=2 d=64 lens=5+3 layout=packed norm=fp32");
-  EXPECT_THROW(layer("internvl_packed").run(c, make_llama_inputs(c), Pass::forward), std::invalid_argument);
+/// As of the layer around it, which casts float32 states back, and warns: what it computes then has a Semantics of its own.
+TEST(FlashDtypes, OfPackedTrainingAreCastBack) {
+  const LlamaBackend& packed = layer("internvl_packed");
+  for (const std::string keys : {"norm=fp32 dtype=bf16", "norm=fp32 dtype=fp16 lora=4", "lora=4 lora_dtype=fp32 int8=on"}) {
+    const Case c = parse_case("llama hq=2 d=64 lens=5+3 layout=packed " + keys);
+    const LlamaInputs in = make_llama_inputs(c);
+    const LlamaOutputs out = packed.run(c, in, Pass::backward);
+    EXPECT_EQ(out.warnings.size(), 1u);
+    EXPECT_THAT(out.warnings.at(0), StartsWith("the states were silently cast to float32"));
+    EXPECT_EQ(out.out.scalar_type(), in.hidden.scalar_type());
+    const auto verdict = [&](const Semantics& semantics) {
+      const LayerReference reference = make_layer_reference(c, in, semantics, packed.declaration().profile, Pass::backward);
+      return judge_layer(out, Pass::backward, {c, in, reference, judge_test::formula_alone(), false, semantics});
+    };
+    const Verdict as_cast = verdict({.casts_back = true}), as_asked = verdict({});
+    EXPECT_EQ(as_cast.status, Status::passed) << keys << ": " << as_cast.reason;
+    EXPECT_THAT(as_asked.reason, testing::HasSubstr("expected fp32")) << keys;
+    EXPECT_FALSE(as_asked.malformed) << keys;
+  }
+  const Case narrow = parse_case("llama hq=2 d=64 lens=5+3 layout=packed norm=same");
+  EXPECT_TRUE(packed.run(narrow, make_llama_inputs(narrow), Pass::forward).warnings.empty());
+  const Case wide = parse_case("llama hq=2 d=64 lens=5+3 layout=packed dtype=fp32");
+  EXPECT_THROW(packed.run(wide, make_llama_inputs(wide), Pass::forward), std::invalid_argument);
 }
 
 /// xformers takes float32, but no mixture: nor does the call that stands for it.
@@ -133,6 +157,56 @@ TEST(LayerStrides, OfStatesAreNotContiguousAndChangeNoBit) {
   EXPECT_TRUE(at::equal(in.hidden, view.hidden) && at::equal(in.dout, view.dout));
   EXPECT_EQ(layer("flagembedding").why_not(parse_case("llama hq=2 d=64 s=16 strides=stride0"), Pass::forward, kCpu).value_or(""),
             "strides=stride0: flagembedding takes contiguous, transposed");
+}
+
+/// flash_varlen, which notes how many of Q, K and V it gets as views, and may declare that it takes none, or read them as if they
+/// were none.
+class ViewedAttention : public Backend {
+ public:
+  enum class Kind { right, takes_no_views, ignores_strides };
+  explicit ViewedAttention(Kind kind) : kind_(kind), declaration_(flash().declaration()) {
+    if (kind == Kind::takes_no_views) declaration_.capabilities.strides = {Strides::contiguous};
+  }
+  const Declaration& declaration() const override { return declaration_; }
+  Run prepare(const Case& c, const Inputs& inputs, Pass pass) const override {
+    views = 0;
+    for (Tensor Inputs::*tensor : {&Inputs::q, &Inputs::k, &Inputs::v}) views += !(inputs.*tensor).is_contiguous();
+    if (kind_ != Kind::ignores_strides) return flash().prepare(c, inputs, pass);
+    read_ = inputs;
+    for (Tensor Inputs::*tensor : {&Inputs::q, &Inputs::k, &Inputs::v}) {
+      const Tensor& x = inputs.*tensor;
+      read_.*tensor = x.as_strided(x.sizes(), {x.size(1) * x.size(2), x.size(2), 1});
+    }
+    return flash().prepare(c, read_, pass);
+  }
+  mutable int views = 0;
+
+ private:
+  Kind kind_;
+  Declaration declaration_;
+  mutable Inputs read_;
+};
+
+/// Q, K and V of a layer that stacks them are views, which an attention that takes such strides gets as they are.
+TEST(LayerStrides, OfStackedTensorsReachTheAttentionThatTakesThem) {
+  using Kind = ViewedAttention::Kind;
+  Judged judged("llama hq=2 d=64 s=24 lens=13+24 strides=transposed");
+  const auto over = [&](const Backend& attention, const std::string& name) {
+    const auto layers = make_llama_backends(kCpu, attention);
+    const auto found = std::ranges::find_if(layers, [&](const auto& one) { return one->declaration().name == name; });
+    return (*found)->run(judged.c, judged.in, Pass::backward);
+  };
+  const std::pair<const char*, int> views[] = {{"flagembedding", 3},     {"fastchat_llama1", 3}, {"fastchat_llama2", 2},
+                                               {"internvl_flash_v2", 3}, {"internvl_llava", 3},  {"fastchat_xformers", 0}};
+  for (const auto& [name, expected] : views) {
+    const ViewedAttention right(Kind::right), takes_none(Kind::takes_no_views), ignores(Kind::ignores_strides);
+    const LlamaOutputs viewed = over(right, name), copied = over(takes_none, name);
+    EXPECT_EQ(right.views, expected) << name;
+    EXPECT_EQ(takes_none.views, 0) << name;
+    EXPECT_TRUE(at::equal(viewed.out, copied.out) && at::equal(viewed.dwk, copied.dwk)) << name;
+    const Verdict verdict = judged.verdict(name, over(ignores, name));
+    EXPECT_EQ(verdict.status, expected == 0 ? Status::passed : Status::failed) << name << ": " << verdict.reason;
+  }
 }
 
 TEST(Int8Weights, HaveNoGradient) {

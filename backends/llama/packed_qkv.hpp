@@ -3,12 +3,15 @@
 // the real tokens are. keys and values go out as a cache, but none can come in.
 #pragma once
 
+#include <string>
+#include <string_view>
+
 #include "backends/llama/flash_layer.hpp"
 
 namespace attnbench {
 
 /// Throws where the case has fewer key heads than query heads, a past, or chunks: the three do not fit in one tensor then.
-/// stack: who warns of an SM below 8.0.
-std::unique_ptr<LlamaBackend> make_packed_qkv(const std::string& name, std::string stack, const Backend& attention);
+/// who_says: how it speaks of an SM below 8.0.
+std::unique_ptr<LlamaBackend> make_packed_qkv(const std::string& name, std::string_view who_says, const Backend& attention);
 
 }  // namespace attnbench

@@ -84,6 +84,8 @@ TEST(AttentionSwitchLayer, RunsWhatWasAskedForLast) {
   EXPECT_EQ(what_runs(make_attention_switch, "enable_layer"), kPatched);
   EXPECT_EQ(what_runs(make_attention_switch, "enable_class+disable_layer"), kOriginal);
   EXPECT_EQ(what_runs(make_attention_switch, "enable_layer+disable_class"), kOriginal);
+  EXPECT_EQ(what_runs(make_attention_switch, "enable_other_layer"), kOriginal);
+  EXPECT_EQ(what_runs(make_attention_switch, "enable_class+disable_other_layer"), kPatched);
 }
 
 TEST(FlagembeddingSwitch, WarnsWhereItDoesNothing) {
@@ -100,7 +102,7 @@ TEST(FlagembeddingSwitch, WarnsWhereItDoesNothing) {
 }
 
 TEST(FlagembeddingSwitch, RefusesOneLayer) {
-  for (const std::string step : {"enable_layer", "disable_layer"}) {
+  for (const std::string step : {"enable_layer", "enable_other_layer", "disable_layer", "disable_other_layer"}) {
     try {
       run_switched(make_flagembedding_switch, "switch=" + step);
       ADD_FAILURE() << step << ": ran";

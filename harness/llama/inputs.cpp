@@ -89,10 +89,17 @@ Tensor mask_of(const Case& c) {
   return mask;
 }
 
+/// transformers' prepare_inputs_for_generation(), of the last `s` tokens of a mask [b, past + s].
+Tensor ids_from_mask(const Tensor& mask, int64_t s) {
+  const Tensor ids = (mask.to(at::kLong).cumsum(1) - 1).masked_fill(mask.logical_not(), 1);
+  return ids.narrow(1, mask.size(1) - s, s);
+}
+
 /// Of each token in its row, or, packed, in its sample.
-Tensor position_ids_of(const Case& c, const std::vector<int64_t>& samples) {
+Tensor position_ids_of(const Case& c, const std::vector<int64_t>& samples, const Tensor& mask) {
   const Problem& p = c.problem;
   if (c.llama->positions == PositionIds::none) return {};
+  if (c.llama->positions == PositionIds::from_mask) return ids_from_mask(mask, p.lq) + c.llama->shift;
   if (samples.empty()) {
     const Tensor ids = at::arange(c.llama->past, p.lk, at::kLong).unsqueeze(0) + c.llama->shift;
     return c.llama->positions == PositionIds::one_row ? ids : ids.expand({p.b, p.lq}).contiguous();
@@ -139,7 +146,7 @@ LlamaInputs make_llama_inputs(const Case& c) {
     in.past_v = draw(LayerStream::past_v, c, {b, p.hkv, layer.past, p.d}, 1);
   }
   if (layer.mask) in.mask = mask_of(c);
-  in.position_ids = position_ids_of(c, samples);
+  in.position_ids = position_ids_of(c, samples, in.mask);
   if (!samples.empty()) in.cu_seqlens = prefix_sums(samples, "packed");
   in.dout = draw(LayerStream::dout, c, {b, p.lq, e}, 1);
   if (!layer.pad_dout) in.dout = in.dout * in.real_queries().unsqueeze(-1);

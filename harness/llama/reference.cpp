@@ -116,26 +116,29 @@ Tensor normalised(const Tensor& x, const Tensor& weight, const Storing& in, cons
 /// What the tensors of a case are in, once the script has cast what it casts.
 struct LayerDtypes {
   Dtype norm, adapters;
-  Dtype states;    ///< as the projections get them
-  Dtype promoted;  ///< of q and v, and of what follows from them
+  Dtype states;     ///< as the projections get them
+  Dtype projected;  ///< of q and v
+  Dtype promoted;   ///< of q and v as attention gets them, and of what follows from them
 
-  explicit LayerDtypes(const Case& c) {
+  LayerDtypes(const Case& c, const Semantics& semantics) {
     const LlamaLayer& layer = *c.llama;
     const Dtype own = c.problem.dtype;
     const bool wide_norm = layer.norm == InputNorm::fp32 && layer.cast == CastParts::none;
     const bool wide_adapters = layer.lora_dtype == PartDtype::fp32 && layer.cast != CastParts::norms_and_adapters;
     norm = states = wide_norm ? Dtype::fp32 : own;
     adapters = wide_adapters ? Dtype::fp32 : own;
-    promoted = wide_adapters ? Dtype::fp32 : states;
+    projected = wide_adapters ? Dtype::fp32 : states;
+    promoted = semantics.casts_back ? own : projected;
   }
 };
 
 /// In which a layer returns a tensor: a gradient as what it is of.
-Dtype dtype_of(const std::string& name, const Case& c) {
-  const LayerDtypes dtypes(c);
+Dtype dtype_of(const std::string& name, const Case& c, const Semantics& semantics) {
+  const LayerDtypes dtypes(c, semantics);
   if (name == "dnorm") return dtypes.norm;
   if (name.starts_with("dlora")) return dtypes.adapters;
   if (name == "cache_k") return dtypes.states;
+  if (name == "cache_v") return dtypes.projected;
   return name.starts_with('d') ? c.problem.dtype : dtypes.promoted;
 }
 
@@ -147,10 +150,11 @@ class Layer {
         in_(inputs),
         semantics_(semantics),
         profile_(profile),
-        dtypes_(c),
+        dtypes_(c, semantics),
         own_(own),
         states_{own.arithmetic, dtypes_.states, own.generator},
         adapters_{own.arithmetic, dtypes_.adapters, own.generator},
+        projected_{own.arithmetic, dtypes_.projected, own.generator},
         promoted_{own.arithmetic, dtypes_.promoted, own.generator} {}
 
   LlamaOutputs compute(Pass pass);
@@ -171,7 +175,7 @@ class Layer {
   const Semantics& semantics_;
   const Profile& profile_;
   const LayerDtypes dtypes_;
-  const Storing own_, states_, adapters_, promoted_;
+  const Storing own_, states_, adapters_, projected_, promoted_;
   LlamaInputs x_;  ///< what has a gradient, and the weights: float64
 };
 
@@ -188,7 +192,8 @@ void Layer::be_leaves(Pass pass) {
     const bool is_part = name == "dnorm" || name.starts_with("dlora");
     const Tensor& t = in_.*d.input;
     if (has_gradient(t))
-      x_.*d.input = (is_part ? as_cast(t, dtype_of(name, c_)) : t).detach().to(at::kDouble).requires_grad_(differentiable);
+      x_.*d.input =
+          (is_part ? as_cast(t, dtype_of(name, c_, semantics_)) : t).detach().to(at::kDouble).requires_grad_(differentiable);
   }
   if (!c_.llama->int8) return;
   // What the dtype of the states makes of int8 times scale.
@@ -206,7 +211,7 @@ Tensor Layer::adapted(const Tensor& base, const Tensor& states, const Tensor& a,
   if (!a.defined()) return base;
   const Tensor low = stored(cast(states, states_, adapters_).matmul(a.t()), adapters_);
   const Tensor added = stored(low.matmul(b.t()), adapters_) * kLoraScale;
-  return stored(given(base, states_) + given(added, adapters_), promoted_);
+  return stored(given(base, states_) + given(added, adapters_), projected_);
 }
 
 /// [b, s, E] -> [b, heads, s, d], normalised before if there is a weight for that.
@@ -286,17 +291,21 @@ LlamaOutputs Layer::compute(Pass pass) {
   const Tensor states = x_.norm.defined() ? normalised(x_.hidden, x_.norm, own_, states_) : given(x_.hidden, own_);
   const auto projected = [&](const Tensor& w) { return stored(given(states, states_).matmul(w.t()), states_); };
   const Tensor all_q = adapted(projected(x_.wq), states, x_.lora_qa, x_.lora_qb);
-  const Tensor q = turned(heads(all_q, x_.q_norm, promoted_), promoted_);
+  const Tensor q = turned(heads(all_q, x_.q_norm, projected_), projected_);
   Tensor k = turned(heads(projected(x_.wk), x_.k_norm, states_), states_);
   const Tensor all_v = adapted(projected(x_.wv), states, x_.lora_va, x_.lora_vb);
-  Tensor v = heads(all_v, {}, promoted_);
+  Tensor v = heads(all_v, {}, projected_);
   if (in_.past_k.defined()) {
     k = at::cat({in_.past_k.to(at::kDouble), k}, 2);
     v = at::cat({in_.past_v.to(at::kDouble), v}, 2);
   }
   const int64_t group = c_.problem.group();
-  const Tensor P = probabilities(q, given(k, states_).repeat_interleave(group, 1));
-  const Tensor o = stored(P.matmul(given(v, promoted_).repeat_interleave(group, 1)), promoted_);
+  const auto called = [&](const Tensor& x, const Storing& in) {
+    return semantics_.casts_back && in.dtype != promoted_.dtype ? cast(x, in, promoted_) : x;
+  };
+  const Tensor key_heads = called(given(k, states_), states_), value_heads = called(given(v, projected_), projected_);
+  const Tensor P = probabilities(called(q, projected_), key_heads.repeat_interleave(group, 1));
+  const Tensor o = stored(P.matmul(value_heads.repeat_interleave(group, 1)), promoted_);
   LlamaOutputs outputs;
   const Tensor out = stored(o.transpose(1, 2).flatten(2).matmul(x_.wo.t()), promoted_);
   if (pass == Pass::backward) {
@@ -329,11 +338,11 @@ Rows rows_of(const LlamaOutputs& outputs, const LlamaInputs& inputs) {
 
 /// An element's own mean square says little after a few draws, that of its row nothing of the element: between them. Gradients of
 /// weights are too many to draw their own rounding: it is added, for the share of each chunk and for each sum of two.
-Tensor variance_of(const std::string& name, const Tensor& squares, const Case& c, const Tensor& x) {
+Tensor variance_of(const std::string& name, const Tensor& squares, const Case& c, const Tensor& x, Dtype dtype) {
   const Tensor row = at::where(squares != 0, squares.mean(-1, true), 0.0);
   const Tensor variance = (squares * kDraws + row * kRowWeight) / (kDraws + kRowWeight);
   if (!name.starts_with('d') || name == "dhidden") return variance;
-  return variance + spacing(dtype_of(name, c), x).square() * (static_cast<double>(2 * c.llama->chunks - 1) / 12);
+  return variance + spacing(dtype, x).square() * (static_cast<double>(2 * c.llama->chunks - 1) / 12);
 }
 
 /// The gain that the draws have in the mean square: errors of P or K come to whole heads alike.
@@ -369,7 +378,7 @@ LlamaOutputs ordinary_layer(const Case& c, const LlamaInputs& inputs, const Sema
                             Pass pass) {
   LlamaOutputs o = Layer(c, inputs, semantics, profile, {Arithmetic::rounded, c.problem.dtype, {}}).compute(pass);
   const auto returned = [&](const char* name, Tensor& t) {
-    if (t.defined()) t = t.to(torch_dtype(dtype_of(name, c)));
+    if (t.defined()) t = t.to(torch_dtype(dtype_of(name, c, semantics)));
   };
   returned("out", o.out);
   returned("cache_k", o.cache_k);
@@ -392,10 +401,11 @@ LayerReference make_layer_reference(const Case& c, const LlamaInputs& inputs, co
   for (const auto& [name, x] : exact) {
     Tensor squares = at::zeros_like(x);
     for (const Rows& draw : draws) squares += (draw.at(name) - x).square() / kDraws;
-    const Tensor variance = variance_of(name, squares, c, x);
+    const Dtype dtype = dtype_of(name, c, semantics);
+    const Tensor variance = variance_of(name, squares, c, x, dtype);
     const double freedom = name.ends_with("norm") ? static_cast<double>(x.size(2)) : 1;
     reference[name] = {{x, variance, Tensor(), at::ones({x.size(0), 1}, at::kDouble) * freedom},
-                       dtype_of(name, c),
+                       dtype,
                        ordinary.at(name),
                        gain_deviation(draws, name, x, variance)};
   }

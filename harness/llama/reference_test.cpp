@@ -2,6 +2,7 @@
 // that do not see each other, and an attention oracle that was written apart.
 #include "harness/llama/reference.hpp"
 
+#include <algorithm>
 #include <cmath>
 #include <string>
 
@@ -102,6 +103,26 @@ TEST(LayerReference, ChunksAndThePastAreTheSameTokens) {
   EXPECT_LE(
       largest(value(all, "out").narrow(0, 4, 2) - value(make_layer_reference(rest, last, {}, kFlash, Pass::forward), "out")),
       1e-12);
+}
+
+/// RoPE knows distances alone. Angles are float32, of a half ulp of 1024 * 2^-24 = 6e-5 at most here, and in fp32 cos and sin
+/// round no more; scores of a few units change by as much, and so does what follows. Beside a past that is not shifted too it is
+/// no invariance.
+TEST(LayerReference, AShiftOfAllPositionsChangesNothing) {
+  const auto change_by_shift = [](const std::string& line) {
+    const Case c = parse_case(line), far = parse_case(line + " shift=1000");
+    const LayerReference here = make_layer_reference(c, in_float64(c), {}, kFlash, Pass::backward),
+                         there = make_layer_reference(far, in_float64(far), {}, kFlash, Pass::backward);
+    double change = 0;
+    for (const auto& [name, tensor] : here) {
+      const Tensor& x = tensor.expected.value;
+      change = std::max(change, largest(there.at(name).expected.value - x) / largest(x));
+    }
+    return change;
+  };
+  for (const char* line : {"llama hq=2 d=16 s=12 lens=7+12 dtype=fp32", "llama hq=2 d=16 s=12 lens=7+12 pad=left dtype=fp32"})
+    EXPECT_LT(change_by_shift(line), 1e-3) << line;
+  EXPECT_GT(change_by_shift("llama b=2 hq=2 d=16 s=4 past=8 dtype=fp32"), 0.1);
 }
 
 /// What a mechanism computes in the place of the case has to be something else.

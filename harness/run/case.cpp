@@ -24,9 +24,12 @@ bool is_set(const LengthSpec& spec) {
   return !std::holds_alternative<std::monostate>(spec);
 }
 
+const Token* find_token(const std::vector<Token>& tokens, std::string_view key) {
+  const auto found = std::ranges::find(tokens, key, &Token::key);
+  return found == tokens.end() ? nullptr : &*found;
+}
 const Token* given(const CaseText& text, std::string_view key) {
-  const auto found = std::ranges::find(text.keys, key, &Token::key);
-  return found == text.keys.end() ? nullptr : &*found;
+  return find_token(text.keys, key);
 }
 
 /// Keys that depend on each other, once each has been read.
@@ -163,6 +166,41 @@ void complete_model_heads(const CaseText& text, Problem& p) {
   if (p.hq % p.hkv != 0) refuse(*given(text, "hkv"), fmt::format("a divisor of hq={}", p.hq));
 }
 
+/// Whether some new token is padding; with pad=holes and a past it may be that only tokens of the past are.
+bool pads_queries(const Problem& p) {
+  const auto* list = list_in(p.lens);
+  return list && p.layout == Layout::padded && std::ranges::min(*list) < (p.pad == Pad::left ? p.lq : p.lk);
+}
+
+/// Keys of a layer that would have no effect.
+void check_effects(const CaseText& text, const Case& c) {
+  const Problem& p = c.problem;
+  const LlamaLayer& layer = *c.llama;
+  const bool padded = p.layout == Layout::padded;
+  if (p.pad != Pad::right && !(padded && is_set(p.lens)))
+    refuse(*given(text, "pad"), "lens= beside it, and no layout=packed: nothing is padded");
+  if (layer.pad_dout && !pads_queries(p))
+    refuse(*given(text, "pad_dout"), "lens= with fewer real tokens beside it: no new token is padding");
+  if (layer.runs && !pads_queries(p))
+    refuse(*given(text, "runs"), "lens= with fewer real tokens beside it: padded rows show what runs");
+  if (layer.mask_keys > 0 && !layer.mask) refuse(*given(text, "mask_keys"), "mask=on or lens= beside it: no mask is given");
+  if (layer.positions == PositionIds::from_mask && !layer.mask)
+    refuse(*given(text, "positions"), "mask=on or lens= beside it: no mask is given");
+  if (layer.positions == PositionIds::none && layer.shift > 0)
+    refuse(*given(text, "shift"), "position ids: positions=none has none");
+  if (layer.lora_dtype != PartDtype::same && layer.lora == 0) refuse(*given(text, "lora_dtype"), "lora= beside it");
+  if (layer.cast != CastParts::none && layer.norm == InputNorm::none && layer.lora == 0)
+    refuse(*given(text, "cast"), "norm= or lora= beside it: there is nothing to cast");
+}
+
+/// What a case says it equals instead is asked where it must differ, and has to be said there.
+void check_difference(const CaseText& text, const Case& c) {
+  const bool differs = c.metadata.expect == Expect::must_differ;
+  if (c.metadata.instead && !differs) refuse(*find_token(text.metadata, "instead"), "expect=must_differ beside it");
+  if (c.llama && differs && !c.metadata.instead)
+    refuse(*find_token(text.metadata, "expect"), "instead= beside it: what the result equals then");
+}
+
 }  // namespace
 
 void complete_training(const CaseText& text, Case& c) {
@@ -199,11 +237,7 @@ void complete_llama(const CaseText& text, Case& c) {
   if (!given(text, "mask")) layer.mask = list && p.layout == Layout::padded;
   if (list && p.layout == Layout::padded && !layer.mask) refuse(*given(text, "mask"), "on: lens= is what it says");
   if (p.lq % layer.chunks != 0) refuse(*given(text, "chunks"), fmt::format("a divisor of s={}", p.lq));
-  if (layer.positions == PositionIds::none && layer.shift > 0)
-    refuse(*given(text, "shift"), "position ids: positions=none has none");
-  if (layer.lora_dtype != PartDtype::same && layer.lora == 0) refuse(*given(text, "lora_dtype"), "lora= beside it");
-  if (layer.cast != CastParts::none && layer.norm == InputNorm::none && layer.lora == 0)
-    refuse(*given(text, "cast"), "norm= or lora= beside it: there is nothing to cast");
+  check_effects(text, c);
 }
 
 Case case_from(const CaseText& text) {
@@ -220,6 +254,7 @@ Case case_from(const CaseText& text) {
   } else {
     Completion(text, c).run();
   }
+  check_difference(text, c);
   return c;
 }
 

@@ -8,7 +8,6 @@
 #include <charconv>
 #include <cmath>
 #include <limits>
-#include <sstream>
 
 #include "harness/run/case_limits.hpp"
 #include "harness/run/names.hpp"
@@ -192,10 +191,12 @@ std::string format_layer_name(const Case& c) {
   return std::string(find_name((*c.llama).*member));
 }
 
-std::vector<std::string> names_joined(const std::string& text) {
+/// "a+" holds an empty name, which nothing has.
+std::vector<std::string> names_joined(std::string_view text) {
   std::vector<std::string> names;
-  std::istringstream parts(text);
-  for (std::string name; std::getline(parts, name, '+');) names.push_back(name);
+  for (size_t plus; (plus = text.find('+')) != std::string_view::npos; text.remove_prefix(plus + 1))
+    names.emplace_back(text.substr(0, plus));
+  names.emplace_back(text);
   return names;
 }
 
@@ -261,6 +262,7 @@ constexpr NamedSemantics kSemantics[] = {{"ignores_mask", [](Semantics& s) { s.k
                                          {"uniform_rows", [](Semantics& s) { s.uniform_rows = true; }},
                                          {"no_weights", [](Semantics& s) { s.weights = false; }},
                                          {"fp16_overflow", [](Semantics& s) { s.fp16_overflow = true; }},
+                                         {"casts_back", [](Semantics& s) { s.casts_back = true; }},
                                          {"original", [](Semantics& s) { s.runs = Implementation::original; }},
                                          {"patched", [](Semantics& s) { s.runs = Implementation::patched; }}};
 
@@ -382,6 +384,7 @@ const Key kLlamaKeys[] = {
     {"window", parse_left_window, [](const Case& c) { return c.problem.window ? std::to_string(c.problem.window->left) : "none"; }, none},
     {"mask", parse_part_switch<&Case::llama, &LlamaLayer::mask>, format_part_switch<&Case::llama, &LlamaLayer::mask>,
      [](const Case& c) { return std::string(has_lens(c) && c.problem.layout == Layout::padded ? "on" : "off"); }},
+    {"mask_keys", parse_part_count<&Case::llama, &LlamaLayer::mask_keys, 0, kMaxLength>, format_part_count<&Case::llama, &LlamaLayer::mask_keys>, zero},
     {"chunks", parse_part_count<&Case::llama, &LlamaLayer::chunks, 1, kMaxLength>, format_part_count<&Case::llama, &LlamaLayer::chunks>, [](const Case&) { return std::string("1"); }},
     {"cache", parse_part_switch<&Case::llama, &LlamaLayer::cache>, format_part_switch<&Case::llama, &LlamaLayer::cache>, off},
     {"weights", parse_part_switch<&Case::llama, &LlamaLayer::weights>, format_part_switch<&Case::llama, &LlamaLayer::weights>, off},

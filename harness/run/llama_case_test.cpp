@@ -35,12 +35,15 @@ TEST(LlamaCase, HasACanonicalForm) {
   EXPECT_EQ(canonical_layer("llama seed=3 s=16 d=64 hq=4 hkv=4 b=1 mask=off layout=padded causal=on"),
             "llama hq=4 d=64 s=16 seed=3");
   const std::string all =
-      "llama hq=4 hkv=2 d=64 s=16 past=8 lens=24+17 pad=holes dtype=fp16 causal=off window=5 chunks=2 cache=on weights=on "
+      "llama hq=4 hkv=2 d=64 s=16 past=8 lens=24+17 pad=holes dtype=fp16 causal=off window=5 mask_keys=25 chunks=2 cache=on "
+      "weights=on "
       "train=off positions=one_row shift=7 pad_dout=on gain=2.5 norm=fp32 qk_norm=on lora=4 lora_dtype=fp32 cast=norms int8=on "
       "switch=enable_class+disable_instance runs=original assume_sm=8.6 assume_flash_attn=2.0.9 assume_torch=1.13 "
       "strides=transposed seed=9";
   EXPECT_EQ(canonical_layer(all), all);
   EXPECT_EQ(canonical_layer("llama hq=2 d=8 layout=packed lens=4+3 tail=2"), "llama hq=2 d=8 lens=4+3 layout=packed tail=2");
+  const std::string switched = "llama hq=2 d=8 s=4 mask=on positions=from_mask switch=enable_other_layer+disable_other_layer";
+  EXPECT_EQ(canonical_layer(switched), switched);
   EXPECT_NE(parse_case("llama hq=2 d=8 s=4"), parse_case("llama hq=2 d=8 s=4 cache=on"));
 }
 
@@ -66,6 +69,29 @@ TEST(LlamaCase, RefusesWhatMeansNothing) {
   EXPECT_THAT(refusal_of_line("llama hq=2 d=8 s=4 switch=enable_class+disable"), HasSubstr("did you mean 'disable_class'?"));
   EXPECT_THAT(refusal_of_line("llama hq=2 d=8 s=4 assume_sm=86"), HasSubstr("as in 7.5"));
   EXPECT_THAT(refusal_of_line("llama hq=2 d=8 s=4 assume_torch=two"), HasSubstr("a version"));
+}
+
+TEST(LlamaCase, RefusesWhatHasNoEffect) {
+  for (const std::string line : {"s=4 pad=left", "s=4 mask=on pad=holes", "layout=packed lens=4+3 pad=left"})
+    EXPECT_THAT(refusal_of_line("llama hq=2 d=8 " + line), HasSubstr("nothing is padded")) << line;
+  for (const std::string line :
+       {"s=4", "s=4 mask=on", "s=4 lens=4+4", "s=4 past=4 lens=5+4 pad=left", "layout=packed lens=4+3"}) {
+    EXPECT_THAT(refusal_of_line("llama hq=2 d=8 " + line + " pad_dout=on"), HasSubstr("no new token is padding")) << line;
+    EXPECT_THAT(refusal_of_line("llama hq=2 d=8 " + line + " runs=patched"), HasSubstr("padded rows show what runs")) << line;
+  }
+  for (const std::string line : {"s=4 lens=3", "s=4 past=4 lens=7", "s=4 past=4 lens=3 pad=left", "s=4 past=4 lens=7 pad=holes"})
+    EXPECT_TRUE(parse_case("llama hq=2 d=8 " + line + " pad_dout=on runs=patched").llama->pad_dout) << line;
+  for (const std::string key : {"mask_keys=5", "positions=from_mask"})
+    EXPECT_THAT(refusal_of_line("llama hq=2 d=8 s=4 " + key), HasSubstr("no mask is given")) << key;
+  EXPECT_THAT(refusal_of_line("llama hq=2 d=8 s=4 switch=enable_class+"), HasSubstr("switch=: expected enable_class | "));
+}
+
+TEST(LlamaCase, RefusesWhatNoResultCanBe) {
+  EXPECT_THAT(refusal_of_line("llama hq=2 d=8 s=4 # instead=top_left"), HasSubstr("expect=must_differ beside it"));
+  EXPECT_THAT(refusal_of_line("llama hq=2 d=8 s=4 # expect=must_throw instead=top_left"),
+              HasSubstr("expect=must_differ beside it"));
+  EXPECT_THAT(refusal_of_line("llama hq=2 d=8 s=4 # expect=must_differ"), HasSubstr("instead= beside it"));
+  EXPECT_THAT(refusal_of_line("llama hq=2 d=8 s=4 # expect=must_differ instead=top_left+"), HasSubstr("some of ignores_mask"));
 }
 
 TEST(LlamaCase, SaysWhoRunsItAndWhatItEqualsInstead) {

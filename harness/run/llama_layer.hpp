@@ -17,7 +17,10 @@
 
 namespace attnbench {
 
-enum class PositionIds { own, one_row, none };  ///< [b, s]; [1, s] for all rows; no RoPE
+/// own: a token's place in its row, past and padding counted, [b, s]; one_row: the same, [1, s] for all rows; from_mask: as
+/// transformers' generate() makes them, the real tokens of its row that stand before it, and 1 where the mask hides it, [b, s];
+/// none: no RoPE.
+enum class PositionIds { own, one_row, from_mask, none };
 
 /// Of what is float32 beside states of another dtype, or would be.
 enum class PartDtype { same, fp32 };
@@ -34,15 +37,17 @@ enum class Implementation { original, patched };
 
 /// What was done to a model, or to the class that it is of, before its layer ran, in turn.
 enum class SwitchStep {
-  enable_class,      ///< the patch is asked for without a model
-  enable_instance,   ///< … for the model
-  enable_layer,      ///< … for the layer of the model that runs
-  disable_class,     ///< the patch is taken back without a model
-  disable_instance,  ///< … for the model
-  disable_layer,     ///< … for the layer of the model that runs
-  lora_wrap,         ///< the model is wrapped for adapters, in a class of another name
-  reimport,          ///< the class is looked up anew in its module
-  new_instance       ///< the model is one made now, of the class as it was looked up last
+  enable_class,         ///< the patch is asked for without a model
+  enable_instance,      ///< … for the model
+  enable_layer,         ///< … for the layer of the model that runs
+  enable_other_layer,   ///< … for another layer of it
+  disable_class,        ///< the patch is taken back without a model
+  disable_instance,     ///< … for the model
+  disable_layer,        ///< … for the layer of the model that runs
+  disable_other_layer,  ///< … for another layer of it
+  lora_wrap,            ///< the model is wrapped for adapters, in a class of another name
+  reimport,             ///< the class is looked up anew in its module
+  new_instance          ///< the model is one made now, of the class as it was looked up last
 };
 std::string_view name_of(SwitchStep);
 
@@ -55,12 +60,13 @@ struct AssumedPlace {
 };
 
 struct LlamaLayer {
-  int64_t past = 0;      ///< tokens before, whose rotated keys and values are given
-  bool mask = false;     ///< a mask of the real tokens, bool [b, past + s], is given to the layer
-  int64_t chunks = 1;    ///< the s tokens come in so many calls, each with the cache of those before
-  bool cache = false;    ///< use_cache: keys and values of all tokens are returned, and judged
-  bool weights = false;  ///< output_attentions: the probabilities are returned, and judged
-  bool train = true;     ///< false: evaluation mode, in which some patches take another path
+  int64_t past = 0;       ///< tokens before, whose rotated keys and values are given
+  bool mask = false;      ///< a mask of the real tokens, bool [b, past + s], is given to the layer
+  int64_t mask_keys = 0;  ///< keys of the 4-D mask that the model makes for the layer; 0: past + s, as it should have
+  int64_t chunks = 1;     ///< the s tokens come in so many calls, each with the cache of those before
+  bool cache = false;     ///< use_cache: keys and values of all tokens are returned, and judged
+  bool weights = false;   ///< output_attentions: the probabilities are returned, and judged
+  bool train = true;      ///< false: evaluation mode, in which some patches take another path
   PositionIds positions = PositionIds::own;
   int64_t shift = 0;      ///< added to every position id
   bool pad_dout = false;  ///< the gradient of the output is not 0 on padded rows
@@ -85,6 +91,7 @@ struct Semantics {
   bool uniform_rows = false;   ///< a query that sees no key has the mean of V over all keys, else 0
   bool weights = true;         ///< the probabilities are returned where the case asks for them
   bool fp16_overflow = false;  ///< a product q.k above 65504, hidden or not, makes its query NaN; below -65504 it hides
+  bool casts_back = false;     ///< float32 q, k and v are cast to the case's dtype before attention, which out has then too
   std::optional<Implementation> runs = {};  ///< it is this that runs
   bool operator==(const Semantics&) const = default;
 };

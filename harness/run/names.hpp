@@ -38,6 +38,7 @@ inline constexpr auto kNames<Pad> =
 template <>
 inline constexpr auto kNames<PositionIds> = std::to_array<Named<PositionIds>>({{PositionIds::own, "own"},
                                                                                {PositionIds::one_row, "one_row"},
+                                                                               {PositionIds::from_mask, "from_mask"},
                                                                                {PositionIds::none, "none"}});
 template <>
 inline constexpr auto kNames<PartDtype> = std::to_array<Named<PartDtype>>({{PartDtype::same, "same"}, {PartDtype::fp32, "fp32"}});
@@ -51,15 +52,18 @@ template <>
 inline constexpr auto kNames<Implementation> = std::to_array<Named<Implementation>>({{Implementation::original, "original"},
                                                                                      {Implementation::patched, "patched"}});
 template <>
-inline constexpr auto kNames<SwitchStep> = std::to_array<Named<SwitchStep>>({{SwitchStep::enable_class, "enable_class"},
-                                                                             {SwitchStep::enable_instance, "enable_instance"},
-                                                                             {SwitchStep::enable_layer, "enable_layer"},
-                                                                             {SwitchStep::disable_class, "disable_class"},
-                                                                             {SwitchStep::disable_instance, "disable_instance"},
-                                                                             {SwitchStep::disable_layer, "disable_layer"},
-                                                                             {SwitchStep::lora_wrap, "lora_wrap"},
-                                                                             {SwitchStep::reimport, "reimport"},
-                                                                             {SwitchStep::new_instance, "new_instance"}});
+inline constexpr auto kNames<SwitchStep> =
+    std::to_array<Named<SwitchStep>>({{SwitchStep::enable_class, "enable_class"},
+                                      {SwitchStep::enable_instance, "enable_instance"},
+                                      {SwitchStep::enable_layer, "enable_layer"},
+                                      {SwitchStep::enable_other_layer, "enable_other_layer"},
+                                      {SwitchStep::disable_class, "disable_class"},
+                                      {SwitchStep::disable_instance, "disable_instance"},
+                                      {SwitchStep::disable_layer, "disable_layer"},
+                                      {SwitchStep::disable_other_layer, "disable_other_layer"},
+                                      {SwitchStep::lora_wrap, "lora_wrap"},
+                                      {SwitchStep::reimport, "reimport"},
+                                      {SwitchStep::new_instance, "new_instance"}});
 template <>
 inline constexpr auto kNames<Pass> = std::to_array<Named<Pass>>({{Pass::forward, "forward"}, {Pass::backward, "backward"}});
 template <>

@@ -94,5 +94,18 @@ TEST(Regressions, AreExplainedWithTheirCasesBelow) {
   EXPECT_EQ(list_cases({suite}, false), "attention d=8 lq=4\nattention d=8 lq=4 seed=1\nattention d=8 lq=4 seed=2\n");
 }
 
+TEST(Regressions, AreExplainedByWhatIsExpectedOfWhom) {
+  const std::string line = "llama hq=2 d=8 s=4", name = " # name=past why=\"it has one\" backend=";
+  const Suite suite{"s",
+                    {{parse_case(line + " past=2" + name + "a expect=must_throw message=\"no past\""), ""},
+                     {parse_case(line + " past=3" + name + "b expect=must_differ instead=top_left"), ""},
+                     {parse_case(line + " past=4" + name + "c"), ""},
+                     {parse_case(line + " past=5 # timed=no expect=equal"), ""}}};
+  EXPECT_EQ(list_cases({suite}, true),
+            "past: it has one\nexpect=must_throw backend=a message=\"no past\"\n  llama hq=2 d=8 s=4 past=2\n\n"
+            "past: it has one\nexpect=must_differ backend=b instead=top_left\n  llama hq=2 d=8 s=4 past=3\n\n"
+            "past: it has one\nbackend=c\n  llama hq=2 d=8 s=4 past=4\n\nllama hq=2 d=8 s=4 past=5\n");
+}
+
 }  // namespace
 }  // namespace attnbench

@@ -260,6 +260,63 @@ TEST(Suites, EveryCaseOfALayerSaysWhereItComesFromAndWhy) {
   }
 }
 
+/// The mechanisms of the three systems from which the suite of layers comes; it may show others beside them.
+TEST(Suites, OfLayersHoldEveryMechanismByItsName) {
+  std::set<std::string> held;
+  for (const SuiteCase& entry : load_suite("llama").cases) held.insert(entry.c.metadata.name);
+  const std::set<std::string> mechanisms = {"fe.qkvpacked.nomask",
+                                            "fe.rightpad",
+                                            "fe.leftpad",
+                                            "fe.holes",
+                                            "fe.pad_rows_exact_zero",
+                                            "fe.empty_seq",
+                                            "fe.use_cache_export",
+                                            "fe.past_must_throw",
+                                            "fe.gqa_must_throw",
+                                            "fe.enable_class",
+                                            "fe.enable_instance",
+                                            "fe.disable",
+                                            "fe.reload_leaves_old_class",
+                                            "fe.upcast",
+                                            "fe.capability_warn",
+                                            "iv.dispatch",
+                                            "iv.v1_v2_entry",
+                                            "iv.forward_asserts",
+                                            "iv.sdpa_train_rightpad_equal",
+                                            "iv.sdpa_train_leftpad_must_differ",
+                                            "iv.eval_4dmask",
+                                            "iv.eval_mask_shape_throw",
+                                            "iv.eval_fullmask_uniformV",
+                                            "iv.eval_fp16_qk_overflow",
+                                            "iv.llava_gqa_repeat",
+                                            "iv.packed_cuseqlens",
+                                            "iv.packed_window_w_plus_1",
+                                            "iv.vit_noncausal_qknorm",
+                                            "fc1.packed",
+                                            "fc2.alltrue_dense",
+                                            "fc2.kvpacked_gqa_pad",
+                                            "fc2.chunked_cache_equals_oneshot",
+                                            "fc2.decode_q1",
+                                            "fc2.bottomright_vs_topleft",
+                                            "fc2.version_gate",
+                                            "fc2.mask_double_prefix_reject",
+                                            "fc2.cached_leftpad_counted_valid",
+                                            "fc2.rope_gather",
+                                            "fcx.tri_ignores_pad",
+                                            "fcx.none_is_noncausal",
+                                            "fcx.chunk_leak",
+                                            "fcx.output_attentions",
+                                            "fcx.one_key_throws",
+                                            "fcl.cast_no_lora",
+                                            "fcl.fp32_refused",
+                                            "x.safety_table",
+                                            "x.position_shift_invariance",
+                                            "x.seqlen_not_mult_128",
+                                            "x.noncontiguous_qkv"};
+  EXPECT_EQ(mechanisms.size(), 49u);
+  for (const std::string& name : mechanisms) EXPECT_TRUE(held.contains(name)) << name;
+}
+
 TEST(Suites, HoldTheCoreMatrix) {
   std::set<std::string> seen;
   for (const SuiteCase& entry : load_suite("parity").cases) {
