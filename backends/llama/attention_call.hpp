@@ -18,8 +18,8 @@ struct AttentionCall {
   std::optional<SlidingWindow> window;
 };
 
-/// o [query tokens, hq, d]. Throws std::invalid_argument with the backend's sentence where it does not take the
-/// call, and where q, k and v are not of one dtype.
+/// o [query tokens, hq, d]. Throws AttentionLacks with the backend's sentence where it does not take the call,
+/// std::invalid_argument where q, k and v are not of one dtype.
 at::Tensor attend(const Backend& attention, const AttentionCall& call);
 
 }  // namespace attnbench

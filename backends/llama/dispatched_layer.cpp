@@ -48,12 +48,11 @@ class DispatchedLayer : public LlamaBackend {
   const LlamaBackend& first() const { return *variants_.front().layer; }
 
   std::vector<AttentionCandidate> candidates(const Case& c, Pass pass, const Device& device) const {
-    const Case call = attention_of_layer(c);
     std::vector<AttentionCandidate> all;
     for (const LayerVariant& one : variants_) {
       const Declaration& declared = one.attention->declaration();
       auto why = one.layer->why_not(c, pass, device);
-      if (!why) why = one.attention->why_not(call, pass, device);
+      if (!why) why = one.attention->why_not(one.layer->attention_case(c), pass, device);
       all.push_back({declared.name, declared.implementation, declared.version, why.value_or("")});
     }
     return all;

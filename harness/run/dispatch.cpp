@@ -63,6 +63,8 @@ Case attention_of_layer(const Case& c) {
   p.layout = Layout::packed;
   p.pad = Pad::right;
   p.tail = 0;
+  const bool promotes = c.llama->norm == InputNorm::fp32 && c.llama->cast == CastParts::none;
+  if (promotes) p.dtype = Dtype::fp32;
   if (c.problem.layout == Layout::packed) return call;
   // Rows of a padded layer have lengths of their own once they are unpadded; what a backend takes does not depend on those.
   p.lens = p.klens = std::monostate{};
