@@ -106,6 +106,8 @@ class SuiteReader {
     count_bytes(text, count);
     for (const CaseText& line : expand_sweep(text)) {
       const Case c = case_from(line);
+      if (c.llama && !canaries.empty())
+        throw CaseError(fmt::format("{}: canary={}: no layer of llama has a planted defect", where, fmt::join(canaries, "+")));
       if (identities_.insert(format_case(c)).second) cases.push_back({c, where, canaries});
     }
   }
