@@ -4,6 +4,7 @@
 #include <fmt/ranges.h>
 
 #include <algorithm>
+#include <iterator>
 #include <numeric>
 
 #include "harness/run/case_keys.hpp"
@@ -163,10 +164,21 @@ void complete_model_heads(const CaseText& text, Problem& p) {
   if (p.hq % p.hkv != 0) refuse(*given(text, "hkv"), fmt::format("a divisor of hq={}", p.hq));
 }
 
+/// Metadata from which nothing would follow.
+void forbid_metadata(const CaseText& text, const Case& c, std::string_view name, std::string_view reason) {
+  const auto token = std::ranges::find(text.metadata, name, &Token::key);
+  if (token == text.metadata.end()) return;
+  const Key& key = find_key(metadata_keys(), *token);
+  if (key.format(c) != key.default_text(c))
+    refuse(*token, fmt::format("no {}= in a case of {}: {}", name, text.operation, reason));
+}
+
 }  // namespace
 
 void complete_training(const CaseText& text, Case& c) {
   Problem& p = c.problem;
+  for (const char* key : {"expect", "instead", "message", "repeats"})
+    forbid_metadata(text, c, key, "a training stays inside its band, or fails");
   complete_model_heads(text, p);
   if (!given(text, "s")) throw CaseError(fmt::format("{}: s= (bytes of the longest sequence) is missing", text.place));
   p.lk = p.lq;
@@ -175,6 +187,7 @@ void complete_training(const CaseText& text, Case& c) {
 
 void complete_llama(const CaseText& text, Case& c) {
   Problem& p = c.problem;
+  forbid_metadata(text, c, "repeats", "a layer is run once");
   LlamaLayer& layer = *c.llama;
   complete_model_heads(text, p);
   if (!given(text, "layout")) p.layout = Layout::padded;
@@ -233,6 +246,19 @@ Case parse_case(std::string_view line, std::string_view where) {
 std::string format_case(const Case& c) {
   const std::string operation(operation_of(c));
   return operation + format_keys(keys_of(operation), c, [](std::string_view value) { return std::string(value); });
+}
+
+std::string format_terms(const Case& c) {
+  constexpr std::string_view kTerms[] = {"expect", "instead", "message", "repeats"};
+  std::vector<Key> keys;
+  std::ranges::copy_if(metadata_keys(), std::back_inserter(keys),
+                       [&](const Key& key) { return std::ranges::find(kTerms, key.name) != std::end(kTerms); });
+  const std::string text = format_keys(keys, c, quoted_if_needed);
+  return text.empty() ? text : text.substr(1);
+}
+
+Case case_with_terms(const std::string& line, const std::string& terms) {
+  return parse_case(terms.empty() ? line : line + " # " + terms, "record");
 }
 
 std::string format_line(const Case& c) {

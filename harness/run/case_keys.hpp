@@ -23,6 +23,12 @@ std::span<const Key> training_keys();  ///< of the operation `training`, likewis
 std::span<const Key> keys_of(std::string_view operation);
 std::span<const Key> metadata_keys();  ///< what may stand after '#'
 
+/// The metadata on which the verdict on a case depends, as it stands behind '#': "expect=must_differ instead=top_left"; "": none.
+std::string format_terms(const Case& c);
+
+/// The case with such metadata, from a line and what format_terms() gave. Throws CaseError.
+Case case_with_terms(const std::string& line, const std::string& terms);
+
 /// Throws CaseError that names the nearest known key.
 const Key& find_key(std::span<const Key> keys, const Token& token);
 
