@@ -43,12 +43,7 @@ std::optional<int> assumed_sm_of(const PlannedCase& planned, const RunFields& fi
 /// any.
 Safety safety_of(const PlannedCase& planned, const Record& record, const Declaration* declaration, const RunFields& fields) {
   const std::optional<int> assumed = assumed_sm_of(planned, fields);
-  SafetyQuery query;
-  query.sm = assumed ? assumed : record.sm;
-  query.head_dim = std::max(planned.c.problem.d, planned.c.problem.dv);
-  query.dtype = planned.c.problem.dtype;
-  query.backward = record.pass == Pass::backward;
-  query.dropout = planned.c.problem.dropout.p > 0;
+  SafetyQuery query = safety_query(planned.c.problem, record.pass, assumed ? assumed : record.sm);
   if (declaration) {
     query.implementation = declaration->implementation;
     query.version = declaration->version;

@@ -29,6 +29,10 @@ std::string place_text(const SafetyQuery& where) {
 
 }  // namespace
 
+AttentionCandidate candidate_of(const Declaration& declaration, const std::optional<std::string>& why_not) {
+  return {declaration.name, declaration.implementation, declaration.version, why_not.value_or("")};
+}
+
 AttentionChoice choose_attention(const std::vector<AttentionCandidate>& candidates, const SafetyQuery& where,
                                  const SafetyTable& table) {
   AttentionChoice choice;
