@@ -189,7 +189,7 @@ class Shrinker {
 
   /// The case with one key at its default, the last first: those before it may be what it depends on.
   void drop_keys() {
-    for (const Key& key : keys_of(operation_of(current_)) | std::views::reverse) {
+    for (const Key& key : operation(current_).keys | std::views::reverse) {
       CaseText text = read_case_text(format_case(current_), "shrink");
       if (std::erase_if(text.keys, [&](const Token& token) { return token.key == key.name; }) == 0) continue;
       try {

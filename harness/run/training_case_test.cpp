@@ -3,6 +3,7 @@
 #include <gtest/gtest.h>
 
 #include "harness/run/case.hpp"
+#include "harness/run/errors.hpp"
 #include "harness/run/plan.hpp"
 #include "harness/run/record.hpp"
 #include "harness/run/test_refusal.hpp"
@@ -44,6 +45,8 @@ TEST(TrainingCase, IsPlannedForTheBackendsOfAttentionOnce) {
   const auto plan = make_plan({{"s", expand_line("training d=8 s=4", "here")}}, {}, backends, {"cpu", 0, {}, ""});
   ASSERT_EQ(plan.size(), 1);
   EXPECT_THAT(plan[0].runs, ElementsAre(Pair("kernel", Pass::backward)));
+  EXPECT_THROW(make_plan({{"s", expand_line("training d=8 s=4 # backend=kernal", "here")}}, {}, backends, {"cpu", 0, {}, ""}),
+               UsageError);
 }
 
 TEST(TrainingCase, CurvesSurviveTheirRecord) {
