@@ -31,17 +31,9 @@ std::vector<Declaration> candidates_on(const Device& device, const Hello& hello,
 std::string answer(const std::vector<Declaration>& declared, const Case& layer, Pass pass, const Device& device) {
   const Case call = attention_of_layer(layer);
   std::vector<AttentionCandidate> candidates;
-  for (const Declaration& one : declared)
-    candidates.push_back({one.name, one.implementation, one.version, why_not(one, call, pass, device).value_or("")});
-  const Problem& p = layer.problem;
+  for (const Declaration& one : declared) candidates.push_back(candidate_of(one, why_not(one, call, pass, device)));
   try {
-    return sentence_of(choose_attention(candidates, {.sm = device.sm,
-                                                     .head_dim = p.d,
-                                                     .dtype = p.dtype,
-                                                     .backward = pass == Pass::backward,
-                                                     .dropout = p.dropout.p > 0,
-                                                     .implementation = "",
-                                                     .version = ""}));
+    return sentence_of(choose_attention(candidates, safety_query(layer.problem, pass, device.sm)));
   } catch (const std::runtime_error& error) {
     return error.what();
   }

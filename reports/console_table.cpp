@@ -63,9 +63,11 @@ std::string console_report(const RunData& run, const TextStyle& style) {
   parts.push_back(fmt::format("{}", fmt::join(not_on_device_lines(run), "\n")));
   add(invariance_table(run), whole);
   for (const TextTable& table : time_tables(run)) add(table, style);
+  for (const TextTable& table : step_time_tables(run)) add(table, style);
   for (const TextTable& table : rate_tables(run)) add(table, style);
   add(regime_table(run), whole);
   add(memory_table(run), whole);
+  for (const TextTable& table : step_memory_tables(run)) add(table, style);
   for (const TextTable& table : difference_tables(run)) add(table, whole);
 
   std::string text;

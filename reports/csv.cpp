@@ -33,6 +33,7 @@ const std::vector<std::string>& record_columns() {
                                               "case",
                                               "name",
                                               "expect",
+                                              "terms",
                                               "dtype",
                                               "backend",
                                               "version",
@@ -53,6 +54,8 @@ const std::vector<std::string>& record_columns() {
                                               "peak_bytes",
                                               "workspace_bytes",
                                               "predicted_bytes",
+                                              "step_us",
+                                              "step_peak_bytes",
                                               "seconds",
                                               "repro"};
   return names;
@@ -80,6 +83,7 @@ Row record_row(const Record& r) {
           {"case", r.case_line},
           {"name", r.name},
           {"expect", std::string(name_of(r.expect))},
+          {"terms", r.terms},
           {"dtype", dtype_of(r.case_line)},
           {"backend", r.backend},
           {"version", r.version},
@@ -104,18 +108,20 @@ Row record_row(const Record& r) {
     row["workspace_bytes"] = std::to_string(r.memory->workspace_bytes);
     row["predicted_bytes"] = std::to_string(r.memory->predicted_bytes);
   }
+  if (r.training) {
+    row["step_us"] = number(r.training->step_us);
+    row["step_peak_bytes"] = std::to_string(r.training->peak_bytes);
+  }
   return row;
 }
 
 void add_tensor(Row& row, const std::string& tensor, const TensorErrors& e) {
-  row.merge(Row{{"kind", "tensor"},
-                {"item", tensor},
-                {"max_abs", number(e.max_abs)},
-                {"rel_l2", number(e.rel_l2)},
-                {"cosine", number(e.cosine)},
-                {"max_z", number(e.max_z)},
-                {"elements", std::to_string(e.elements)},
-                {"bad", std::to_string(e.bad)}});
+  row.merge(Row{{"kind", "tensor"}, {"item", tensor}, {"max_z", number(e.max_z)}, {"elements", std::to_string(e.elements)}});
+  if (!e.by_gates_alone)
+    row.merge(Row{{"max_abs", number(e.max_abs)},
+                  {"rel_l2", number(e.rel_l2)},
+                  {"cosine", number(e.cosine)},
+                  {"bad", std::to_string(e.bad)}});
   if (e.worst) {
     static constexpr std::array kPlaces{"worst_sequence", "worst_head", "worst_token", "worst_channel"};
     for (std::size_t i = 0; i < kPlaces.size(); ++i) row[kPlaces[i]] = std::to_string((*e.worst)[i]);

@@ -131,8 +131,8 @@ std::vector<std::string> place_lines(const std::vector<FailedTensor>& failed) {
 
 std::string element_line(const char* head, const std::string& tensor, const Element& e, double got, double expected,
                          double sigma) {
-  return fmt::format("{}  {} [sequence {}, head {}, token {}, channel {}] got {:.6g}, expected {:.6g}, sigma {}", head, tensor,
-                     e[0], e[1], e[2], e[3], got, expected, significant(sigma));
+  return fmt::format("{}  {} [{}] got {:.6g}, expected {:.6g}, sigma {}", head, tensor, element_place(tensor, e), got, expected,
+                     significant(sigma));
 }
 
 std::vector<std::string> element_lines(const FailedTensor& chief) {

@@ -47,6 +47,15 @@ Record failed_record() {
   return r;
 }
 
+TEST(ElementPlace, OfAWeightIsARowAndAColumn) {
+  EXPECT_EQ(element_place("dq", {1, 0, 31, 2}), "sequence 1, head 0, token 31, channel 2");
+  EXPECT_EQ(element_place("out", {0, 0, 31, 2}, " "), "sequence 0 head 0 token 31 channel 2");
+  EXPECT_EQ(element_place("dwq", {0, 0, 105, 27}), "row 105, column 27");
+  EXPECT_EQ(element_place("dnorm_instead", {0, 0, 0, 27}), "row 0, column 27");
+  EXPECT_EQ(element_place("dlora_qb", {0, 0, 105, 7}), "row 105, column 7");
+  EXPECT_EQ(element_place("dlora_qa", {0, 0, 105, 7}), "row 7, column 105") << "judged by its columns";
+}
+
 TEST(FailureDetails, TellHowMuchWhereAndTheMap) {
   const std::vector<std::string> lines = failure_details(failed_record(), true);
   ASSERT_EQ(lines.size(), 10u);

@@ -14,10 +14,6 @@
 namespace attnbench {
 namespace {
 
-std::string element_text(const Element& e) {
-  return fmt::format("[sequence {}, head {}, token {}, channel {}]", e[0], e[1], e[2], e[3]);
-}
-
 /// "dq: z is 12.3, limit 7.31; rms is 4.10, limit 1.05 (n 8192)": the gates of this verdict; empty if there is none.
 std::string gates_text(const std::string& tensor, const TensorErrors& errors, Gate::Verdict verdict) {
   std::vector<std::string> parts;
@@ -31,12 +27,13 @@ std::string gates_text(const std::string& tensor, const TensorErrors& errors, Ga
 }
 
 void add_places(std::vector<std::string>& lines, const std::string& tensor, const TensorErrors& errors) {
+  const auto place = [&](const Element& element) { return "[" + element_place(tensor, element) + "]"; };
   if (errors.worst) {
-    lines.push_back(fmt::format("worst  {} {} got {:.6g}, expected {:.6g}", tensor, element_text(*errors.worst), errors.worst_got,
+    lines.push_back(fmt::format("worst  {} {} got {:.6g}, expected {:.6g}", tensor, place(*errors.worst), errors.worst_got,
                                 errors.worst_expected));
   }
   if (errors.first_bad && errors.first_bad != errors.worst) {
-    lines.push_back(fmt::format("first  {} {}", tensor, element_text(*errors.first_bad)));
+    lines.push_back(fmt::format("first  {} {}", tensor, place(*errors.first_bad)));
   }
   if (errors.bad > 0) lines.push_back(fmt::format("count  {}: {} of {} elements bad", tensor, errors.bad, errors.elements));
 }

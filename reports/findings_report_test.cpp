@@ -1,10 +1,12 @@
 // Red results by backend and cause, and the table of what to do about them.
 #include "reports/findings_report.hpp"
+#include "harness/run/suite.hpp"
 
 #include <set>
 
 #include <gtest/gtest.h>
 
+#include "harness/run/suite.hpp"
 #include "reports/advice.hpp"
 #include "reports/test_run.hpp"
 
@@ -56,6 +58,38 @@ TEST(Advice, SpeaksOfWhatFitsAllOfARow) {
   EXPECT_FALSE(spoken());
   record = red("b", "attention lq=4 d=8 mask=causal", "dk", "cuda:1"), record.pass = Pass::backward;
   EXPECT_FALSE(spoken());
+}
+
+/// What a layer gives where the case does not say that it has to differ, or throw.
+Record red_without_terms(const SuiteCase& line, const std::string& layer) {
+  const Metadata& expected = line.c.metadata;
+  const Semantics instead = expected.instead.value_or(Semantics{});
+  Record record = red(layer, format_case(line.c), "out", "cpu");
+  if (expected.expect == Expect::must_throw || instead.runs || !instead.weights) record.errors.clear();
+  if (expected.expect == Expect::must_throw) record.status = Status::error, record.reason = expected.message;
+  if (instead.runs) record.reason = "original ran, expected patched";
+  if (!instead.weights) record.reason = "weights is missing from the outputs";
+  if (instead.fp16_overflow) record.errors["out"].gates["nonfinite"] = {1, 0, 100, Gate::Verdict::fail};
+  return record;
+}
+
+TEST(Advice, KnowsEveryTrapOfTheSuiteOfLayers) {
+  const std::vector<Advice> table = read_advice();
+  int traps = 0;
+  for (const SuiteCase& line : load_suite("llama").cases) {
+    if (line.c.metadata.expect == Expect::equal) continue;
+    for (const std::string& layer : line.c.metadata.backends) {
+      const Record record = red_without_terms(line, layer);
+      const Advice* advice = advice_on(record, signature_of(record), table);
+      EXPECT_TRUE(advice) << layer << ": " << record.case_line << ": " << record.reason;
+      ++traps;
+    }
+  }
+  EXPECT_GE(traps, 100);
+  Record left_padding = red("internvl_sdpa", "llama hq=2 d=64 s=24 lens=17+9 pad=left", "out", "cpu");
+  EXPECT_TRUE(advice_on(left_padding, "out", table)->cause.starts_with("in training it looks at no mask"));
+  left_padding.case_line += " train=off";
+  EXPECT_FALSE(advice_on(left_padding, "out", table)) << "there it adds the mask";
 }
 
 RunData run_with(std::vector<Record> records) {

@@ -7,10 +7,12 @@
 #include <gtest/gtest.h>
 #include <nlohmann/json.hpp>
 
+#include "reports/console_table.hpp"
 #include "reports/csv.hpp"
 #include "reports/google_benchmark.hpp"
 #include "reports/junit.hpp"
 #include "reports/latex.hpp"
+#include "reports/summary.hpp"
 #include "reports/test_run.hpp"
 #include "reports/timing_tables.hpp"
 #include "reports/write_reports.hpp"
@@ -187,6 +189,52 @@ TEST(Latex, EscapesAndMarksTheBest) {
   EXPECT_TRUE(contains(text, "  case & flash\\_varlen & eager \\\\\n"));
   EXPECT_TRUE(contains(text, "1001 $\\pm$0.0\\%  & \\textbf{901 $\\pm$0.1\\% }"));
   EXPECT_TRUE(contains(text, "101 $\\pm$0.5\\%  & 401 $\\pm$0.1\\%*"));
+}
+
+RunData training_run() {
+  RunData run = test_run();
+  run.records.resize(2);
+  run.comparisons.clear();
+  int64_t mib = 100;
+  for (Record& r : run.records) {
+    r.case_line = "training d=64 s=64";
+    r.time.reset();
+    r.memory.reset();
+    r.errors = {{"loss", {}}};
+    r.errors["loss"].by_gates_alone = true;
+    r.training = {{}, {}, {}, double(mib) * 250, mib << 20};
+    mib *= 2;
+  }
+  return run;
+}
+
+TEST(Training, HasItsTimesAndMemoryInEveryReport) {
+  const RunData run = training_run();
+  const std::string summary = summary_markdown(run);
+  for (const char* untrue : {"Nothing was timed", "No memory was recorded"}) EXPECT_EQ(summary.find(untrue), std::string::npos);
+  for (const std::string& text : {summary, console_report(run, {})}) {
+    EXPECT_NE(text.find("Median time of a training step in ms, suite perf (cpu: Test CPU)"), std::string::npos) << text;
+    EXPECT_NE(text.find("The most that a training step allocates in MiB"), std::string::npos) << text;
+  }
+  EXPECT_NE(summary.find("| training d=64 s=64 | 25.0 | 50.0 |"), std::string::npos) << summary;
+  EXPECT_NE(summary.find("| training d=64 s=64 | 100 | 200 |"), std::string::npos) << summary;
+  EXPECT_NE(latex_tables(run).find("  training d=64 s=64 & \\textbf{25.0} & 50.0 "), std::string::npos) << latex_tables(run);
+  const auto row = csv_records(run).at(1);
+  EXPECT_EQ(row.at("step_us"), "50000");
+  EXPECT_EQ(row.at("step_peak_bytes"), "209715200");
+  for (const char* number : {"max_abs", "rel_l2", "cosine", "bad"}) EXPECT_EQ(row.at(number), "") << number;
+}
+
+TEST(Training, ThatFailedHasNoTime) {
+  RunData run = training_run();
+  for (Record& r : run.records) r.status = Status::failed;
+  EXPECT_TRUE(step_time_tables(run).empty() && step_memory_tables(run).empty());
+}
+
+TEST(Latex, OfARunWithoutTimesSaysSo) {
+  RunData run = test_run();
+  for (Record& r : run.records) r.time.reset();
+  EXPECT_EQ(latex_tables(run), "% Nothing was timed: there is no table.\n");
 }
 
 TEST(WriteReports, WritesFourFilesBesideTheRecords) {

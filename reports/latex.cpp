@@ -46,8 +46,8 @@ std::string table_text(const TextTable& table) {
     sides += column.side == Column::Side::left ? 'l' : 'r';
     header.push_back({column.header});
   }
-  std::string text = fmt::format("\\begin{{table}}\n\\caption{{{}. {}}}\n\\begin{{tabular}}{{{}}}\n  \\toprule\n",
-                                 latex_escaped(table.title), latex_escaped(table.note), sides);
+  std::string text = fmt::format("\\begin{{table}}\n\\caption{{{}.{}}}\n\\begin{{tabular}}{{{}}}\n  \\toprule\n",
+                                 latex_escaped(table.title), table.note.empty() ? "" : " " + latex_escaped(table.note), sides);
   text += row_text(header) + "  \\midrule\n";
   for (const auto& row : table.rows) text += row_text(row);
   return text + "  \\bottomrule\n\\end{tabular}\n\\end{table}\n";
@@ -57,10 +57,10 @@ std::string table_text(const TextTable& table) {
 
 std::string latex_tables(const RunData& run) {
   std::string text;
-  for (const auto& tables : {time_tables(run), rate_tables(run)}) {
+  for (const auto& tables : {time_tables(run), rate_tables(run), step_time_tables(run), step_memory_tables(run)}) {
     for (const TextTable& table : tables) text.append(text.empty() ? "" : "\n").append(table_text(table));
   }
-  return text;
+  return text.empty() ? "% Nothing was timed: there is no table.\n" : text;
 }
 
 }  // namespace attnbench

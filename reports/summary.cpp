@@ -68,6 +68,11 @@ std::string tables_section(const std::string& title, const std::vector<TextTable
   return any ? text : text + "\n" + none + "\n";
 }
 
+std::vector<TextTable> joined(std::vector<TextTable> tables, const std::vector<TextTable>& more) {
+  tables.insert(tables.end(), more.begin(), more.end());
+  return tables;
+}
+
 }  // namespace
 
 std::string command_section(const RunData& run) {
@@ -94,11 +99,11 @@ std::string summary_markdown(const RunData& run) {
   sections.push_back(tables_section("Gates without power", {no_power_counts(run)}, "Every gate had power."));
   sections.push_back(tables_section("What judging costs", {judging_cost(run)}, "No record says what was spent on it."));
   if (has_invariance(run)) sections.push_back(tables_section("Bits", {invariance_table(run)}, ""));
-  sections.push_back(tables_section("Times", time_tables(run), "Nothing was timed."));
-  sections.push_back(tables_section("Rates", rate_tables(run), "Nothing was timed."));
+  sections.push_back(tables_section("Times", joined(time_tables(run), step_time_tables(run)), "Nothing was timed."));
+  sections.push_back(tables_section("Rates", rate_tables(run), "No operation was timed."));
   if (const TextTable regimes = regime_table(run); !regimes.rows.empty())
     sections.push_back(tables_section("Regimes", {regimes}, ""));
-  sections.push_back(tables_section("Memory", {memory_table(run)}, "No memory was recorded."));
+  sections.push_back(tables_section("Memory", joined({memory_table(run)}, step_memory_tables(run)), "No memory was recorded."));
   sections.push_back(tables_section("Differences between backends", difference_tables(run), "None was recorded."));
   sections.push_back(tables_section("Not judged", {reason_counts(run)}, "Nothing was unsupported or skipped."));
   sections.push_back(environment_section(run));

@@ -208,6 +208,58 @@ TextTable rate_table(const Group& group, const RunData& run) {
   return table;
 }
 
+/// Passed records of trained models that one table shows.
+struct Trainings {
+  std::string suite, device;
+  std::vector<const Record*> records;
+};
+
+std::vector<Trainings> trainings_of(const RunData& run) {
+  std::vector<Trainings> all;
+  for (const Record& r : run.records) {
+    if (!r.training || r.status != Status::passed) continue;
+    auto found = std::find_if(all.begin(), all.end(), [&](const auto& t) { return t.suite == r.suite && t.device == r.device; });
+    if (found == all.end()) found = all.insert(all.end(), {r.suite, r.device, {}});
+    found->records.push_back(&r);
+  }
+  return all;
+}
+
+/// Cases x backends; the least of a row is marked.
+template <class ValueOf>
+TextTable step_table(const RunData& run, const Trainings& trainings, const std::string& what, const Unit& unit,
+                     ValueOf&& value_of) {
+  std::vector<std::string> cases;  // in their order
+  std::set<std::string> trained;
+  for (const Record* r : trainings.records) {
+    if (std::find(cases.begin(), cases.end(), r->case_line) == cases.end()) cases.push_back(r->case_line);
+    trained.insert(r->backend);
+  }
+  std::vector<std::string> backends = backend_names(run);
+  std::erase_if(backends, [&](const std::string& name) { return !trained.contains(name); });
+  const CaseLabels labels = label_cases(cases);
+  TextTable table{fmt::format("{} in {}, suite {} ({}){}", what, unit.name, trainings.suite, device_title(run, trainings.device),
+                              labels.common.empty() ? "" : ": " + labels.common),
+                  {{"case", Side::left}},
+                  {},
+                  1,
+                  ""};
+  for (const std::string& backend : backends) table.columns.push_back({backend});
+  for (const std::string& case_line : cases) {
+    std::vector<Cell> row{{labels.label.at(case_line)}};
+    std::vector<std::optional<double>> values;
+    for (const std::string& backend : backends) {
+      const auto found = std::find_if(trainings.records.begin(), trainings.records.end(),
+                                      [&](const Record* r) { return r->case_line == case_line && r->backend == backend; });
+      values.push_back(found == trainings.records.end() ? std::nullopt : std::optional(value_of(**found)));
+      row.push_back(values.back() ? Cell{significant(*values.back() / unit.size)} : Cell{"·", Tone::dim});
+    }
+    mark_best(row, values, true);
+    table.rows.push_back(std::move(row));
+  }
+  return table;
+}
+
 /// Of one record: other regime / own regime, by their names.
 void add_ratios(const Record& record, std::map<std::string, std::vector<double>>& ratios) {
   for (const Timing* timing : timings_of(record)) {
@@ -228,6 +280,25 @@ std::vector<TextTable> time_tables(const RunData& run) {
 std::vector<TextTable> rate_tables(const RunData& run) {
   std::vector<TextTable> tables;
   for (const Group& group : groups_of(run)) tables.push_back(rate_table(group, run));
+  return tables;
+}
+
+std::vector<TextTable> step_time_tables(const RunData& run) {
+  const auto value_of = [](const Record& r) { return r.training->step_us; };
+  std::vector<TextTable> tables;
+  for (const Trainings& trainings : trainings_of(run)) {
+    std::vector<double> times;
+    for (const Record* r : trainings.records) times.push_back(value_of(*r));
+    tables.push_back(step_table(run, trainings, "Median time of a training step", time_unit(times), value_of));
+  }
+  return tables;
+}
+
+std::vector<TextTable> step_memory_tables(const RunData& run) {
+  const auto value_of = [](const Record& r) { return double(r.training->peak_bytes); };
+  std::vector<TextTable> tables;
+  for (const Trainings& trainings : trainings_of(run))
+    tables.push_back(step_table(run, trainings, "The most that a training step allocates", {"MiB", 1 << 20}, value_of));
   return tables;
 }
 

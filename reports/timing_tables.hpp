@@ -20,6 +20,12 @@ std::vector<TextTable> rate_tables(const RunData& run);
 /// sustained / cooled), over the cases. Without rows where records have but one regime.
 TextTable regime_table(const RunData& run);
 
+/// One table for each (suite, device) of what was trained: the median time of a step, in one unit.
+std::vector<TextTable> step_time_tables(const RunData& run);
+
+/// Likewise the most that a step allocates, in MiB.
+std::vector<TextTable> step_memory_tables(const RunData& run);
+
 /// backend x pass: the largest peak and workspace, and its case; of passed records.
 TextTable memory_table(const RunData& run);
 

@@ -63,7 +63,7 @@ class SdpaAuto : public Backend {
   explicit SdpaAuto(const Device& device) : on_gpu_(device.kind == "cuda") {
     declaration_.name = "sdpa_auto";
     declaration_.version = TORCH_VERSION;
-    declaration_.implementation = "pytorch_flash";
+    declaration_.implementation = "pytorch_auto";  // no row of safety.json: what a kernel refuses it gives to another
     declaration_.profile = sdpa_flash_profile();
     declaration_.conventions = sdpa_conventions();
     declaration_.conventions.lse_empty = Conventions::LseEmpty::none;

@@ -13,13 +13,10 @@ namespace attnbench {
 namespace {
 
 SafetyQuery flash_attn_query(const Case& c, Pass pass) {
-  return {.sm = c.llama->assume.sm,
-          .head_dim = c.problem.d,
-          .dtype = c.problem.dtype,
-          .backward = pass == Pass::backward,
-          .dropout = false,
-          .implementation = "flash_attn",
-          .version = c.llama->assume.flash_attn};
+  SafetyQuery query = safety_query(c.problem, pass, c.llama->assume.sm);
+  query.implementation = "flash_attn";
+  query.version = c.llama->assume.flash_attn;
+  return query;
 }
 
 std::string sm_text(int sm) {

@@ -176,6 +176,21 @@ TEST(AutoAttention, IsNoMatterForLayersThatCallNothing) {
   EXPECT_EQ(old.why.find("internvl_flash_v2: torch 1.13"), 0u) << old.why;
 }
 
+/// As the dispatcher is told: fastchat_xformers begins its triangle at the first key, internvl_llava repeats key heads.
+TEST(AutoAttention, IsAskedForTheCallThatTheLayerMakes) {
+  const Case c = parse_case("llama hq=4 hkv=2 d=8 s=4 past=5");
+  EXPECT_EQ(faithful("fastchat_xformers").attention_case(c).problem.align, Align::top_left);
+  EXPECT_EQ(faithful("fastchat_llama2").attention_case(c).problem.align, Align::bottom_right);
+  EXPECT_EQ(faithful("internvl_llava").attention_case(c).problem.hkv, 4);
+  EXPECT_EQ(faithful("fastchat_llama2").attention_case(c).problem.hkv, 2);
+}
+
+TEST(AutoAttention, BlamesTheAttentionForWhatItLacks) {
+  const auto layers = auto_layers(kOfACpu);
+  const LayerChoice choice = named_in(layers, "flagembedding").choose(parse_case("llama hq=2 d=512 s=9"), Pass::forward, kCpu);
+  EXPECT_NE(choice.why.find("flash_varlen [d=512: flash_varlen takes head dims from 1 to 256]"), std::string::npos) << choice.why;
+}
+
 TEST(AutoAttention, LeavesToTheLayerWhatNoneOfThemTakes) {
   const auto layers = auto_layers(kOfACpu, 75);
   const auto why =

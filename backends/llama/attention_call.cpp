@@ -9,6 +9,8 @@
 #include <fmt/format.h>
 #include <torch/csrc/autograd/custom_function.h>
 
+#include "harness/worker/llama_backend.hpp"
+
 namespace attnbench {
 namespace {
 
@@ -88,7 +90,7 @@ std::unique_ptr<Ready> make_ready(const Backend& attention, const AttentionCall&
   // Whether the device's own SM is enough was asked when the case was planned.
   const Device device{where.is_cuda() ? "cuda" : "cpu", where.is_cuda() ? where.index() : 0,
                       attention.declaration().capabilities.min_sm, ""};
-  if (const auto why = attention.why_not(ready->c, pass, device)) throw std::invalid_argument(*why);
+  if (const auto why = attention.why_not(ready->c, pass, device)) throw AttentionLacks(*why);
   ready->run = attention.prepare(ready->c, in, pass);
   return ready;
 }

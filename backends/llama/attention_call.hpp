@@ -19,8 +19,8 @@ struct AttentionCall {
 };
 
 /// o [query tokens, hq, d]. A backend that declares strides=transposed gets views as they are, another one copies without gaps.
-/// Throws std::invalid_argument with the backend's sentence where it does not take the call, and where q, k and v are not of one
-/// dtype.
+/// Throws AttentionLacks with the backend's sentence where it does not take the call, std::invalid_argument where q, k and v are
+/// not of one dtype.
 at::Tensor attend(const Backend& attention, const AttentionCall& call);
 
 }  // namespace attnbench

@@ -5,6 +5,7 @@
 #include <fmt/format.h>
 
 #include "backends/attention/eager.hpp"
+#include "harness/run/case_limits.hpp"
 
 namespace attnbench {
 namespace {
@@ -35,8 +36,13 @@ Declaration eager_layer(const std::string& name) {
 FusedDeclaration fused_layer(const std::string& name, const Backend& attention) {
   FusedDeclaration declaration{attention.declaration(), attention.declaration().name};
   be_causal_layer(declaration, name);
-  declaration.capabilities.aligns = {Align::bottom_right, Align::top_left};  // what `attention` lacks it refuses when called
-  declaration.capabilities.gqa = declaration.capabilities.unequal_lengths = true;
+  Capabilities& can =
+      declaration.capabilities;  // what `attention` lacks it says when it is called, after the layer's own refusals
+  can.dtypes = {Dtype::bf16, Dtype::fp16, Dtype::fp32};
+  can.min_head_dim = can.head_dim_multiple = 1;
+  can.max_head_dim = kMaxHeadDim;
+  can.aligns = {Align::bottom_right, Align::top_left};
+  can.gqa = can.unequal_lengths = can.empty_sequences = true;
   declaration.conventions.empty_row = Conventions::EmptyRow::zero;
   declaration.conventions.padded_rows_zero = true;
   return declaration;

@@ -48,26 +48,18 @@ class DispatchedLayer : public LlamaBackend {
   const LlamaBackend& first() const { return *variants_.front().layer; }
 
   std::vector<AttentionCandidate> candidates(const Case& c, Pass pass, const Device& device) const {
-    const Case call = attention_of_layer(c);
     std::vector<AttentionCandidate> all;
     for (const LayerVariant& one : variants_) {
-      const Declaration& declared = one.attention->declaration();
       auto why = one.layer->why_not(c, pass, device);
-      if (!why) why = one.attention->why_not(call, pass, device);
-      all.push_back({declared.name, declared.implementation, declared.version, why.value_or("")});
+      if (!why) why = one.attention->why_not(one.layer->attention_case(c), pass, device);
+      all.push_back(candidate_of(one.attention->declaration(), why));
     }
     return all;
   }
 
   SafetyQuery query(const Case& c, Pass pass, const Device& device) const {
     const std::optional<int> assumed = c.llama->assume.sm ? c.llama->assume.sm : assume_sm_;
-    return {.sm = assumed ? assumed : device.sm,
-            .head_dim = c.problem.d,
-            .dtype = c.problem.dtype,
-            .backward = pass == Pass::backward,
-            .dropout = c.problem.dropout.p > 0,
-            .implementation = "",
-            .version = ""};
+    return safety_query(c.problem, pass, assumed ? assumed : device.sm);
   }
 
   const std::vector<LayerVariant> variants_;

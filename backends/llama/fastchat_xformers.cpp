@@ -29,6 +29,12 @@ class FastchatXformers : public DeclaredLayer {
     declaration_.profile = eager.profile;
   }
 
+  Case attention_case(const Case& c) const override {
+    Case call = DeclaredLayer::attention_case(c);
+    call.problem.align = Align::top_left;
+    return call;
+  }
+
   LlamaOutputs run(const Case& c, const LlamaInputs& inputs, Pass pass) const override {
     require_equal_heads(declaration_, c);
     return run_layer(c, inputs, pass, [&](const ChunkCall& chunk) -> ChunkResult {

@@ -2,7 +2,6 @@
 // the import gives it: the call is the same, but v1 aligns its causal mask with the first key and ends at head dim 128.
 // internvl_llava: the later variant for grouped heads, which keeps them apart in the cache and repeats them for the stack;
 // asked for weights it warns, and returns none.
-#include <algorithm>
 #include <stdexcept>
 
 #include <fmt/format.h>
@@ -31,14 +30,6 @@ class InternvlFlash : public DeclaredLayer {
       : DeclaredLayer(fused_layer(entry == FlashEntry::v1 ? "internvl_flash_v1" : "internvl_flash_v2", attention)),
         attention_(attention),
         entry_(entry) {}
-
-  /// v1 computes another mask than v2: what computes its attention has to have it.
-  std::optional<std::string> why_not(const Case& c, Pass pass, const Device& device) const override {
-    const std::vector<Align>& aligns = attention_.declaration().capabilities.aligns;
-    if (entry_ == FlashEntry::v1 && std::ranges::find(aligns, Align::top_left) == aligns.end())
-      return attention_.declaration().name + " does not align to the top left, as flash-attn 1 does";
-    return DeclaredLayer::why_not(c, pass, device);
-  }
 
   LlamaOutputs run(const Case& c, const LlamaInputs& inputs, Pass pass) const override {
     refuse_beyond_training(declaration_.name, c);
@@ -71,6 +62,12 @@ Tensor repeat_heads(const Tensor& x, int64_t group) {
 class InternvlLlava : public FlashLayer {
  public:
   explicit InternvlLlava(const Backend& attention) : FlashLayer("internvl_llava", attention) {}
+
+  Case attention_case(const Case& c) const override {
+    Case call = FlashLayer::attention_case(c);
+    call.problem.hkv = call.problem.hq;
+    return call;
+  }
 
   LlamaOutputs run(const Case& c, const LlamaInputs& inputs, Pass pass) const override {
     require_flash_attn(c, pass);

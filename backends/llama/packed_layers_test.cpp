@@ -216,6 +216,55 @@ TEST(FlashLayers, SayWhatTheyCannotBeAsked) {
   }
 }
 
+/// flash_varlen, as far as a GPU's takes cases.
+class NarrowAttention : public Backend {
+ public:
+  NarrowAttention() : declaration_(flash_varlen().declaration()) {
+    Capabilities& can = declaration_.capabilities;
+    can.dtypes = {Dtype::bf16, Dtype::fp16};
+    can.min_head_dim = can.head_dim_multiple = 64;
+    can.max_head_dim = 128;
+    can.aligns = {Align::bottom_right};
+  }
+  const Declaration& declaration() const override { return declaration_; }
+  Run prepare(const Case& c, const Inputs& inputs, Pass pass) const override { return flash_varlen().prepare(c, inputs, pass); }
+
+ private:
+  Declaration declaration_;
+};
+
+/// "refused: …", "lacking: …" or "computed".
+std::string answer_over_narrow_attention(LlamaMaker* make, const std::string& keys) {
+  const NarrowAttention attention;
+  const Case c = make_case(keys);
+  const auto layer = make(kCpu, attention);
+  EXPECT_EQ(layer->why_not(c, Pass::backward, kCpu).value_or(""), "") << keys;
+  try {
+    layer->run(c, make_llama_inputs(c), Pass::backward);
+    return "computed";
+  } catch (const AttentionLacks& sentence) {
+    return std::string("lacking: ") + sentence.what();
+  } catch (const std::invalid_argument& sentence) {
+    return std::string("refused: ") + sentence.what();
+  }
+}
+
+TEST(FlashLayers, RefuseBeforeTheirAttentionIsAsked) {
+  for (LlamaMaker* make : {make_flagembedding, make_fastchat_llama2}) {
+    EXPECT_EQ(answer_over_narrow_attention(make, "hq=2 d=64 s=9"), "computed");
+    EXPECT_EQ(answer_over_narrow_attention(make, "hq=2 d=64 s=9 dtype=fp32"),
+              "refused: flash-attn takes fp16 and bf16, and the queries are fp32");
+    EXPECT_EQ(answer_over_narrow_attention(make, "hq=2 d=200 s=9 assume_sm=8.6 assume_flash_attn=2.5.4").substr(0, 39),
+              "refused: flash-attn 2.5.4 on SM 8.6: re");
+    EXPECT_EQ(answer_over_narrow_attention(make, "hq=2 d=200 s=9"),
+              "lacking: d=200: flash_varlen takes head dims from 64 to 128");
+  }
+  EXPECT_EQ(answer_over_narrow_attention(make_fastchat_xformers, "hq=2 d=64 s=9 dtype=fp32"),
+            "lacking: dtype=fp32: flash_varlen takes bf16, fp16");
+  EXPECT_EQ(answer_over_narrow_attention(make_fastchat_xformers, "hq=2 d=64 s=4 past=5 lens=5+9 pad=left"),
+            "lacking: align=top_left: flash_varlen takes bottom_right");
+}
+
 TEST(FlashLayers, WarnWhereTheyAreAskedForWeightsAndReturnNone) {
   for (LlamaMaker* make : {make_flagembedding, make_fastchat_llama1, make_fastchat_llama2}) {
     const std::string name = make(kCpu, flash_varlen())->declaration().name;

@@ -39,6 +39,22 @@ TEST_F(Attnbench, AReproLineRepeatsWhatWasRepeated) {
             "attnbench --case \"attention d=64 lq=1 # repeats=1000\" --backend flash_varlen --pass forward");
 }
 
+/// Between the quotes of a shell.
+TEST_F(Attnbench, AReproLineHoldsTheTermsOfTheVerdict) {
+  run({"--case", "attention lq=1 d=64 # expect=must_throw message=\"no \\\"$d\\\"\" name=x timed=no", "--out", path("out")});
+  const Record record = results().records.front();
+  EXPECT_EQ(record.terms, R"(expect=must_throw message="no \"$d\"")");
+  EXPECT_EQ(record.repro, R"(attnbench --case "attention d=64 lq=1 # expect=must_throw message=\"no \\\"\$d\\\"\"" )"
+                          R"(--backend flash_varlen --pass forward)");
+}
+
+TEST_F(Attnbench, ADumpThatWouldStayEmptyIsRefused) {
+  const Answer answer = run({"--case", "llama d=64 s=8", "--dump", path("dump"), "--out", path("out")});
+  EXPECT_EQ(answer.exit_code, kExitUsage);
+  EXPECT_THAT(answer.out, HasSubstr("only cases of attention are dumped, and the run has none"));
+  EXPECT_FALSE(fs::exists(folder_ / "dump"));
+}
+
 TEST_F(Attnbench, TheExitCodeFollowsTheGatedBackends) {
   const auto with_status = [&](const std::string& status, std::vector<std::string> more = {}) {
     fs::remove_all(folder_ / "out");

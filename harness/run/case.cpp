@@ -4,6 +4,7 @@
 #include <fmt/ranges.h>
 
 #include <algorithm>
+#include <iterator>
 #include <numeric>
 
 #include "harness/run/case_keys.hpp"
@@ -14,8 +15,6 @@
 
 namespace attnbench {
 namespace {
-
-constexpr std::string_view kAttention = "attention", kLlama = "llama", kTraining = "training";
 
 const std::vector<int64_t>* list_in(const LengthSpec& spec) {
   return std::get_if<std::vector<int64_t>>(&spec);
@@ -140,21 +139,6 @@ std::string_view name_of(SwitchStep value) {
   return find_name(value);
 }
 
-std::string_view operation_of(const Case& c) {
-  return c.llama ? kLlama : c.training ? kTraining : kAttention;
-}
-
-std::span<const Key> keys_of(std::string_view operation) {
-  return operation == kLlama ? llama_keys() : operation == kTraining ? training_keys() : case_keys();
-}
-
-void check_operation(const CaseText& text) {
-  const std::vector<std::string_view> known = {kAttention, kLlama, kTraining};
-  if (std::ranges::find(known, text.operation) != known.end()) return;
-  throw CaseError(fmt::format("{}: unknown operation '{}' (known: {}){}", text.place, printable(text.operation),
-                              fmt::join(known, ", "), did_you_mean(text.operation, known)));
-}
-
 namespace {
 
 /// What the attention of a model needs: heads of an even size, for RoPE.
@@ -201,10 +185,19 @@ void check_difference(const CaseText& text, const Case& c) {
     refuse(*find_token(text.metadata, "expect"), "instead= beside it: what the result equals then");
 }
 
-}  // namespace
+/// Metadata from which nothing would follow.
+void forbid_metadata(const CaseText& text, const Case& c, std::string_view name, std::string_view reason) {
+  const auto token = std::ranges::find(text.metadata, name, &Token::key);
+  if (token == text.metadata.end()) return;
+  const Key& key = find_key(metadata_keys(), *token);
+  if (key.format(c) != key.default_text(c))
+    refuse(*token, fmt::format("no {}= in a case of {}: {}", name, text.operation, reason));
+}
 
 void complete_training(const CaseText& text, Case& c) {
   Problem& p = c.problem;
+  for (const char* key : {"expect", "instead", "message", "repeats"})
+    forbid_metadata(text, c, key, "a training stays inside its band, or fails");
   complete_model_heads(text, p);
   if (!given(text, "s")) throw CaseError(fmt::format("{}: s= (bytes of the longest sequence) is missing", text.place));
   p.lk = p.lq;
@@ -213,6 +206,7 @@ void complete_training(const CaseText& text, Case& c) {
 
 void complete_llama(const CaseText& text, Case& c) {
   Problem& p = c.problem;
+  forbid_metadata(text, c, "repeats", "a layer is run once");
   LlamaLayer& layer = *c.llama;
   complete_model_heads(text, p);
   if (!given(text, "layout")) p.layout = Layout::padded;
@@ -240,20 +234,40 @@ void complete_llama(const CaseText& text, Case& c) {
   check_effects(text, c);
 }
 
+}  // namespace
+
+std::span<const Operation> operations() {
+  static const Operation all[] = {
+      {"attention", case_keys(), [](Case&) {}, [](const CaseText& text, Case& c) { Completion(text, c).run(); }, "attention"},
+      {"llama", llama_keys(), [](Case& c) { c.llama.emplace(); }, complete_llama, "llama"},
+      {"training", training_keys(), [](Case& c) { c.training.emplace(); }, complete_training, "attention"}};
+  return all;
+}
+
+const Operation& operation(const Case& c) {
+  return operations()[c.llama ? 1 : c.training ? 2 : 0];
+}
+
+const Operation& operation(const CaseText& text) {
+  const auto found = std::ranges::find(operations(), text.operation, &Operation::name);
+  if (found != operations().end()) return *found;
+  std::vector<std::string_view> known;
+  for (const Operation& one : operations()) known.push_back(one.name);
+  throw CaseError(fmt::format("{}: unknown operation '{}' (known: {}){}", text.place, printable(text.operation),
+                              fmt::join(known, ", "), did_you_mean(text.operation, known)));
+}
+
+std::string_view operation_of(const Case& c) {
+  return operation(c).name;
+}
+
 Case case_from(const CaseText& text) {
-  check_operation(text);
+  const Operation& its = operation(text);
   Case c;
-  if (text.operation == kLlama) c.llama.emplace();
-  if (text.operation == kTraining) c.training.emplace();
-  for (const Token& token : text.keys) find_key(keys_of(text.operation), token).parse(token, c);
+  its.begin(c);
+  for (const Token& token : text.keys) find_key(its.keys, token).parse(token, c);
   for (const Token& token : text.metadata) find_key(metadata_keys(), token).parse(token, c);
-  if (c.llama) {
-    complete_llama(text, c);
-  } else if (c.training) {
-    complete_training(text, c);
-  } else {
-    Completion(text, c).run();
-  }
+  its.complete(text, c);
   check_difference(text, c);
   return c;
 }
@@ -266,8 +280,21 @@ Case parse_case(std::string_view line, std::string_view where) {
 }
 
 std::string format_case(const Case& c) {
-  const std::string operation(operation_of(c));
-  return operation + format_keys(keys_of(operation), c, [](std::string_view value) { return std::string(value); });
+  const Operation& its = operation(c);
+  return std::string(its.name) + format_keys(its.keys, c, [](std::string_view value) { return std::string(value); });
+}
+
+std::string format_terms(const Case& c) {
+  constexpr std::string_view kTerms[] = {"expect", "instead", "message", "repeats"};
+  std::vector<Key> keys;
+  std::ranges::copy_if(metadata_keys(), std::back_inserter(keys),
+                       [&](const Key& key) { return std::ranges::find(kTerms, key.name) != std::end(kTerms); });
+  const std::string text = format_keys(keys, c, quoted_if_needed);
+  return text.empty() ? text : text.substr(1);
+}
+
+Case case_with_terms(const std::string& line, const std::string& terms) {
+  return parse_case(terms.empty() ? line : line + " # " + terms, "record");
 }
 
 std::string format_line(const Case& c) {

@@ -191,7 +191,8 @@ void add_run_options(CLI::App& app, RunCommand& run, TypedOptions& typed) {
   app.add_flag("--check-only", run.check_only, "judge, do not measure");
   app.add_option("--out", run.out, "folder of the results [runs/<date>-<time>-<suite>]")->type_name("DIR");
   app.add_option("--resume", run.resume, "go on with the run in this folder; alone, with its own options")->type_name("DIR");
-  app.add_option("--dump", run.dump, "folder for what was given, computed and expected, as .npy files")->type_name("DIR");
+  app.add_option("--dump", run.dump, "folder for what cases of attention were given, computed and expected, as .npy files")
+      ->type_name("DIR");
   app.add_option("--assume-sm", typed.assume_sm, "flag what is unsafe on this compute capability")->type_name("X.Y");
 }
 

@@ -4,6 +4,7 @@
 
 #include <fmt/format.h>
 
+#include "harness/run/case_keys.hpp"
 #include "harness/run/errors.hpp"
 #include "harness/run/exit_code.hpp"
 #include "harness/run/json_reader.hpp"
@@ -32,18 +33,28 @@ std::chrono::milliseconds as_milliseconds(double seconds) {
   return std::chrono::milliseconds(static_cast<int64_t>(seconds * 1000));
 }
 
-Safety safety_of(const PlannedCase& planned, Pass pass, const Declaration* declaration, std::optional<int> sm) {
-  SafetyQuery query;
-  query.sm = sm;
-  query.head_dim = std::max(planned.c.problem.d, planned.c.problem.dv);
-  query.dtype = planned.c.problem.dtype;
-  query.backward = pass == Pass::backward;
-  query.dropout = planned.c.problem.dropout.p > 0;
+/// A layer of a case that says where it believes to run is asked about there.
+std::optional<int> assumed_sm_of(const PlannedCase& planned, const RunFields& fields) {
+  const std::optional<LlamaLayer>& layer = planned.c.llama;
+  return layer && layer->assume.sm ? layer->assume.sm : fields.assume_sm;
+}
+
+/// `declaration`: of what computes the attention; with the flash-attn that the case has its layer believe to call, if it calls
+/// any.
+Safety safety_of(const PlannedCase& planned, const Record& record, const Declaration* declaration, const RunFields& fields) {
+  const std::optional<int> assumed = assumed_sm_of(planned, fields);
+  SafetyQuery query = safety_query(planned.c.problem, record.pass, assumed ? assumed : record.sm);
   if (declaration) {
     query.implementation = declaration->implementation;
     query.version = declaration->version;
   }
-  return safety(query);
+  if (planned.c.llama && !planned.c.llama->assume.flash_attn.empty() && !record.attention.empty()) {
+    query.implementation = "flash_attn";
+    query.version = planned.c.llama->assume.flash_attn;
+  }
+  Safety found = safety(query);
+  found.assumed_sm = assumed;
+  return found;
 }
 
 /// The sentence with which a worker refused its options: the last that it said, without its name, which no user typed.
@@ -62,13 +73,21 @@ std::string attention_words(const PlannedCase& planned, const RunFields& fields)
   return words;
 }
 
-/// Repeats are no part of a case's identity, and all of what some records are about.
+/// Between double quotes, as a shell reads it back.
+std::string double_quoted(const std::string& text) {
+  std::string quoted = "\"";
+  for (const char c : text)
+    quoted += (std::string_view("\"\\$`").find(c) == std::string_view::npos ? "" : "\\") + std::string(1, c);
+  return quoted + '"';
+}
+
+/// With the terms of the verdict: what must differ, or throw, would be red without.
 std::string repro_line(const PlannedCase& planned, const Record& record, const RunFields& fields) {
-  const int64_t repeats = planned.c.metadata.repeats;
   const bool audits = fields.audit_repeats > 0;
-  return fmt::format("attnbench{} --case \"{}{}\" --backend {} --pass {}{}{}{}", audits ? " audit" : "", planned.case_line,
-                     repeats > 0 ? fmt::format(" # repeats={}", repeats) : "", record.backend, name_of(record.pass),
-                     attention_words(planned, fields), audits ? fmt::format(" --repeats {}", fields.audit_repeats) : "",
+  const std::string line = planned.case_line + (record.terms.empty() ? "" : " # " + record.terms);
+  return fmt::format("attnbench{} --case {} --backend {} --pass {}{}{}{}", audits ? " audit" : "", double_quoted(line),
+                     record.backend, name_of(record.pass), attention_words(planned, fields),
+                     audits ? fmt::format(" --repeats {}", fields.audit_repeats) : "",
                      record.device == "cpu" ? "" : " --device " + record.device);
 }
 
@@ -166,9 +185,8 @@ Record Coordinator::complete(json line, const PlannedCase& planned, const RunFie
   record.run = fields.run;
   record.suite = planned.suite;
   const std::string& computes = record.attention.empty() ? record.backend : record.attention;
-  record.safety = safety_of(planned, record.pass, find_declaration(hello_.backends, computes),
-                            fields.assume_sm ? fields.assume_sm : record.sm);
-  record.safety.assumed_sm = fields.assume_sm;
+  record.safety = safety_of(planned, record, find_declaration(hello_.backends, computes), fields);
+  record.terms = format_terms(planned.c);
   record.repro = repro_line(planned, record, fields);
   return record;
 }

@@ -29,6 +29,10 @@ std::string place_text(const SafetyQuery& where) {
 
 }  // namespace
 
+AttentionCandidate candidate_of(const Declaration& declaration, const std::optional<std::string>& why_not) {
+  return {declaration.name, declaration.implementation, declaration.version, why_not.value_or("")};
+}
+
 AttentionChoice choose_attention(const std::vector<AttentionCandidate>& candidates, const SafetyQuery& where,
                                  const SafetyTable& table) {
   AttentionChoice choice;
@@ -63,6 +67,8 @@ Case attention_of_layer(const Case& c) {
   p.layout = Layout::packed;
   p.pad = Pad::right;
   p.tail = 0;
+  const bool promotes = c.llama->norm == InputNorm::fp32 && c.llama->cast == CastParts::none;
+  if (promotes) p.dtype = Dtype::fp32;
   if (c.problem.layout == Layout::packed) return call;
   // Rows of a padded layer have lengths of their own once they are unpadded; what a backend takes does not depend on those.
   p.lens = p.klens = std::monostate{};

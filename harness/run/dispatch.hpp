@@ -2,6 +2,7 @@
 #pragma once
 
 #include <array>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -21,6 +22,9 @@ struct AttentionCandidate {
   std::string implementation, version;  ///< of which the table speaks
   std::string why_not;                  ///< a sentence why it cannot take the case at all; empty: it can
 };
+
+/// `why_not`: what keeps it from the case, if anything.
+AttentionCandidate candidate_of(const Declaration& declaration, const std::optional<std::string>& why_not);
 
 struct PassedOver {
   AttentionCandidate candidate;

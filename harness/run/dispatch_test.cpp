@@ -213,6 +213,8 @@ TEST(Dispatch, AsksForTheAttentionThatALayerCalls) {
   const Problem packed = attention_of_layer(parse_case("llama hq=4 d=64 layout=packed lens=12+16 tail=3 window=5")).problem;
   EXPECT_EQ(packed.tail, 0);
   EXPECT_EQ(packed.window->left, 5);
+  EXPECT_EQ(attention_of_layer(parse_case("llama hq=4 d=64 s=8 norm=fp32")).problem.dtype, Dtype::fp32);
+  EXPECT_EQ(attention_of_layer(parse_case("llama hq=4 d=64 s=8 norm=fp32 cast=norms")).problem.dtype, Dtype::bf16);
 }
 
 }  // namespace

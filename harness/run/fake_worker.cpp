@@ -201,7 +201,8 @@ class FakeWorker {
     if (options_.wrong.empty() || !is_on(backend, pass)) return false;
     for (const std::string& pair : options_.wrong) {
       const size_t equals = pair.find('=');
-      const Key& key = find_key(case_keys(), {pair.substr(0, equals), "", "--wrong"});
+      const bool is_metadata = pair.starts_with("expect=");
+      const Key& key = find_key(is_metadata ? metadata_keys() : case_keys(), {pair.substr(0, equals), "", "--wrong"});
       if (key.format(c) != pair.substr(equals + 1)) return false;
     }
     return sequence_lengths(c.problem, c.seed).max_q() >= options_.least_lq;

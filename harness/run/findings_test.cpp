@@ -64,6 +64,14 @@ TEST_F(Findings, AreShrunkWhereThatIsAskedFor) {
   EXPECT_EQ(results().records.size(), 8u) << "what was tried on the way is no result of the run";
 }
 
+/// Wrong where it has to differ alone: by its case line it would pass.
+TEST_F(Findings, AreShrunkByTheTermsOfTheirVerdict) {
+  const char* worker = "--wrong expect=must_differ --least-lq 65 --on flash_varlen/backward";
+  judge("attention d=64 lq=200 # expect=must_differ", worker);
+  run({"findings", path("out"), "--shrink", "--device", "cpu"}, worker);
+  EXPECT_THAT(report(), HasSubstr("attnbench --case \"attention d=1 lq=65 lk=0 # expect=must_differ\""));
+}
+
 TEST_F(Findings, WhatIsNotRedAgainIsSaidToBe) {
   judge("attention d=64 lq=100 mask=causal", kWrong);
   const Answer answer = run({"findings", path("out"), "--shrink", "--device", "cpu"}, "");

@@ -25,6 +25,9 @@ bool breaks_its_declaration(const Record& record, const std::vector<Declaration>
   if (record.status != Status::unsupported || is_planted(record.backend)) return false;
   const Declaration* declaration = find_declaration(backends, record.backend);
   if (!declaration) return true;  // no declaration excuses it
+  // A layer declines by itself, and for its attention, which is held to its own declaration; that no suite loses a case so is
+  // seen by its expected counts.
+  if (declaration->operation == "llama") return false;
   Device device;
   device.kind = device_kind(record);
   device.sm = record.sm;

@@ -12,7 +12,8 @@ namespace attnbench {
 /// The backends that --gate names: "" (those marked ours), "all", "none" or "NAME,…". Throws UsageError on an unknown name.
 std::vector<std::string> gated_backends(const std::string& choice, const std::vector<Declaration>& backends);
 
-/// failed, mistrusted, error, or unsupported although the case lies inside what `backends`, those of its device, declare.
+/// failed, mistrusted, error, or unsupported although the case lies inside what `backends`, those of its device, declare; a layer
+/// may leave out more than it declares.
 bool is_red(const Record& record, const std::vector<Declaration>& backends);
 /// The same, by what the run's backends declare for the record's device.
 bool is_red(const Record& record, const RunData& run);

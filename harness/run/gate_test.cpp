@@ -42,6 +42,17 @@ TEST(Gate, AsksWhatWasDeclaredForTheDeviceOfTheRecord) {
   EXPECT_EQ(apply_gate(run).exit_code, kExitGate) << apply_gate(run).sentence;
 }
 
+/// switch= in hf_eager: nothing that a declaration says. Of a backend of attention the same is red.
+TEST(Gate, LeavesOutWhatALayerDeclines) {
+  RunData run;
+  run.gated = {"flash_varlen"};
+  run.backends["cpu"] = {declared("cpu", {Dtype::fp32})};
+  run.records = {record_on("cpu", Status::passed), record_on("cpu", Status::unsupported)};
+  EXPECT_EQ(apply_gate(run).exit_code, kExitGate) << apply_gate(run).sentence;
+  run.backends["cpu"].front().operation = "llama";
+  EXPECT_EQ(apply_gate(run).exit_code, kExitOk) << apply_gate(run).sentence;
+}
+
 /// Red results of backends that are not ours: nobody asked that they decide nothing.
 TEST(Gate, WithoutABackendOfOursNothingThatIsJudgedIsGated) {
   RunData run;

@@ -111,6 +111,16 @@ TEST(LlamaCase, SaysWhoRunsItAndWhatItEqualsInstead) {
   EXPECT_THAT(refusal_of_line("llama hq=2 d=8 s=4 # instead=not_casual"), HasSubstr("did you mean 'not_causal'?"));
 }
 
+TEST(LlamaCase, RefusesMetadataFromWhichNothingFollows) {
+  EXPECT_THAT(refusal_of_line("llama hq=2 d=8 s=4 # repeats=3"), HasSubstr("no repeats= in a case of llama"));
+  try {
+    expand_line("llama hq=2 d=8 s=4 # canary=flash_varlen:dq_zero", "s.suite:4");
+    ADD_FAILURE() << "accepted";
+  } catch (const CaseError& error) {
+    EXPECT_THAT(error.what(), HasSubstr("s.suite:4: canary=flash_varlen:dq_zero: no layer of llama has a planted defect"));
+  }
+}
+
 class LlamaPlan : public testing::Test {
  protected:
   LlamaPlan() : backends_(3) {

@@ -7,6 +7,7 @@
 #include <fmt/format.h>
 #include <fmt/ranges.h>
 
+#include "harness/run/case_keys.hpp"
 #include "harness/run/errors.hpp"
 #include "harness/run/nearest.hpp"
 #include "harness/run/planted.hpp"
@@ -62,11 +63,11 @@ void check_case_backends(const std::vector<Suite>& suites, const std::vector<Dec
     for (const SuiteCase& suite_case : suite.cases) {
       std::vector<std::string_view> known;
       for (const Declaration& declaration : backends)
-        if (declaration.operation == operation_of(suite_case.c)) known.push_back(declaration.name);
+        if (declaration.operation == operation(suite_case.c).backends) known.push_back(declaration.name);
       for (const std::string& name : suite_case.c.metadata.backends)
         if (!known.empty() && std::ranges::find(known, name) == known.end())
           throw UsageError(fmt::format("{}: backend={}: no backend of {} has that name{}; known: {}", suite_case.where, name,
-                                       operation_of(suite_case.c), did_you_mean(name, known), fmt::join(known, ", ")));
+                                       operation(suite_case.c).backends, did_you_mean(name, known), fmt::join(known, ", ")));
     }
 }
 
@@ -88,12 +89,11 @@ bool is_canary(const Declaration& declaration, const SuiteCase& suite_case, cons
   return selection.backends.empty() || std::ranges::find(selection.backends, real) != selection.backends.end();
 }
 
-/// A backend of the case's operation, and one of those that the case names, if it names any. A model is trained with the backends
-/// of attention.
+/// A backend of the case's operation, and one of those that the case names, if it names any.
 bool takes(const Declaration& declaration, const Case& c) {
   const std::vector<std::string>& named = c.metadata.backends;
-  const std::string_view operation = c.training ? "attention" : operation_of(c);
-  return declaration.operation == operation && (named.empty() || std::ranges::find(named, declaration.name) != named.end());
+  return declaration.operation == operation(c).backends &&
+         (named.empty() || std::ranges::find(named, declaration.name) != named.end());
 }
 
 PlannedCase plan_case(const SuiteCase& suite_case, const std::string& suite, const Selection& selection, const Filter& filter,

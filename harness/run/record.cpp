@@ -68,30 +68,36 @@ json to_json_errors(const TensorErrors& errors) {
   for (const auto& [name, gate] : errors.gates) gates[name] = to_json_gate(gate);
   for (const auto& [name, rule] : errors.field_rules)
     rules[name] = {{"error", number_to_json(rule.error)}, {"limit", number_to_json(rule.limit)}, {"passed", rule.passed}};
-  json line = {{"max_abs", number_to_json(errors.max_abs)},
-               {"rel_l2", number_to_json(errors.rel_l2)},
-               {"cosine", number_to_json(errors.cosine)},
+  const auto compared = [&](const json& number) { return errors.by_gates_alone ? json(nullptr) : number; };
+  json line = {{"max_abs", compared(number_to_json(errors.max_abs))},
+               {"rel_l2", compared(number_to_json(errors.rel_l2))},
+               {"cosine", compared(number_to_json(errors.cosine))},
                {"max_z", number_to_json(errors.max_z)},
                {"elements", errors.elements},
-               {"bad", errors.bad},
+               {"bad", compared(errors.bad)},
                {"gates", gates},
                {"field_rules", rules},
                {"first_bad", or_null(errors.first_bad)},
                {"worst", or_null(errors.worst)},
-               {"worst_got", number_to_json(errors.worst_got)},
-               {"worst_expected", number_to_json(errors.worst_expected)}};
+               {"worst_got", compared(number_to_json(errors.worst_got))},
+               {"worst_expected", compared(number_to_json(errors.worst_expected))}};
   if (errors.failure) line["failure"] = to_json_failure(*errors.failure);
   return line;
 }
 
 TensorErrors errors_from(const JsonReader& in) {
   TensorErrors errors;
-  errors.max_abs = in.number("max_abs");
-  errors.rel_l2 = in.number("rel_l2");
-  errors.cosine = in.number("cosine");
   errors.max_z = in.number("max_z");
   errors.elements = in.integer("elements");
-  errors.bad = in.integer("bad");
+  errors.by_gates_alone = in.value("max_abs").is_null();
+  if (!errors.by_gates_alone) {
+    errors.max_abs = in.number("max_abs");
+    errors.rel_l2 = in.number("rel_l2");
+    errors.cosine = in.number("cosine");
+    errors.bad = in.integer("bad");
+    errors.worst_got = in.number("worst_got");
+    errors.worst_expected = in.number("worst_expected");
+  }
   const JsonReader gates = in.object("gates"), rules = in.object("field_rules");
   for (const auto& [name, gate] : gates.json().items()) errors.gates[name] = gate_from(JsonReader(gate, gates.field(name)));
   for (const auto& [name, rule] : rules.json().items()) {
@@ -100,8 +106,6 @@ TensorErrors errors_from(const JsonReader& in) {
   }
   errors.first_bad = element_from(in, "first_bad");
   errors.worst = element_from(in, "worst");
-  errors.worst_got = in.number("worst_got");
-  errors.worst_expected = in.number("worst_expected");
   if (in.has("failure")) errors.failure = failure_from(in.value("failure"), in.field("failure"));
   return errors;
 }
@@ -248,6 +252,7 @@ void read_identity(const JsonReader& in, Record& record) {
   record.case_line = in.text("case");
   record.name = in.optional_text("name");
   record.expect = in.one_of("expect", {Expect::equal, Expect::must_differ, Expect::must_throw});
+  if (in.has("terms")) record.terms = in.text("terms");
   record.backend = in.text("backend");
   record.version = in.text("version");
   record.device = in.text("device");
@@ -341,6 +346,7 @@ json to_line(const Record& record) {
                {"kernels", text_or_null(record.kernels)},
                {"seconds", number_to_json(record.seconds)},
                {"repro", record.repro}};
+  if (!record.terms.empty()) line["terms"] = record.terms;
   if (!record.attention.empty()) line["attention"] = record.attention;
   if (!record.choice.empty()) line["choice"] = record.choice;
   if (!record.spent.items.empty()) line["spent"] = to_json_spending(record.spent);

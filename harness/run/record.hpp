@@ -39,6 +39,7 @@ struct FieldRule {
 };
 
 struct TensorErrors {
+  bool by_gates_alone = false;  ///< no elements were compared: of the numbers below only max_z and elements mean something
   double max_abs = 0, rel_l2 = 0, cosine = 1;
   double max_z = 0;
   int64_t elements = 0;
@@ -100,7 +101,7 @@ struct Safety {
   bool backward_d_above_64_sm_below_8 = false;  ///< d: the head dim
   std::string verdict = "ok";                   ///< ok | refused | silently_unsafe
   std::string reason, source;
-  std::optional<int> assumed_sm;  ///< --assume-sm, for which it was asked instead of the device's: 75 = SM 7.5
+  std::optional<int> assumed_sm;  ///< the case's assume_sm, else --assume-sm: asked about instead of the device's; 75 = SM 7.5
 };
 
 /// Where the seconds of a record went (worker/spending.hpp). What the backends of a case share stands in the record that asked
@@ -118,6 +119,7 @@ struct Record {
   // fields of the run, filled by the coordinator
   std::string run, suite;
   Safety safety;
+  std::string terms;  ///< the case's metadata on which the verdict depends: "expect=must_differ instead=top_left"; may be empty
   // fields of the worker
   std::string case_line;  ///< canonical identity
   std::string name;       ///< metadata name, may be empty

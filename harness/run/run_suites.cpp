@@ -90,9 +90,12 @@ bool needs_planted(const std::vector<Suite>& suites, const WorkerOptions& worker
   return worker.command.empty() && std::ranges::any_of(suites, has_canary);
 }
 
-/// As the workers see it; made at once, so that a folder that cannot be is said before anything runs.
-std::string dump_folder(const fs::path& folder) {
+/// As the workers see it; made at once, so that a folder that cannot be, or would stay empty, is said before anything runs.
+std::string dump_folder(const fs::path& folder, const std::vector<Suite>& suites) {
   if (folder.empty()) return "";
+  const auto is_dumped = [](const SuiteCase& c) { return operation_of(c.c) == "attention"; };
+  if (std::ranges::none_of(suites, [&](const Suite& suite) { return std::ranges::any_of(suite.cases, is_dumped); }))
+    throw UsageError(fmt::format("--dump {}: only cases of attention are dumped, and the run has none", folder.string()));
   std::error_code error;
   fs::create_directories(folder, error);
   if (error) throw UsageError(fmt::format("--dump {}: cannot be made: {}", folder.string(), error.message()));
@@ -140,7 +143,7 @@ RunOutcome run_suites(RunCommand command, const std::vector<std::string>& argume
   }
   const std::vector<Suite> suites = load_cases(command.suites, command.cases);
   if (needs_planted(suites, command.worker)) command.worker.planted = true;
-  const std::string dump = dump_folder(command.dump);
+  const std::string dump = dump_folder(command.dump, suites);
   const std::string run_id = earlier ? earlier->headers.front().run
                                      : make_run_id(command.selftest            ? "selftest"
                                                    : command.audit_repeats > 0 ? "audit"

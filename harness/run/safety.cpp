@@ -80,6 +80,16 @@ bool speaks_of(const SafetyRow& row, const SafetyQuery& query) {
 
 }  // namespace
 
+SafetyQuery safety_query(const Problem& problem, Pass pass, std::optional<int> sm) {
+  return {.sm = sm,
+          .head_dim = std::max(problem.d, problem.dv),
+          .dtype = problem.dtype,
+          .backward = pass == Pass::backward,
+          .dropout = problem.dropout.p > 0,
+          .implementation = "",
+          .version = ""};
+}
+
 const SafetyTable& safety_table() {
   static const SafetyTable table = read_table();
   return table;

@@ -21,6 +21,9 @@ struct SafetyQuery {
   std::string version;         ///< "2.8.3"; compared number by number
 };
 
+/// Of a problem on an SM; of no implementation and version yet.
+SafetyQuery safety_query(const Problem& problem, Pass pass, std::optional<int> sm);
+
 /// One row of cases/safety.json, which says what its fields mean.
 struct SafetyRow {
   std::string implementation;

@@ -140,6 +140,9 @@ class Shrinker {
       lower(lengths().k[n], 0, set(false, true));
       lower(lengths().q[n], 0, set(true, false));
     }
+    // The lengths of a padded layer are of real tokens, beside which others stand.
+    if (current_.llama && current_.problem.layout == Layout::padded)
+      lower(current_.problem.lq, 1, [](Problem& problem, int64_t value) { problem.lq = value; });
   }
 
   void lower_equal_lengths() {
@@ -186,7 +189,7 @@ class Shrinker {
 
   /// The case with one key at its default, the last first: those before it may be what it depends on.
   void drop_keys() {
-    for (const Key& key : case_keys() | std::views::reverse) {
+    for (const Key& key : operation(current_).keys | std::views::reverse) {
       CaseText text = read_case_text(format_case(current_), "shrink");
       if (std::erase_if(text.keys, [&](const Token& token) { return token.key == key.name; }) == 0) continue;
       try {

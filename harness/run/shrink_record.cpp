@@ -3,6 +3,7 @@
 #include <optional>
 #include <utility>
 
+#include "harness/run/case_keys.hpp"
 #include "harness/run/errors.hpp"
 #include "harness/run/gate.hpp"
 #include "harness/run/shrink.hpp"
@@ -59,7 +60,7 @@ ShrunkRecord RecordShrinker::shrink(const Record& found) {
     if (fails) shrunk.smallest = record;
     return fails;
   };
-  const Case c = parse_case(found.case_line, "record");
+  const Case c = case_with_terms(found.case_line, found.terms);
   shrunk.red_alone = still_fails(c);
   if (shrunk.red_alone) attnbench::shrink(c, still_fails);
   return shrunk;

@@ -101,5 +101,15 @@ TEST(Shrink, TriesNoMoreThanItMayAndNothingTwice) {
   EXPECT_EQ(format_case(shrink(found, [](const Case&) { return false; })), format_case(found));
 }
 
+TEST(Shrink, KnowsTheKeysOfALayer) {
+  const auto smallest = [](const char* line, const Fails& fails) { return format_case(shrink(parse_case(line), fails)); };
+  EXPECT_EQ(smallest("llama hq=4 hkv=2 d=64 s=24 past=8 lens=17+24 pad=left chunks=4 cache=on seed=3",
+                     [](const Case&) { return true; }),
+            "llama d=2 s=1");
+  EXPECT_EQ(smallest("llama hq=4 d=64 s=24 lens=17+9 pad=left seed=3",
+                     [](const Case& c) { return c.llama->mask && c.problem.pad == Pad::left && c.problem.lq > 4; }),
+            "llama d=2 s=5 pad=left mask=on");
+}
+
 }  // namespace
 }  // namespace attnbench

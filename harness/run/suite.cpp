@@ -97,7 +97,7 @@ class SuiteReader {
   }
 
   void read_case(CaseText text, const std::string& where) {
-    check_operation(text);
+    operation(text);  // an unknown one is said first
     text.keys = add_defaults(std::move(text.keys), defaults_.keys);
     text.metadata = add_defaults(std::move(text.metadata), defaults_.metadata);
     text.metadata = add_defaults(overrides_, text.metadata);
@@ -106,6 +106,8 @@ class SuiteReader {
     count_bytes(text, count);
     for (const CaseText& line : expand_sweep(text)) {
       const Case c = case_from(line);
+      if (c.llama && !canaries.empty())
+        throw CaseError(fmt::format("{}: canary={}: no layer of llama has a planted defect", where, fmt::join(canaries, "+")));
       if (identities_.insert(format_case(c)).second) cases.push_back({c, where, canaries});
     }
   }
@@ -157,8 +159,8 @@ class SuiteReader {
 
   /// Of the first operation that has such a key; attention's where none has.
   static std::span<const Key> keys_that_know(std::string_view name) {
-    for (const std::span<const Key> keys : {case_keys(), llama_keys(), training_keys()})
-      if (std::ranges::find(keys, name, &Key::name) != keys.end()) return keys;
+    for (const Operation& one : operations())
+      if (std::ranges::find(one.keys, name, &Key::name) != one.keys.end()) return one.keys;
     return case_keys();
   }
 
@@ -166,8 +168,7 @@ class SuiteReader {
   static void check_defaults(const CaseText& text) {
     count_sweep(text, kMaxCases);
     Case scratch;
-    scratch.llama.emplace();
-    scratch.training.emplace();
+    for (const Operation& one : operations()) one.begin(scratch);
     for (const Token& token : text.keys) {
       const Key& key = find_key(keys_that_know(token.key), token);
       for (const Token& value : sweep_values(token)) key.parse(value, scratch);

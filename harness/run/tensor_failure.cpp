@@ -2,6 +2,8 @@
 
 #include <stdexcept>
 
+#include <fmt/format.h>
+
 #include "harness/run/json_reader.hpp"
 
 namespace attnbench {
@@ -48,6 +50,15 @@ BadPattern pattern_from(const JsonReader& in) {
 }
 
 }  // namespace
+
+std::string element_place(const std::string& tensor, const Element& e, const char* separator) {
+  const std::string name = tensor.substr(0, tensor.find("_instead"));
+  const bool is_adapter = name.starts_with("dlora");
+  if (!is_adapter && !name.starts_with("dw") && !name.ends_with("norm"))
+    return fmt::format("sequence {1}{0}head {2}{0}token {3}{0}channel {4}", separator, e[0], e[1], e[2], e[3]);
+  const bool is_transposed = is_adapter && name.ends_with('a');  // its columns are judged as rows
+  return fmt::format("row {1}{0}column {2}", separator, e[is_transposed ? 3 : 2], e[is_transposed ? 2 : 3]);
+}
 
 json to_json_failure(const TensorFailure& f) {
   return {{"ulp_p50", number_to_json(f.ulp_p50)},

@@ -9,6 +9,8 @@
 
 #include <nlohmann/json.hpp>
 
+#include "harness/run/invariance.hpp"
+
 namespace attnbench {
 
 /// The part of a tensor that best explains where its bad elements lie: a set of sequences x tokens x heads x channels.
@@ -41,6 +43,10 @@ struct TensorFailure {
   BadPattern pattern;
   HeatMap map;
 };
+
+/// "sequence 1, head 0, token 31, channel 1", its parts joined by `separator`; of a weight's gradient in a layer (dwq, dlora_qa,
+/// dnorm) "row 105, column 27".
+std::string element_place(const std::string& tensor, const Element& element, const char* separator = ", ");
 
 nlohmann::json to_json_failure(const TensorFailure& failure);
 

@@ -3,6 +3,7 @@
 #include <gtest/gtest.h>
 
 #include "harness/run/case.hpp"
+#include "harness/run/errors.hpp"
 #include "harness/run/plan.hpp"
 #include "harness/run/record.hpp"
 #include "harness/run/test_refusal.hpp"
@@ -29,6 +30,12 @@ TEST(TrainingCase, HasACanonicalFormAndItsOwnKeys) {
   EXPECT_THAT(refusal_of_line("trainign d=64 s=32"), HasSubstr("did you mean 'training'?"));
 }
 
+TEST(TrainingCase, RefusesMetadataFromWhichNothingFollows) {
+  for (const char* metadata : {"expect=must_throw", "expect=must_differ", "instead=top_left", "message=x", "repeats=3"})
+    EXPECT_THAT(refusal_of_line(std::string("training d=64 s=32 # ") + metadata), HasSubstr("in a case of training")) << metadata;
+  EXPECT_EQ(refusal_of_line("training d=64 s=32 # expect=equal repeats=0 timed=no"), "accepted");
+}
+
 TEST(TrainingCase, IsPlannedForTheBackendsOfAttentionOnce) {
   std::vector<Declaration> backends(2);
   backends[0].name = "kernel";
@@ -38,6 +45,8 @@ TEST(TrainingCase, IsPlannedForTheBackendsOfAttentionOnce) {
   const auto plan = make_plan({{"s", expand_line("training d=8 s=4", "here")}}, {}, backends, {"cpu", 0, {}, ""});
   ASSERT_EQ(plan.size(), 1);
   EXPECT_THAT(plan[0].runs, ElementsAre(Pair("kernel", Pass::backward)));
+  EXPECT_THROW(make_plan({{"s", expand_line("training d=8 s=4 # backend=kernal", "here")}}, {}, backends, {"cpu", 0, {}, ""}),
+               UsageError);
 }
 
 TEST(TrainingCase, CurvesSurviveTheirRecord) {
@@ -45,9 +54,14 @@ TEST(TrainingCase, CurvesSurviveTheirRecord) {
   record.case_line = "training d=8 s=4";
   record.backend = "kernel";
   record.device = "cpu";
+  record.errors["loss"].by_gates_alone = true;
   record.errors["loss"].gates["band"] = {2.5, 9.5, 2, Gate::Verdict::pass, 9.5};
   record.training = {{{"loss", {5.5, 4.25}}}, {{"loss", {5, 4}}}, {{"loss", {6, 4.5}}}, 123.5, 4096};
-  const Record again = record_from(to_line(record));
+  const nlohmann::json line = to_line(record);
+  for (const char* number : {"max_abs", "rel_l2", "cosine", "bad", "worst_got"})
+    EXPECT_TRUE(line["errors"]["loss"][number].is_null()) << number << ": nobody computed it";
+  const Record again = record_from(line);
+  EXPECT_TRUE(again.errors.at("loss").by_gates_alone);
   ASSERT_TRUE(again.training);
   EXPECT_EQ(again.training->measured, record.training->measured);
   EXPECT_EQ(again.training->low, record.training->low);

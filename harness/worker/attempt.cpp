@@ -89,9 +89,9 @@ void settle(Record& record, const Verdict& verdict) {
   if (record.expect != Expect::must_differ || verdict.status == Status::mistrusted) return;
   const bool differs = verdict.status == Status::failed && differs_in_value(verdict);
   record.status = differs ? Status::passed : Status::failed;
-  record.reason = differs
-                      ? "differs, as the case expects: " + verdict.reason
-                      : "does not differ in value, as the case expects" + (verdict.reason.empty() ? "" : ": " + verdict.reason);
+  record.reason =
+      differs ? "differs, as the case expects: " + verdict.reason
+              : "the case expects it to differ, and it does not in value" + (verdict.reason.empty() ? "" : ": " + verdict.reason);
 }
 
 /// Rows of packed tokens at the storage rows of a padded case, zeros elsewhere; `like` has the padded leading dimensions.

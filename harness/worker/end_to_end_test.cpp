@@ -227,6 +227,38 @@ TEST_F(EndToEnd, AReproLineShowsARedRecordAgain) {
   EXPECT_EQ(shell(fmt::format("'{}' {} --gate all", ATTNBENCH_EXECUTABLE, red.repro.substr(red.repro.find(' ')))), kExitGate);
 }
 
+/// By its case line alone the first would fail, and the second would be an error.
+TEST_F(EndToEnd, AReproLineExpectsWhatTheCaseExpected) {
+  ASSERT_EQ(run({"--case", "llama hq=2 d=8 s=9 lens=5+9 pad=left dtype=fp16 # expect=must_differ instead=ignores_mask",
+                 "--backend", "internvl_sdpa", "--out", path("out")},
+                "none")
+                .exit_code,
+            kExitOk);
+  const Record differs = results().records.at(0);
+  EXPECT_EQ(reproduced(differs).reason, differs.reason);
+  EXPECT_EQ(last_exit_code_, kExitOk);
+  run({"--case", "llama hq=2 d=8 s=9 past=4 # expect=must_throw message=\"a \\\"past\\\"\"", "--backend", "internvl_sdpa",
+       "--out", path("other")},
+      "none");
+  const Record throws = results("other").records.at(0);
+  EXPECT_EQ(throws.status, Status::failed);
+  EXPECT_EQ(reproduced(throws).reason, throws.reason);
+}
+
+TEST_F(EndToEnd, ARecordIsAsSafeAsThePlaceOfItsCase) {
+  ASSERT_EQ(run({"--case", "llama hq=2 d=256 s=5 assume_sm=8.6 assume_flash_attn=2.5.4 # pass=backward expect=must_throw",
+                 "--backend", "flagembedding", "--assume-sm", "9.0", "--out", path("out")},
+                "none")
+                .exit_code,
+            kExitOk);
+  const Safety safety = results().records.at(0).safety;
+  EXPECT_EQ(safety.verdict, "refused");
+  EXPECT_EQ(safety.assumed_sm, 86);
+  EXPECT_THAT(safety.reason, HasSubstr("a head dim above 192"));
+  EXPECT_THAT(read_text(folder_ / "out" / "summary.md"),
+              HasSubstr("flagembedding backward on an assumed SM 8.6: verdict refused"));
+}
+
 TEST_F(EndToEnd, ACoordinatorThatIsKilledLosesNothing) {
   ASSERT_EQ(run(small_cases("undisturbed"), "none").exit_code, 0);
   std::mt19937 random(kSeed);

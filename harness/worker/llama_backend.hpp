@@ -3,6 +3,7 @@
 
 #include <memory>
 #include <optional>
+#include <stdexcept>
 #include <string>
 #include <vector>
 
@@ -13,6 +14,13 @@ namespace attnbench {
 
 class Backend;
 class LlamaBackend;
+
+/// Its sentence says what the attention in a layer does not take of a call that the layer makes: then the case is unsupported,
+/// and nothing that the layer refuses.
+class AttentionLacks : public std::invalid_argument {
+ public:
+  using std::invalid_argument::invalid_argument;
+};
 
 /// Who runs a case, and why it is they.
 struct LayerChoice {
@@ -25,15 +33,18 @@ class LlamaBackend {
   virtual ~LlamaBackend() = default;
   virtual const Declaration& declaration() const = 0;
   /// A sentence why the layer does not take such a case at all, by default from the declared capabilities; what it takes and gets
-  /// wrong, or refuses as the original does, is computed, or thrown.
+  /// wrong, or refuses as the original does, is computed, or thrown. What its attention lacks is told by run().
   virtual std::optional<std::string> why_not(const Case& c, Pass pass, const Device& device) const;
   /// Name of the attention backend that it calls; empty: it computes attention itself.
   virtual std::string attention() const { return ""; }
+  /// The call of it, the last one where there are several: by default that of a layer which aligns to the bottom right and hands
+  /// on as many key heads as it has.
+  virtual Case attention_case(const Case& c) const;
   /// Itself, unless it leaves such a case to another layer, which is then asked all of the above. Throws with a sentence where
   /// none may be taken.
   virtual LayerChoice choose(const Case&, Pass, const Device&) const { return {*this, ""}; }
   /// forward: out, and cache and weights where the case asks for them; backward: the gradients too. Throws with a sentence what
-  /// the original refuses.
+  /// the original refuses, then AttentionLacks.
   virtual LlamaOutputs run(const Case& c, const LlamaInputs& inputs, Pass pass) const = 0;
 };
 

@@ -12,6 +12,7 @@
 #include <fmt/format.h>
 #include <fmt/ranges.h>
 
+#include "harness/run/dispatch.hpp"
 #include "harness/worker/cuda_device.hpp"
 #include "harness/worker/lent_layer.hpp"
 #include "harness/worker/llama_verdict.hpp"
@@ -22,6 +23,10 @@ namespace attnbench {
 
 std::optional<std::string> LlamaBackend::why_not(const Case& c, Pass pass, const Device& device) const {
   return attnbench::why_not(declaration(), c, pass, device);
+}
+
+Case LlamaBackend::attention_case(const Case& c) const {
+  return attention_of_layer(c);
 }
 
 namespace {
@@ -102,6 +107,8 @@ class LayerAttempt {
       if (record_.expect == Expect::must_throw) return end(Status::failed, "computed a result, and the case expects it to throw");
       second = with_values_as_they_are(call(true));
       if (record_.status != Status::passed) return;
+    } catch (const AttentionLacks& e) {
+      return end(Status::unsupported, e.what());
     } catch (const std::exception& e) {
       return thrown(sentence_of(e));
     }
@@ -149,7 +156,7 @@ class LayerAttempt {
     if (message.empty() && !warnings.empty()) return end(Status::failed, "warns, which the case does not expect: " + given);
     if (message.empty()) return;
     if (warnings.empty() || !std::ranges::all_of(warnings, says))
-      return end(Status::failed, fmt::format("does not warn of \"{}\", as the case expects, but says {}", message, given));
+      return end(Status::failed, fmt::format("the case expects a warning of \"{}\", and the layer says {}", message, given));
     end(Status::passed, record_.reason + (record_.reason.empty() ? "" : "; ") + "warns, as the case expects: " + given);
   }
 
@@ -173,7 +180,8 @@ class LayerAttempt {
   /// It is another value than the case's, and the one that the case names instead: both are judged.
   void must_differ(const LlamaOutputs& outputs, const Verdict& verdict) {
     if (verdict.status != Status::failed || verdict.malformed)
-      return end(Status::failed, "does not differ, as the case expects" + (verdict.reason.empty() ? "" : ": " + verdict.reason));
+      return end(Status::failed,
+                 "the case expects it to differ, and it does not" + (verdict.reason.empty() ? "" : ": " + verdict.reason));
     if (!c_.metadata.instead)
       return end(Status::failed, "differs, but the case does not say what it equals instead (instead=): " + verdict.reason);
     const Verdict instead = judge(outputs, *c_.metadata.instead);

@@ -84,8 +84,8 @@ bool same_values(const at::Tensor& a, const at::Tensor& b) {
 /// What a case of the suite says of a layer that does what is right; empty: it expects that.
 std::string said_of_what_is_right(const Case& c) {
   if (c.metadata.expect == Expect::must_throw) return "expects it to throw";
-  if (c.metadata.expect == Expect::must_differ) return "does not differ";
-  return c.metadata.message.empty() ? "" : "does not warn of";
+  if (c.metadata.expect == Expect::must_differ) return "expects it to differ, and it does not";
+  return c.metadata.message.empty() ? "" : "the case expects a warning of";
 }
 
 /// The suite's cases with heads of 16 channels, on which no expectation depends: their references take no time.
@@ -182,7 +182,7 @@ TEST(LlamaCases, ThatNameAnotherImplementationHaveToRunIt) {
   const auto record = [&](WantedLayer::Body body) { return record_of(c, std::move(body), Pass::backward, true); };
   EXPECT_EQ(record(said(original)).status, Status::passed) << record(said(original)).reason;
   EXPECT_THAT(record(said(original)).reason, HasSubstr("original ran, expected patched"));
-  EXPECT_THAT(record(said(patched)).reason, HasSubstr("does not differ"));
+  EXPECT_THAT(record(said(patched)).reason, HasSubstr("expects it to differ, and it does not"));
   EXPECT_EQ(record(said(patched)).status, Status::failed);
   const Record off = record(said(original, 1.02));
   EXPECT_EQ(off.status, Status::failed);
@@ -210,7 +210,7 @@ TEST(LlamaCases, ThatNameNoProbabilitiesMissThoseAlone) {
            {}, {&LlamaOutputs::dwk}, {&LlamaOutputs::weights, &LlamaOutputs::dwk}}) {
     const Record record = without(tensors);
     EXPECT_EQ(record.status, Status::failed);
-    EXPECT_THAT(record.reason, HasSubstr("does not differ"));
+    EXPECT_THAT(record.reason, HasSubstr("expects it to differ, and it does not"));
   }
   Case other = c;
   other.metadata.instead = Semantics{.causal = false};
@@ -236,10 +236,10 @@ TEST(LlamaCases, ThatNameAWarningHaveToGiveIt) {
     const Case c = parse_case(line);
     EXPECT_EQ(record_of(c, warning({"it returns none here"})).status, Status::passed) << line;
     EXPECT_EQ(record_of(c, warning({"it returns none here", "something else"})).status, Status::failed) << line;
-    EXPECT_THAT(record_of(c, warning({})).reason, HasSubstr("does not warn of \"returns none\"")) << line;
+    EXPECT_THAT(record_of(c, warning({})).reason, HasSubstr("the case expects a warning of \"returns none\"")) << line;
     const Record other = record_of(c, warning({"something else"}));
     EXPECT_EQ(other.status, Status::failed) << line;
-    EXPECT_THAT(other.reason, HasSubstr("but says \"something else\"")) << line;
+    EXPECT_THAT(other.reason, HasSubstr("and the layer says \"something else\"")) << line;
   }
   const Case both = parse_case("llama hq=2 d=64 s=8 weights=on # expect=must_differ instead=no_weights message=none");
   EXPECT_THAT(record_of(both, warning({"returns none"})).reason,
@@ -247,6 +247,17 @@ TEST(LlamaCases, ThatNameAWarningHaveToGiveIt) {
   const Record unexpected = record_of(parse_case("llama hq=2 d=64 s=8"), warning({"something"}));
   EXPECT_EQ(unexpected.status, Status::failed);
   EXPECT_THAT(unexpected.reason, HasSubstr("warns, which the case does not expect: \"something\""));
+}
+
+TEST(LlamaCases, WhoseAttentionLacksTheCallAreUnsupportedAndNeitherThrownNorAnError) {
+  const auto lacking = [](const Case&, const LlamaInputs&, Pass, const Profile&) -> LlamaOutputs {
+    throw AttentionLacks("dtype=fp32: kernel takes bf16");
+  };
+  for (const char* line : {"llama hq=2 d=64 s=8", "llama hq=2 d=64 s=8 # expect=must_throw"}) {
+    const Record record = record_of(parse_case(line), lacking);
+    EXPECT_EQ(record.status, Status::unsupported) << line;
+    EXPECT_EQ(record.reason, "dtype=fp32: kernel takes bf16") << line;
+  }
 }
 
 /// Only padded rows tell by numbers which of two right implementations ran.

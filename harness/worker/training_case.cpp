@@ -101,6 +101,7 @@ void train_and_judge(Record& record, const Case& c, const std::string& text, con
   const BandVerdict verdict = judge_curves(trained.curves, band);
   for (const auto& [name, gate] : verdict.gates) {
     TensorErrors& errors = record.errors[name];
+    errors.by_gates_alone = true;
     errors.max_z = gate.value;
     errors.elements = gate.n;
     errors.gates["band"] = gate;

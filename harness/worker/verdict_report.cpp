@@ -8,16 +8,9 @@
 #include <fmt/ranges.h>
 
 #include "harness/attention/tokens.hpp"
+#include "harness/run/tensor_failure.hpp"
 
 namespace attnbench {
-namespace {
-
-std::string describe(const Element& e) {
-  return fmt::format("sequence {} head {} token {} channel {}", e[0], e[1], e[2], e[3]);
-}
-
-}  // namespace
-
 std::optional<std::string> malformed(const std::string& name, const at::Tensor& got, const OutputForm& form) {
   if (!got.defined()) return fmt::format("{} is missing from the outputs", name);
   if (got.sizes() != at::IntArrayRef(form.sizes))
@@ -67,9 +60,10 @@ void apply_gates(const std::string& name, const TensorErrors& errors, Verdict& v
     const auto found = errors.gates.find(gate_name);
     if (found == errors.gates.end() || found->second.verdict != Gate::Verdict::fail) continue;
     const Gate& gate = found->second;
-    const std::string where = errors.worst ? fmt::format("; worst at {}: got {:.9g}, expected {:.9g}", describe(*errors.worst),
-                                                         errors.worst_got, errors.worst_expected)
-                                           : "";
+    const std::string where = errors.worst
+                                  ? fmt::format("; worst at {}: got {:.9g}, expected {:.9g}",
+                                                element_place(name, *errors.worst, " "), errors.worst_got, errors.worst_expected)
+                                  : "";
     fail(verdict, fmt::format("{}: gate {} is {:.4g}, its limit {:.4g}, over {} values{}", name, gate_name, gate.value,
                               gate.limit, gate.n, where));
   }

@@ -1,5 +1,5 @@
 """Training: the loss and the gradient norms of every backend over the steps, and the band in which rounding alone takes them."""
-from matplotlib import lines, patches, pyplot
+from matplotlib import lines, patches, pyplot, ticker
 
 import style
 
@@ -44,7 +44,9 @@ def draw(device: str, case: str, results: list, ours: list):
         axis.remove()
     for axis in axes[-1]:
         axis.set_xlabel("step")
-    drawing.suptitle(f"{case}, {device.split(': ', 1)[-1]}\nbelow: off the mean of the references, in %, and the band of their rounding",
+    for axis in drawing.axes:
+        axis.xaxis.set_major_locator(ticker.MaxNLocator(integer=True))
+    drawing.suptitle(f"{case}, {device.split(': ', 1)[-1]}\nbelow: off the mean of the references, and the band of their rounding",
                      fontsize=style.FONT + 1)
     style.add_legend(drawing, [lines.Line2D([], [], color=styles[name][0], linestyle=styles[name][2], label=name) for name in order]
                      + [patches.Patch(color=BAND, alpha=0.5, label="band")])
@@ -62,4 +64,5 @@ def _draw_quantity(axis, quantity: str, order: list, styles: dict, by_backend: d
     axis.fill_between(steps, off(low), off(high), color=BAND, alpha=0.5, linewidth=0)
     for name in order:
         axis.plot(steps, off(by_backend[name]["measured"][quantity]), color=styles[name][0], linestyle=styles[name][2], linewidth=0.7)
+    axis.set_ylabel("off the mean, %")
     axis.set_title(TITLES.get(quantity, f"gradient norm, {quantity}"))

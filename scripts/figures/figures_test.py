@@ -82,6 +82,9 @@ class FiguresTest(unittest.TestCase):
         edges = axis.collections[0].get_paths()[0].vertices[:, 1]
         self.assertAlmostEqual(min(edges), -10)
         self.assertAlmostEqual(max(edges), 10)
+        self.assertEqual(axis.get_ylabel(), "off the mean, %")
+        for panel in drawing.axes:
+            self.assertTrue(all(float(tick).is_integer() for tick in panel.get_xticks()), panel.get_xticks())
         code, out, _ = called(self.folder / "run", "--out", self.folder / "figures")
         self.assertEqual(code, 0)
         self.assertIn("curves-cuda-b4-d64-s64-steps3.png", out)
