@@ -39,6 +39,12 @@ std::optional<int> assumed_sm_of(const PlannedCase& planned, const RunFields& fi
   return layer && layer->assume.sm ? layer->assume.sm : fields.assume_sm;
 }
 
+/// What a layer calls, else the layer that it left the case to (with whose name its choice begins), else the backend itself.
+std::string who_computes_attention(const Record& record) {
+  if (!record.attention.empty()) return record.attention;
+  return record.choice.empty() ? record.backend : record.choice.substr(0, record.choice.find(':'));
+}
+
 /// `declaration`: of what computes the attention; with the flash-attn that the case has its layer believe to call, if it calls
 /// any.
 Safety safety_of(const PlannedCase& planned, const Record& record, const Declaration* declaration, const RunFields& fields) {
@@ -184,8 +190,7 @@ Record Coordinator::complete(json line, const PlannedCase& planned, const RunFie
     throw std::runtime_error(fmt::format("result.expect: the case says {}, got {}", name_of(expect), name_of(record.expect)));
   record.run = fields.run;
   record.suite = planned.suite;
-  const std::string& computes = record.attention.empty() ? record.backend : record.attention;
-  record.safety = safety_of(planned, record, find_declaration(hello_.backends, computes), fields);
+  record.safety = safety_of(planned, record, find_declaration(hello_.backends, who_computes_attention(record)), fields);
   record.terms = format_terms(planned.c);
   record.repro = repro_line(planned, record, fields);
   return record;

@@ -259,6 +259,15 @@ TEST_F(EndToEnd, ARecordIsAsSafeAsThePlaceOfItsCase) {
               HasSubstr("flagembedding backward on an assumed SM 8.6: verdict refused"));
 }
 
+/// internvl, which may call a kernel, left the case to a layer that calls none.
+TEST_F(EndToEnd, ARecordIsAsSafeAsTheLayerThatRan) {
+  run({"--case", "llama hq=2 d=8 s=5 assume_sm=7.5 # pass=forward", "--backend", "internvl", "--out", path("out")}, "none");
+  const Record record = results().records.at(0);
+  EXPECT_THAT(record.choice, HasSubstr("internvl_sdpa: "));
+  EXPECT_TRUE(record.safety.sm_below_8);
+  EXPECT_EQ(record.safety.verdict, "ok") << record.safety.reason;
+}
+
 TEST_F(EndToEnd, ACoordinatorThatIsKilledLosesNothing) {
   ASSERT_EQ(run(small_cases("undisturbed"), "none").exit_code, 0);
   std::mt19937 random(kSeed);
