@@ -54,8 +54,7 @@ class PythonProcess {
         return;
       case SwitchStep::enable_layer:
       case SwitchStep::disable_layer:
-        throw std::invalid_argument(
-            fmt::format("switch={}: flagembedding_switch takes a model or none, and no single layer", name_of(step)));
+        return;  // there is no such switch
       case SwitchStep::lora_wrap:
         model_.wrapped = true;
         return;
@@ -95,13 +94,26 @@ class FlagembeddingSwitch : public SwitchedLayer {
       : SwitchedLayer("flagembedding_switch", device, attention) {}
 
   LlamaOutputs run(const Case& c, const LlamaInputs& inputs, Pass pass) const override {
-    PythonProcess process;
-    for (const SwitchStep step : c.llama->switching) process.apply(step);
+    for (const SwitchStep step : c.llama->switching)
+      if (step == SwitchStep::enable_layer || step == SwitchStep::disable_layer)
+        throw std::invalid_argument(
+            fmt::format("switch={}: flagembedding_switch takes a model or none, and no single layer", name_of(step)));
+    const PythonProcess process = process_after(c.llama->switching);
     const Implementation runs = process.runs();
     LlamaOutputs outputs = (runs == Implementation::patched ? patched_ : original_)->run(c, inputs, pass);
     outputs.ran = runs;
     outputs.warnings.insert(outputs.warnings.begin(), process.warnings().begin(), process.warnings().end());
     return outputs;
+  }
+
+ protected:
+  Implementation implementation(const Case& c) const override { return process_after(c.llama->switching).runs(); }
+
+ private:
+  static PythonProcess process_after(const std::vector<SwitchStep>& steps) {
+    PythonProcess process;
+    for (const SwitchStep step : steps) process.apply(step);
+    return process;
   }
 };
 
