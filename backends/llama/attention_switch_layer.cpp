@@ -28,6 +28,9 @@ class AttentionSwitchLayer : public SwitchedLayer {
     return outputs;
   }
 
+ protected:
+  Implementation implementation(const Case& c) const override { return layer_after(c.llama->switching).runs(); }
+
  private:
   static SwitchableLayer layer_after(const std::vector<SwitchStep>& steps) {
     ModelClass llama("LlamaForCausalLM");

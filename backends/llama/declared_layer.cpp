@@ -56,6 +56,12 @@ std::optional<std::string> DeclaredLayer::why_not(const Case& c, Pass pass, cons
   return LlamaBackend::why_not(c, pass, device);
 }
 
+LayerPath::LayerPath(const LlamaBackend& whole, const Declaration& computes, std::string attention)
+    : whole_(whole), declaration_(whole.declaration()), called_(std::move(attention)) {
+  declaration_.profile = computes.profile;
+  declaration_.conventions.empty_row = computes.conventions.empty_row;
+}
+
 void require_equal_heads(const Declaration& layer, const Case& c) {
   const Problem& p = c.problem;
   if (p.hq == p.hkv) return;

@@ -44,4 +44,23 @@ class DeclaredLayer : public LlamaBackend {
   std::string called_;
 };
 
+/// One of the ways that cases go through a layer, for its choose(): the layer declares, takes and runs; what computes the
+/// attention there says where that rounds, and what queries have that see no key.
+class LayerPath : public LlamaBackend {
+ public:
+  /// `whole` outlives the path. attention: name of the backend that is called there; empty: none.
+  LayerPath(const LlamaBackend& whole, const Declaration& computes, std::string attention);
+  const Declaration& declaration() const override { return declaration_; }
+  std::optional<std::string> why_not(const Case& c, Pass pass, const Device& device) const override {
+    return whole_.why_not(c, pass, device);
+  }
+  std::string attention() const override { return called_; }
+  LlamaOutputs run(const Case& c, const LlamaInputs& inputs, Pass pass) const override { return whole_.run(c, inputs, pass); }
+
+ private:
+  const LlamaBackend& whole_;
+  Declaration declaration_;
+  std::string called_;
+};
+
 }  // namespace attnbench

@@ -21,13 +21,13 @@ namespace {
 
 class FastchatXformers : public DeclaredLayer {
  public:
-  /// Its profile is that of the path with weights, which rounds more than the other.
   explicit FastchatXformers(const Backend& attention)
-      : DeclaredLayer(fused_layer("fastchat_xformers", attention)), attention_(attention) {
-    const Declaration eager = eager_layer(declaration_.name);
-    declaration_.conventions = eager.conventions;
-    declaration_.profile = eager.profile;
-  }
+      : DeclaredLayer(declared(attention)),
+        attention_(attention),
+        fused_(*this, declaration_, DeclaredLayer::attention()),
+        eager_(*this, eager_layer(declaration_.name), "") {}
+
+  LayerChoice choose(const Case& c, Pass, const Device&) const override { return {c.llama->weights ? eager_ : fused_, ""}; }
 
   Case attention_case(const Case& c) const override {
     Case call = DeclaredLayer::attention_case(c);
@@ -53,6 +53,13 @@ class FastchatXformers : public DeclaredLayer {
   }
 
  private:
+  /// Padding is not known to what is called, so that padded rows are like any others.
+  static FusedDeclaration declared(const Backend& attention) {
+    FusedDeclaration declaration = fused_layer("fastchat_xformers", attention);
+    declaration.conventions.padded_rows_zero = false;
+    return declaration;
+  }
+
   bool is_triangular(const at::Tensor& mask) const {
     if (!mask.defined()) return false;
     if (mask.size(3) < 2)
@@ -64,6 +71,7 @@ class FastchatXformers : public DeclaredLayer {
   }
 
   const Backend& attention_;
+  const LayerPath fused_, eager_;
 };
 
 }  // namespace

@@ -35,6 +35,11 @@ struct PythonModel {
   Implementation runs() const { return bound.value_or(of->attention_forward); }
 };
 
+bool is_of_one_layer(SwitchStep step) {
+  return step == SwitchStep::enable_layer || step == SwitchStep::enable_other_layer || step == SwitchStep::disable_layer ||
+         step == SwitchStep::disable_other_layer;
+}
+
 /// The process of a training script, in which the patch and the script import the classes first of all.
 class PythonProcess {
  public:
@@ -56,8 +61,7 @@ class PythonProcess {
       case SwitchStep::enable_other_layer:
       case SwitchStep::disable_layer:
       case SwitchStep::disable_other_layer:
-        throw std::invalid_argument(
-            fmt::format("switch={}: flagembedding_switch takes a model or none, and no single layer", name_of(step)));
+        return;  // there is no such switch
       case SwitchStep::lora_wrap:
         model_.wrapped = true;
         return;
@@ -97,13 +101,26 @@ class FlagembeddingSwitch : public SwitchedLayer {
       : SwitchedLayer("flagembedding_switch", device, attention) {}
 
   LlamaOutputs run(const Case& c, const LlamaInputs& inputs, Pass pass) const override {
-    PythonProcess process;
-    for (const SwitchStep step : c.llama->switching) process.apply(step);
+    for (const SwitchStep step : c.llama->switching)
+      if (is_of_one_layer(step))
+        throw std::invalid_argument(
+            fmt::format("switch={}: flagembedding_switch takes a model or none, and no single layer", name_of(step)));
+    const PythonProcess process = process_after(c.llama->switching);
     const Implementation runs = process.runs();
     LlamaOutputs outputs = (runs == Implementation::patched ? patched_ : original_)->run(c, inputs, pass);
     outputs.ran = runs;
     outputs.warnings.insert(outputs.warnings.begin(), process.warnings().begin(), process.warnings().end());
     return outputs;
+  }
+
+ protected:
+  Implementation implementation(const Case& c) const override { return process_after(c.llama->switching).runs(); }
+
+ private:
+  static PythonProcess process_after(const std::vector<SwitchStep>& steps) {
+    PythonProcess process;
+    for (const SwitchStep step : steps) process.apply(step);
+    return process;
   }
 };
 

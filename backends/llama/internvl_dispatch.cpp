@@ -24,7 +24,10 @@ class InternvlDispatch : public DeclaredLayer {
   std::optional<std::string> why_not(const Case& c, Pass pass, const Device& device) const override {
     return pick(c).layer.why_not(c, pass, device);
   }
-  LayerChoice choose(const Case& c, Pass, const Device&) const override { return pick(c); }
+  LayerChoice choose(const Case& c, Pass pass, const Device& device) const override {
+    const LayerChoice picked = pick(c);
+    return {picked.layer.choose(c, pass, device).layer, picked.why};
+  }
   LlamaOutputs run(const Case& c, const LlamaInputs& inputs, Pass pass) const override {
     return pick(c).layer.run(c, inputs, pass);
   }

@@ -5,6 +5,7 @@
 #include <ATen/ops/ones.h>
 #include <torch/version.h>
 
+#include "backends/attention/sdpa.hpp"
 #include "backends/llama/declared_layer.hpp"
 #include "backends/llama/eager_attention.hpp"
 #include "backends/llama/internvl.hpp"
@@ -17,8 +18,10 @@ using at::Tensor;
 
 class InternvlSdpa : public DeclaredLayer {
  public:
-  /// Rounds where the coarser of its two paths does.
-  InternvlSdpa() : DeclaredLayer(eager_layer("internvl_sdpa")) { declaration_.implementation = "pytorch_math"; }
+  InternvlSdpa()
+      : DeclaredLayer(declared()), evaluation_(*this, declaration_, ""), training_(*this, in_training_declared(), "") {}
+
+  LayerChoice choose(const Case& c, Pass, const Device&) const override { return {c.llama->train ? training_ : evaluation_, ""}; }
 
   bool has_mask_of_model() const override { return true; }
 
@@ -35,6 +38,19 @@ class InternvlSdpa : public DeclaredLayer {
   }
 
  private:
+  static Declaration declared() {
+    Declaration declaration = eager_layer("internvl_sdpa");
+    declaration.implementation = "pytorch_math";
+    return declaration;
+  }
+  /// No mask hides a key there, so that a padded query has what it sees: nothing that is declared.
+  static Declaration in_training_declared() {
+    Declaration declaration = declared();
+    declaration.profile = sdpa_math_profile();
+    declaration.conventions.empty_row = Conventions::EmptyRow::zero;
+    return declaration;
+  }
+
   /// Pinned to the implementation that every device has, where the original leaves the choice to the dispatcher.
   static Tensor in_training(const Tensor& q, const Tensor& k, const Tensor& v) {
     const Tensor o = std::get<0>(at::_scaled_dot_product_attention_math(q, k, v, std::nullopt, 0.0, true));
@@ -50,6 +66,8 @@ class InternvlSdpa : public DeclaredLayer {
     const int64_t keys = c.llama->mask_keys;
     return keys > 0 ? at::constant_pad_nd(mask, {0, keys - mask.size(3)}) : mask;
   }
+
+  const LayerPath evaluation_, training_;
 };
 
 }  // namespace

@@ -95,6 +95,17 @@ TEST(LayerTensors, OfAnEagerLayerArePromoted) {
   }
 }
 
+/// Four tokens: sigma is an estimate, and of dwk two dozen errors are independent. Beside a limit that knows neither, an alarm.
+TEST(LayerTensors, OfFewTokensAreNotAccused) {
+  for (const std::string keys : {"d=128 s=8 lens=4 seed=1", "d=64 s=3 seed=2", "d=64 s=8 lens=4 dtype=fp16 seed=3"}) {
+    Judged judged("llama hq=2 " + keys);
+    for (const std::string name : {"hf_eager", "flagembedding", "fastchat_llama2", "internvl_flash_v1"}) {
+      const Verdict got = judged.verdict(name);
+      EXPECT_EQ(got.status, Status::passed) << name << ": " << keys << ": " << got.reason;
+    }
+  }
+}
+
 std::string refusal(const std::string& name, const std::string& keys) {
   const Case c = parse_case("llama hq=2 d=64 s=8 " + keys);
   try {

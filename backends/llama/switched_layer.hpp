@@ -12,12 +12,19 @@ namespace attnbench {
 class SwitchedLayer : public DeclaredLayer {
  public:
   bool can_be_switched() const override { return true; }
+  LayerChoice choose(const Case& c, Pass, const Device&) const override {
+    return {implementation(c) == Implementation::patched ? patched_path_ : original_path_, ""};
+  }
 
  protected:
-  /// `attention` outlives the layer. Its padded rows are 0 where the patch runs; its profile is the original's, which rounds
-  /// more.
+  /// `attention` outlives the layer. Its padded rows are 0 where the patch runs.
   SwitchedLayer(const std::string& name, const Device& device, const Backend& attention);
+  /// What the case's steps leave running.
+  virtual Implementation implementation(const Case& c) const = 0;
   const std::unique_ptr<LlamaBackend> original_, patched_;
+
+ private:
+  const LayerPath original_path_, patched_path_;
 };
 
 }  // namespace attnbench

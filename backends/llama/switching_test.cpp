@@ -5,6 +5,7 @@
 #include <optional>
 #include <stdexcept>
 #include <string>
+#include <vector>
 
 #include <ATen/TensorOperators.h>
 #include <ATen/ops/equal.h>
@@ -18,7 +19,8 @@
 namespace attnbench {
 
 using SwitchedMaker = std::unique_ptr<LlamaBackend>(const Device& device, const Backend& attention);
-SwitchedMaker make_hf_eager, make_flagembedding, make_flagembedding_switch, make_attention_switch;
+SwitchedMaker make_hf_eager, make_flagembedding, make_flagembedding_switch, make_attention_switch, make_fastchat_xformers,
+    make_internvl, make_internvl_sdpa;
 
 namespace {
 
@@ -28,10 +30,13 @@ using testing::IsEmpty;
 
 constexpr Implementation kOriginal = Implementation::original, kPatched = Implementation::patched;
 
-LlamaOutputs run_switched(SwitchedMaker* make, const Case& c, const LlamaInputs& inputs) {
+const Backend& flash() {
   static const auto backends = make_backends(kCpu);
-  const auto flash = std::ranges::find_if(backends, [](const auto& b) { return b->declaration().name == "flash_varlen"; });
-  return make(kCpu, **flash)->run(c, inputs, Pass::backward);
+  return **std::ranges::find_if(backends, [](const auto& b) { return b->declaration().name == "flash_varlen"; });
+}
+
+LlamaOutputs run_switched(SwitchedMaker* make, const Case& c, const LlamaInputs& inputs) {
+  return make(kCpu, flash())->run(c, inputs, Pass::backward);
 }
 LlamaOutputs run_switched(SwitchedMaker* make, const std::string& keys) {
   const Case c = parse_case("llama hq=2 d=8 s=9 lens=5+9 " + keys);
@@ -118,6 +123,36 @@ TEST(SwitchedLayers, ReturnTheWeightsOfWhatRuns) {
     const LlamaOutputs patched = run_switched(make, "weights=on switch=enable_instance");
     EXPECT_FALSE(patched.weights.defined());
     EXPECT_THAT(patched.warnings, ElementsAre("output_attentions: flagembedding returns none"));
+  }
+}
+
+/// Else a case of the path that rounds less is held to errors that are not its own.
+TEST(LayersOfSeveralPaths, DeclareWhereTheOneThatRunsRounds) {
+  struct Path {
+    SwitchedMaker* make;
+    const char* keys;
+    std::string profile, calls;
+    Conventions::EmptyRow empty_row;
+  };
+  const auto zero = Conventions::EmptyRow::zero, uniform = Conventions::EmptyRow::uniform;
+  const std::string fused = flash().declaration().profile.name;
+  for (const auto& [make, keys, profile, calls, empty_row] :
+       std::vector<Path>{{make_attention_switch, "switch=enable_class", fused, "flash_varlen", zero},
+                         {make_attention_switch, "switch=enable_class+disable_layer", "eager", "", uniform},
+                         {make_flagembedding_switch, "switch=enable_class+disable_instance", fused, "flash_varlen", zero},
+                         {make_flagembedding_switch, "switch=enable_layer", "eager", "", uniform},
+                         {make_fastchat_xformers, "", fused, "flash_varlen", zero},
+                         {make_fastchat_xformers, "weights=on", "eager", "", uniform},
+                         {make_internvl_sdpa, "", "fp32_inside", "", zero},
+                         {make_internvl_sdpa, "train=off", "eager", "", uniform},
+                         {make_internvl, "", "fp32_inside", "", zero}}) {
+    const auto named = make(kCpu, flash());
+    const Case c = parse_case(std::string("llama hq=2 d=64 s=9 lens=5+9 ") + keys);
+    const LayerChoice path = named->choose(c, Pass::backward, kCpu);
+    EXPECT_EQ(path.layer.declaration().profile.name, profile) << named->declaration().name << " " << keys;
+    EXPECT_EQ(path.layer.attention(), calls) << named->declaration().name << " " << keys;
+    EXPECT_EQ(path.layer.declaration().conventions.empty_row, empty_row) << named->declaration().name << " " << keys;
+    EXPECT_EQ(path.layer.why_not(c, Pass::backward, kCpu), named->why_not(c, Pass::backward, kCpu));
   }
 }
 

@@ -1,12 +1,14 @@
 #include "harness/llama/reference.hpp"
 
 #include <cmath>
+#include <vector>
 
 #include <ATen/CPUGeneratorImpl.h>
 #include <ATen/TensorOperators.h>
 #include <ATen/ops/arange.h>
 #include <ATen/ops/cat.h>
 #include <ATen/ops/empty_like.h>
+#include <ATen/ops/logsumexp.h>
 #include <ATen/ops/nonzero.h>
 #include <ATen/ops/ones.h>
 #include <ATen/ops/ones_like.h>
@@ -19,6 +21,7 @@
 #include <torch/csrc/autograd/custom_function.h>
 
 #include "harness/attention/error_model.hpp"
+#include "harness/attention/parallel.hpp"
 #include "harness/attention/spacing.hpp"
 #include "harness/attention/torch_dtype.hpp"
 
@@ -30,10 +33,6 @@ using torch::autograd::AutogradContext;
 using torch::autograd::variable_list;
 
 enum class Arithmetic : int64_t { exact, noisy, rounded };
-
-/// Draws of the noise, and how much those of its row weigh beside the mean square of an element.
-constexpr int kDraws = 16;
-constexpr double kRowWeight = 8;
 
 constexpr double kLargestFp16 = 65504, kInfiniteFp16 = 65520;  ///< what rounds to infinity
 
@@ -68,14 +67,13 @@ struct Store : torch::autograd::Function<Store> {
   }
 };
 
-/// Softmax, whose backward dS = P (dP - D) has a D of its own error: of a D from the rounded O as much as the dtype rounds, else
-/// as float32 does. Where one key is seen dP = D, and that error is all that there is of dS.
+/// Softmax, whose backward dS = P (dP - D) has a D with the error of float32 sums. Where one key is seen dP = D, and that is all
+/// that there is of dS.
 struct Softmax : torch::autograd::Function<Softmax> {
-  static Tensor forward(AutogradContext* ctx, const Tensor& scores, int64_t storing, double error) {
+  static Tensor forward(AutogradContext* ctx, const Tensor& scores, int64_t storing) {
     const Tensor P = at::softmax(scores, -1);
     ctx->save_for_backward({P});
     ctx->saved_data["storing"] = storing;
-    ctx->saved_data["error"] = error;
     return P;
   }
   static variable_list backward(AutogradContext* ctx, const variable_list& gradients) {
@@ -83,10 +81,10 @@ struct Softmax : torch::autograd::Function<Softmax> {
     const auto* storing = reinterpret_cast<const Storing*>(ctx->saved_data["storing"].toInt());
     Tensor D = (P * dP).sum(-1, true);
     if (storing->arithmetic == Arithmetic::noisy) {
-      const Tensor size = (P * dP.square()).sum(-1, true).sqrt() * ctx->saved_data["error"].toDouble();
+      const Tensor size = (P * dP.square()).sum(-1, true).sqrt() * (kFp32Sums * ulp(Dtype::fp32, 1) / 2);
       D = D + at::empty_like(D).uniform_(-1, 1, storing->generator) * size;
     }
-    return {P * (dP - D), Tensor(), Tensor()};
+    return {P * (dP - D), Tensor()};
   }
 };
 
@@ -160,6 +158,9 @@ class Layer {
   LlamaOutputs compute(Pass pass);
 
  private:
+  struct Attention {
+    Tensor P, log_sum;  ///< [b, hq, s, past + s]; of the exponentials, [b, hq, s, 1]
+  };
   void be_leaves(Pass pass);
   Tensor as_cast(const Tensor& part, Dtype dtype) const;
   Tensor adapted(const Tensor& base, const Tensor& states, const Tensor& a, const Tensor& b) const;
@@ -168,7 +169,11 @@ class Layer {
   Tensor visible() const;
   Tensor places(const Tensor& mask) const;
   Tensor clamped(const Tensor& scores, const Tensor& products, const Tensor& sees) const;
-  Tensor probabilities(const Tensor& q, const Tensor& k) const;
+  Tensor keys_in_call() const;
+  Tensor tied(const Tensor& scores) const;
+  Tensor stored_means(const Tensor& P) const;
+  Attention probabilities(const Tensor& q, const Tensor& k) const;
+  Tensor stored_output(const Attention& a, const Tensor& v) const;
 
   const Case& c_;
   const LlamaInputs& in_;
@@ -265,8 +270,31 @@ Tensor Layer::clamped(const Tensor& scores, const Tensor& products, const Tensor
   return at::where(products.le(-kInfiniteFp16), -kLargestFp16, masked.clamp_min(-kLargestFp16));
 }
 
-/// [b, hq, s, past + s]; of queries that see no key 0, or the same for all keys.
-Tensor Layer::probabilities(const Tensor& q, const Tensor& k) const {
+/// How many keys the call of each query has, [s, 1]: those of later calls do not exist yet.
+Tensor Layer::keys_in_call() const {
+  const int64_t count = c_.problem.lq / c_.llama->chunks;
+  const Tensor i = at::arange(c_.problem.lq, at::kLong).unsqueeze(-1);
+  return i - i % count + count + c_.llama->past;
+}
+
+/// Scores of queries that see no key, as adding the dtype's lowest number and a clamp there leave them: the same for all keys of
+/// the call. Where the clamp's two sides are equal, half of the gradient goes on to the product; a key that padding and causality
+/// hide both is below, and has none.
+Tensor Layer::tied(const Tensor& scores) const {
+  const Tensor j = at::arange(c_.problem.lk, at::kLong), i = at::arange(c_.problem.lq, at::kLong).unsqueeze(-1);
+  const Tensor hidden_twice = in_.mask.logical_not().unsqueeze(1).unsqueeze(1) & j.gt(i + c_.llama->past);
+  const Tensor half = at::where(hidden_twice, 0.0, scores / 2);
+  return at::where(j.lt(keys_in_call()), half - half.detach(), -INFINITY);
+}
+
+/// P of queries that see no key: equal numbers round alike.
+Tensor Layer::stored_means(const Tensor& P) const {
+  const Tensor mean = keys_in_call().to(at::kDouble).reciprocal();
+  return given(P, promoted_) + at::where(P > 0, stored(mean, promoted_) - mean, 0.0);
+}
+
+/// [b, hq, s, past + s]; of queries that see no key 0, or the same for all keys of their call.
+Layer::Attention Layer::probabilities(const Tensor& q, const Tensor& k) const {
   const double scale = 1 / std::sqrt(static_cast<double>(c_.problem.d));
   const Tensor products = q.matmul(k.mT());
   Tensor scores = profile_.rounds_scores ? stored(stored(products, promoted_) * scale, promoted_) : products * scale;
@@ -277,13 +305,24 @@ Tensor Layer::probabilities(const Tensor& q, const Tensor& k) const {
     sees = at::ones_like(sees);
   }
   const Tensor none = sees.any(-1, true).logical_not();
-  const bool from_output = profile_.d == Profile::RowSum::from_output && promoted_.dtype != Dtype::fp32;
-  const double error = from_output ? ulp(promoted_.dtype, 1) / 2 : kFp32Sums * ulp(Dtype::fp32, 1) / 2;
-  Tensor P = Softmax::apply(at::where(sees | none, scores, -INFINITY), address(promoted_), error);
-  const Tensor alike = at::ones({}, at::kDouble) / static_cast<double>(c_.problem.lk);
-  P = at::where(none, semantics_.uniform_rows ? alike : alike * 0, at::where(sees, P, 0.0));
+  const bool uniform = semantics_.uniform_rows && in_.mask.defined();
+  const Tensor unseen = at::where(none, uniform ? tied(scores) : scores, -INFINITY);
+  const Tensor masked = at::where(sees, scores, unseen);
+  Tensor P = Softmax::apply(masked, address(promoted_));
+  P = at::where(uniform ? sees | none : sees, P, 0.0);
   if (semantics_.fp16_overflow) P = P * at::where(products.ge(kInfiniteFp16).any(-1, true), NAN, 1.0);  // infinity - infinity
-  return profile_.p == Profile::Probabilities::not_rounded ? P : stored(P, promoted_);
+  if (profile_.p != Profile::Probabilities::not_rounded)
+    P = uniform ? at::where(none, stored_means(P), stored(P, promoted_)) : stored(P, promoted_);
+  return {P, at::logsumexp(masked, -1, true)};
+}
+
+/// P v as it is stored. Where D = dO . O takes the stored O, an error of O comes to dS = P (dP - D) as -P (dO . error). That is
+/// the gradient of -error log_sum, whose value is taken off again. (Where the dP of the few keys that are seen happen to be
+/// small, that is many times the rounding of D itself.)
+Tensor Layer::stored_output(const Attention& a, const Tensor& v) const {
+  const Tensor o = a.P.matmul(v), kept = stored(o, promoted_);
+  if (profile_.d != Profile::RowSum::from_output) return kept;
+  return kept - (kept - o).detach() * (a.log_sum - a.log_sum.detach());
 }
 
 LlamaOutputs Layer::compute(Pass pass) {
@@ -304,12 +343,12 @@ LlamaOutputs Layer::compute(Pass pass) {
     return semantics_.casts_back && in.dtype != promoted_.dtype ? cast(x, in, promoted_) : x;
   };
   const Tensor key_heads = called(given(k, states_), states_), value_heads = called(given(v, projected_), projected_);
-  const Tensor P = probabilities(called(q, projected_), key_heads.repeat_interleave(group, 1));
-  const Tensor o = stored(P.matmul(value_heads.repeat_interleave(group, 1)), promoted_);
+  const Attention attention = probabilities(called(q, projected_), key_heads.repeat_interleave(group, 1));
+  const Tensor o = stored_output(attention, value_heads.repeat_interleave(group, 1));
   LlamaOutputs outputs;
   const Tensor out = stored(o.transpose(1, 2).flatten(2).matmul(x_.wo.t()), promoted_);
   if (pass == Pass::backward) {
-    const Tensor dout = in_.dout.to(at::kDouble) * in_.real_queries().unsqueeze(-1);
+    const Tensor dout = in_.dout.to(at::kDouble) * judged_queries(c_, in_, semantics_).unsqueeze(-1);
     variable_list leaves;
     for (const Differentiated& d : kDifferentiated)
       if (has_gradient(in_.*d.input)) leaves.push_back(x_.*d.input);
@@ -323,36 +362,62 @@ LlamaOutputs Layer::compute(Pass pass) {
     outputs.cache_k = k.detach();
     outputs.cache_v = v.detach();
   }
-  if (c_.llama->weights) outputs.weights = P.detach();
+  if (c_.llama->weights) outputs.weights = attention.P.detach();
   return outputs;
 }
 
 using Rows = std::map<std::string, Tensor>;
 
-Rows rows_of(const LlamaOutputs& outputs, const LlamaInputs& inputs) {
+Rows rows_of(const LlamaOutputs& outputs, const Tensor& queries) {
   Rows rows;
   for (const auto& [name, output] : by_name(outputs))
-    if (output.defined()) rows[name] = judged_rows(name, output, inputs);
+    if (output.defined()) rows[name] = judged_rows(name, output, queries);
   return rows;
 }
 
-/// An element's own mean square says little after a few draws, that of its row nothing of the element: between them. Gradients of
-/// weights are too many to draw their own rounding: it is added, for the share of each chunk and for each sum of two.
+/// squares: of each element, their mean over the draws. Gradients of weights are too many to draw their own rounding: it is
+/// added, for the share of each chunk and for each sum of two.
 Tensor variance_of(const std::string& name, const Tensor& squares, const Case& c, const Tensor& x, Dtype dtype) {
   const Tensor row = at::where(squares != 0, squares.mean(-1, true), 0.0);
-  const Tensor variance = (squares * kDraws + row * kRowWeight) / (kDraws + kRowWeight);
+  const Tensor variance = (squares * kNoiseDraws + row * kRowWeight) / kVarianceFreedom;
   if (!name.starts_with('d') || name == "dhidden") return variance;
   return variance + spacing(dtype, x).square() * (static_cast<double>(2 * c.llama->chunks - 1) / 12);
 }
 
-/// The gain that the draws have in the mean square: errors of P or K come to whole heads alike.
-double gain_deviation(const std::vector<Rows>& draws, const std::string& name, const Tensor& x, const Tensor& variance) {
-  const auto counted = [&](const Tensor& values) { return at::where(variance > 0, values, 0.0); };  // what is a number
-  const Tensor weight = counted(x / variance);
-  const double all = (weight * counted(x)).sum().item<double>();
-  double squares = 0;
-  for (const Rows& draw : draws) squares += std::pow((counted(draw.at(name) - x) * weight).sum().item<double>() / all, 2);
-  return all > 0 ? std::sqrt(squares / static_cast<double>(draws.size())) : 0;
+/// Of errors [draws, rows, 1, channels], z [draws, elements], float32: 0 of what has no error or is no number.
+Tensor z_of(const Tensor& errors, const Tensor& variance) {
+  return at::where(variance > 0, errors / variance.sqrt().to(at::kFloat), 0.0).flatten(1).to(at::kFloat);
+}
+
+/// signal: x / sigma, [elements].
+double gain_deviation(const Tensor& z, const Tensor& signal) {
+  const double all = signal.square().sum().item<double>();
+  return all > 0 ? std::sqrt((z.mv(signal) / all).square().mean().item<double>()) : 0;
+}
+
+double independent_errors(const Tensor& z) {
+  const Tensor products = z.mm(z.t()), own = products.diagonal();
+  const double of_two = (products.square().sum() - own.square().sum()).item<double>() / (kNoiseDraws * (kNoiseDraws - 1));
+  return of_two > 0 ? std::pow(own.mean().item<double>(), 2) / of_two : 0;
+}
+
+/// errors: of each draw, float32.
+LayerTensor layer_tensor(const std::string& name, const Case& c, Dtype dtype, const Tensor& x, const Tensor& ordinary,
+                         const std::vector<Rows>& errors) {
+  std::vector<Tensor> of_draws;
+  Tensor squares = at::zeros_like(x);
+  for (const Rows& draw : errors) {
+    of_draws.push_back(draw.at(name));
+    squares += draw.at(name).to(at::kDouble).square() / kNoiseDraws;
+  }
+  const Tensor variance = variance_of(name, squares, c, x, dtype);
+  const Tensor z = z_of(at::stack(of_draws), variance), signal = z_of(x.unsqueeze(0), variance).squeeze(0);
+  const double freedom = name.ends_with("norm") ? static_cast<double>(x.size(2)) : 1;
+  return {.expected = {x, variance, Tensor(), at::ones({x.size(0), 1}, at::kDouble) * freedom},
+          .dtype = dtype,
+          .ordinary = ordinary,
+          .gain_deviation = gain_deviation(z, signal),
+          .samples = independent_errors(z)};
 }
 
 }  // namespace
@@ -363,15 +428,20 @@ std::map<std::string, Tensor> by_name(const LlamaOutputs& o) {
   return named;
 }
 
-Tensor judged_rows(const std::string& name, const Tensor& output, const LlamaInputs& inputs) {
+Tensor judged_queries(const Case& c, const LlamaInputs& inputs, const Semantics& semantics) {
+  const Tensor real = inputs.real_queries().to(at::kCPU);
+  return semantics.uniform_rows && LayerDtypes(c).promoted == c.problem.dtype ? at::ones_like(real) : real;
+}
+
+Tensor judged_rows(const std::string& name, const Tensor& output, const Tensor& queries) {
   const Tensor host = output.detach().to(at::kCPU).to(at::kDouble);
   if (name == "cache_k" || name == "cache_v") return host.transpose(1, 2).reshape({-1, 1, host.size(-1)});
   if (name.starts_with("dlora") && name.ends_with('a')) return host.t().unsqueeze(1).contiguous();
   const Tensor rows = host.reshape({-1, 1, host.size(-1)});
-  const Tensor real = at::nonzero(inputs.real_queries().to(at::kCPU).flatten()).flatten();
-  if (name == "out") return rows.index_select(0, real);
+  const Tensor judged = at::nonzero(queries.flatten()).flatten();
+  if (name == "out") return rows.index_select(0, judged);
   if (name != "weights") return rows;
-  return host.transpose(1, 2).flatten(0, 1).index_select(0, real).reshape({-1, 1, host.size(-1)});
+  return host.transpose(1, 2).flatten(0, 1).index_select(0, judged).reshape({-1, 1, host.size(-1)});
 }
 
 LlamaOutputs ordinary_layer(const Case& c, const LlamaInputs& inputs, const Semantics& semantics, const Profile& profile,
@@ -390,25 +460,20 @@ LlamaOutputs ordinary_layer(const Case& c, const LlamaInputs& inputs, const Sema
 
 LayerReference make_layer_reference(const Case& c, const LlamaInputs& inputs, const Semantics& semantics, const Profile& profile,
                                     Pass pass) {
+  const Tensor queries = judged_queries(c, inputs, semantics);
   const auto rows = [&](Arithmetic arithmetic, uint64_t seed) {
     const Storing storing{arithmetic, c.problem.dtype, at::make_generator<at::CPUGeneratorImpl>(seed)};
-    return rows_of(Layer(c, inputs, semantics, profile, storing).compute(pass), inputs);
+    return rows_of(Layer(c, inputs, semantics, profile, storing).compute(pass), queries);
   };
-  const Rows exact = rows(Arithmetic::exact, 0), ordinary = rows_of(ordinary_layer(c, inputs, semantics, profile, pass), inputs);
-  std::vector<Rows> draws;
-  for (int draw = 1; draw <= kDraws; ++draw) draws.push_back(rows(Arithmetic::noisy, static_cast<uint64_t>(draw)));
+  const Rows exact = rows(Arithmetic::exact, 0), ordinary = rows_of(ordinary_layer(c, inputs, semantics, profile, pass), queries);
+  std::vector<Rows> errors(kNoiseDraws);
+  for_each_piece(at::kCPU, kNoiseDraws, [&](int64_t draw) {
+    errors[draw] = rows(Arithmetic::noisy, static_cast<uint64_t>(draw + 1));
+    for (auto& [name, noisy] : errors[draw]) noisy = (noisy - exact.at(name)).to(at::kFloat);
+  });
   LayerReference reference;
-  for (const auto& [name, x] : exact) {
-    Tensor squares = at::zeros_like(x);
-    for (const Rows& draw : draws) squares += (draw.at(name) - x).square() / kDraws;
-    const Dtype dtype = dtype_of(name, c, semantics);
-    const Tensor variance = variance_of(name, squares, c, x, dtype);
-    const double freedom = name.ends_with("norm") ? static_cast<double>(x.size(2)) : 1;
-    reference[name] = {{x, variance, Tensor(), at::ones({x.size(0), 1}, at::kDouble) * freedom},
-                       dtype,
-                       ordinary.at(name),
-                       gain_deviation(draws, name, x, variance)};
-  }
+  for (const auto& [name, x] : exact)
+    reference[name] = layer_tensor(name, c, dtype_of(name, c, semantics), x, ordinary.at(name), errors);
   return reference;
 }
 

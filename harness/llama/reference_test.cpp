@@ -45,10 +45,11 @@ TEST(LayerReference, GradientsAreFiniteDifferences) {
         "llama hq=2 d=8 s=5 lora=3 lora_dtype=fp32 int8=on dtype=fp32"}) {
     const Case c = parse_case(line);
     const LlamaInputs in = in_float64(c);
+    const Tensor real = judged_queries(c, in, {});
     const LayerReference at_point = make_layer_reference(c, in, {}, kFlash, Pass::backward);
     const auto loss = [&](const LlamaInputs& x) {
-      const Tensor real = judged_rows("out", in.dout, in).squeeze(1);
-      return (value(make_layer_reference(c, x, {}, kFlash, Pass::forward), "out") * real).sum().item<double>();
+      const Tensor dout = judged_rows("out", in.dout, real).squeeze(1);
+      return (value(make_layer_reference(c, x, {}, kFlash, Pass::forward), "out") * dout).sum().item<double>();
     };
     for (const auto& [name, member, gradient] : kDifferentiated) {
       EXPECT_EQ(at_point.contains(name), has_gradient(in.*member)) << line << " " << name;
@@ -59,7 +60,7 @@ TEST(LayerReference, GradientsAreFiniteDifferences) {
       up.*member = in.*member + kStep * direction;
       down.*member = in.*member - kStep * direction;
       const double slope = (loss(up) - loss(down)) / (2 * kStep);
-      const double expected = (value(at_point, name) * judged_rows(name, direction, in).squeeze(1)).sum().item<double>();
+      const double expected = (value(at_point, name) * judged_rows(name, direction, real).squeeze(1)).sum().item<double>();
       EXPECT_NEAR(slope, expected, 1e-5 * (1 + std::abs(expected))) << line << " " << name;
     }
   }
@@ -135,6 +136,32 @@ TEST(LayerReference, OtherSemanticsAreOtherNumbers) {
     other.*member = !(other.*member);
     EXPECT_GT(largest(value(make_layer_reference(c, in, other, kFlash, Pass::forward), "out") - expected), 1e-2);
   }
+}
+
+/// Four tokens have nine dS of two heads or more keys, whatever the 256 rows of dwk.
+TEST(LayerReference, FewTokensAreFewIndependentErrors) {
+  const auto samples = [](const char* line, const char* name) {
+    const Case c = parse_case(line);
+    return make_layer_reference(c, make_llama_inputs(c), {}, kFlash, Pass::backward).at(name).samples;
+  };
+  EXPECT_LT(samples("llama hq=2 d=128 s=8 lens=4 seed=1", "dwk"), 60);
+  EXPECT_GT(samples("llama hq=2 d=64 s=24", "dwk"), 60);
+  EXPECT_GT(samples("llama hq=2 d=64 s=24", "out"), 200);
+}
+
+/// A padded query that sees no key: the mean of V, whose part of dO goes into dV.
+TEST(LayerReference, UniformRowsAreDefinedAndLeak) {
+  const Case c = parse_case("llama hq=2 d=8 s=4 chunks=2 lens=2+4 pad=left pad_dout=on");
+  const LlamaInputs in = in_float64(c);
+  const Semantics uniform{.uniform_rows = true};
+  const LayerReference with = make_layer_reference(c, in, uniform, kFlash, Pass::backward),
+                       without = make_layer_reference(c, in, {}, kFlash, Pass::backward);
+  EXPECT_EQ(judged_queries(c, in, {}).sum().item<int64_t>(), 6);
+  EXPECT_EQ(judged_queries(c, in, uniform).sum().item<int64_t>(), 8);
+  const Tensor v = in.hidden[0].matmul(in.wv.t()).narrow(0, 0, 2).mean(0);  // of the first call's keys
+  EXPECT_LE(largest(value(with, "out")[0] - v.matmul(in.wo.t())), 1e-12);
+  EXPECT_GT(largest(value(with, "dwv") - value(without, "dwv")), 1e-2);
+  EXPECT_EQ(judged_queries(parse_case("llama hq=2 d=8 s=4 lens=2+4 pad=left norm=fp32"), in, uniform).sum().item<int64_t>(), 6);
 }
 
 /// A variance has to be that of the roundings which make it: an ordinary implementation is about one sigma off.

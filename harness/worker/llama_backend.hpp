@@ -25,7 +25,8 @@ class AttentionLacks : public std::invalid_argument {
 /// Who runs a case, and why it is they.
 struct LayerChoice {
   const LlamaBackend& layer;
-  std::string why;  ///< a sentence that begins with what was picked; empty: there was nothing to choose
+  std::string
+      why;  ///< a sentence that begins with what was picked; empty: the layer that was named, on the way that it has for the case
 };
 
 class LlamaBackend {

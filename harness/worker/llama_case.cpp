@@ -169,9 +169,11 @@ class LayerAttempt {
     end(Status::passed, "throws, as the case expects: " + sentence);
   }
 
-  Verdict judge(const LlamaOutputs& outputs, const Semantics& semantics) const {
+  /// `semantics` and what the layer declares of queries that see no key.
+  Verdict judge(const LlamaOutputs& outputs, Semantics semantics) const {
     const Declaration& declaration = layer_->declaration();
-    const bool zero = declaration.conventions.padded_rows_zero && semantics.key_mask;
+    const bool zero = declaration.conventions.padded_rows_zero && semantics.key_mask && !semantics.uniform_rows;
+    semantics.uniform_rows |= declaration.conventions.empty_row == Conventions::EmptyRow::uniform;
     return judge_layer(
         outputs, record_.pass,
         {c_, data_.inputs(), data_.reference(declaration.profile, semantics), bench_.calibration, zero, semantics});

@@ -2,6 +2,7 @@
 // a difference or an error, and only the difference and the error that it names will do.
 #include "harness/worker/llama_case.hpp"
 
+#include <cmath>
 #include <functional>
 #include <map>
 #include <memory>
@@ -33,10 +34,12 @@ using testing::HasSubstr;
 class WantedLayer : public LlamaBackend {
  public:
   using Body = std::function<LlamaOutputs(const Case&, const LlamaInputs&, Pass, const Profile&)>;
-  explicit WantedLayer(Body body, bool padded_rows_zero = false) : body_(std::move(body)) {
+  explicit WantedLayer(Body body, bool padded_rows_zero = false, Conventions::EmptyRow empty_row = Conventions::EmptyRow::zero)
+      : body_(std::move(body)) {
     declaration_.name = "wanted";
     declaration_.operation = "llama";
-    declaration_.conventions = {.lse_empty = Conventions::LseEmpty::none, .padded_rows_zero = padded_rows_zero};
+    declaration_.conventions = {
+        .empty_row = empty_row, .lse_empty = Conventions::LseEmpty::none, .padded_rows_zero = padded_rows_zero};
     Capabilities& can = declaration_.capabilities;
     can.devices = {"cpu"};
     can.dtypes = {Dtype::bf16, Dtype::fp16, Dtype::fp32};
@@ -59,9 +62,10 @@ class WantedLayer : public LlamaBackend {
   Body body_;
 };
 
-Record record_of(const Case& c, WantedLayer::Body body, Pass pass = Pass::backward, bool padded_rows_zero = false) {
+Record record_of(const Case& c, WantedLayer::Body body, Pass pass = Pass::backward, bool padded_rows_zero = false,
+                 Conventions::EmptyRow empty_row = Conventions::EmptyRow::zero) {
   Bench bench{kCpu, {}, judge_test::formula_alone()};
-  bench.layers.push_back(std::make_unique<WantedLayer>(std::move(body), padded_rows_zero));
+  bench.layers.push_back(std::make_unique<WantedLayer>(std::move(body), padded_rows_zero, empty_row));
   Request request;
   request.case_line = format_line(c);
   request.runs = {{"wanted", pass}};
@@ -194,6 +198,58 @@ TEST(LlamaCases, ThatNameAnotherImplementationHaveToRunIt) {
   });
   EXPECT_EQ(lie.status, Status::failed);
   EXPECT_THAT(lie.reason, HasSubstr("original is said to have run"));
+}
+
+/// Computes the rows of queries without a key as `semantics` says, then has `planted` in them, unless it is NaN.
+WantedLayer::Body rows_without_keys(const Semantics& semantics, double planted = NAN) {
+  return [=](const Case& of, const LlamaInputs& inputs, Pass pass, const Profile& profile) {
+    LlamaOutputs outputs = ordinary_layer(of, inputs, semantics, profile, pass);
+    if (!std::isnan(planted)) outputs.out = outputs.out.clone().masked_fill_(inputs.mask.logical_not().unsqueeze(-1), planted);
+    return outputs;
+  };
+}
+
+TEST(LlamaCases, JudgeRowsThatSeeNoKeyWhereTheLayerDeclaresThem) {
+  const Semantics uniform{.uniform_rows = true};
+  for (const std::string keys : {"lens=0+12", "lens=3+12 pad=left pad_dout=on", "lens=3+12 pad=left chunks=3 weights=on"}) {
+    const Case c = parse_case("llama hq=2 d=64 s=12 seed=8 " + keys);
+    const auto record = [&](WantedLayer::Body body, bool declared) {
+      const auto empty_row = declared ? Conventions::EmptyRow::uniform : Conventions::EmptyRow::zero;
+      return record_of(c, std::move(body), Pass::backward, false, empty_row);
+    };
+    EXPECT_EQ(record(rows_without_keys(uniform), true).status, Status::passed)
+        << keys << ": " << record(rows_without_keys(uniform), true).reason;
+    for (const double planted : {0.0, 7.0}) {
+      EXPECT_THAT(record(rows_without_keys(uniform, planted), true).reason, HasSubstr("out: gate")) << keys << ": " << planted;
+      EXPECT_EQ(record(rows_without_keys({}, planted), false).status, Status::passed) << keys << ": " << planted;
+    }
+    EXPECT_EQ(record(rows_without_keys({}), true).status, Status::failed) << keys;
+  }
+}
+
+/// The mean is right, and what comes in there does not reach dV.
+TEST(LlamaCases, OfAGradientOnPaddedRowsJudgeItsLeak) {
+  const Case c = parse_case("llama hq=2 d=64 s=12 lens=3+12 pad=left pad_dout=on seed=8");
+  const auto no_leak = [](const Case& of, const LlamaInputs& inputs, Pass pass, const Profile& profile) {
+    LlamaOutputs outputs = ordinary_layer(of, inputs, {}, profile, pass);
+    outputs.out = ordinary_layer(of, inputs, {.uniform_rows = true}, profile, pass).out;
+    return outputs;
+  };
+  const Record record = record_of(c, no_leak, Pass::backward, false, Conventions::EmptyRow::uniform);
+  EXPECT_EQ(record.status, Status::failed);
+  EXPECT_FALSE(record.errors.at("out").gates.contains("z") &&
+               record.errors.at("out").gates.at("z").verdict == Gate::Verdict::fail);
+  EXPECT_EQ(record.errors.at("dwv").gates.at("z").verdict, Gate::Verdict::fail);
+}
+
+/// A layer that pads with zeros may be said to have the mean of V instead.
+TEST(LlamaCases, ThatNameUniformRowsHaveThem) {
+  const Case c = parse_case("llama hq=2 d=64 s=12 lens=3+12 pad=left seed=8 # expect=must_differ instead=uniform_rows");
+  const auto record = [&](const Semantics& semantics) {
+    return record_of(c, rows_without_keys(semantics), Pass::backward, true);
+  };
+  EXPECT_EQ(record({.uniform_rows = true}).status, Status::passed) << record({.uniform_rows = true}).reason;
+  EXPECT_THAT(record({}).reason, HasSubstr("does not differ"));
 }
 
 TEST(LlamaCases, ThatNameNoProbabilitiesMissThoseAlone) {

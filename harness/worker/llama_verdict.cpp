@@ -19,12 +19,17 @@
 namespace attnbench {
 namespace {
 
-/// Of the standard deviation of a gain that few draws estimated: 16 of them may say a third too little.
-constexpr double kFewDraws = 1.5;
-
 /// The limits of the formulas: no layer is calibrated.
 Limits limits_of(const std::string& name, Dtype dtype, const LayerYardstick& y) {
-  return {&y.calibration, "llama", false, dtype, name};
+  return {&y.calibration, "llama", false, dtype, name, kVarianceFreedom};
+}
+
+/// The smallest wrong scale that the tests plant.
+constexpr double kTellingGain = 0.02;
+
+/// Of the deviation of a gain, that few draws estimated, in the place of a known one.
+double factor_of_few_draws(const GateConstants& c) {
+  return deviations(1, kNoiseDraws, c) / deviations(1, kInfinity, c);
 }
 
 TensorErrors errors_of(const std::string& name, const at::Tensor& got, const LayerTensor& tensor, const LayerYardstick& y) {
@@ -34,7 +39,7 @@ TensorErrors errors_of(const std::string& name, const at::Tensor& got, const Lay
   const Limits limits = limits_of(name, dtype, y);
   const double limit = z_limit(shape.elements(), limits);
   ErrorStatistics s = measure_errors(got, x, dtype, limit);
-  s.gain_error = std::max(s.gain_error, kFewDraws * tensor.gain_deviation);
+  s.gain_error = std::max(s.gain_error, factor_of_few_draws(limits.constants()) * tensor.gain_deviation);
   TensorErrors errors = report(got, x.value, shape, s);
   errors.gates = exact_gates(s);
   if (s.elements == 0) return errors;
@@ -43,8 +48,9 @@ TensorErrors errors_of(const std::string& name, const at::Tensor& got, const Lay
   scale.limits = limits;
   scale.u = std::ldexp(1.0, dtype == Dtype::bf16 ? -8 : dtype == Dtype::fp16 ? -11 : -24);
   scale.emulator_rms = ordinary.rms_z;
-  scale.samples = effective_samples(ordinary.row_energy, x.freedom);
+  scale.samples = std::min(effective_samples(ordinary.row_energy, x.freedom), tensor.samples);
   scale.distinct = kInfinity;
+  scale.telling_gain = kTellingGain;
   errors.gates.merge(error_gates(s, scale));
   return errors;
 }
@@ -77,6 +83,7 @@ void judge_padded_rows(const LlamaOutputs& outputs, const LayerYardstick& y, Ver
 Verdict judge_layer(const LlamaOutputs& outputs, Pass pass, const LayerYardstick& y) {
   Verdict verdict;
   judge_implementation(outputs, y, verdict);
+  const at::Tensor queries = judged_queries(y.c, y.inputs, y.semantics);
   const std::map<std::string, at::Tensor> got = by_name(outputs);
   for (const auto& [name, tensor] : y.reference) {
     if (pass == Pass::forward && name.starts_with('d')) continue;
@@ -95,7 +102,7 @@ Verdict judge_layer(const LlamaOutputs& outputs, Pass pass, const LayerYardstick
                                 name_of(tensor.dtype)));  // a case can name that it is cast back
       continue;
     }
-    const at::Tensor rows = judged_rows(name, output, y.inputs);
+    const at::Tensor rows = judged_rows(name, output, queries);
     if (rows.sizes() != tensor.expected.value.sizes()) {
       fail_malformed(verdict, fmt::format("{}: {} values in {} rows, expected {} in {}", name, rows.numel(), rows.size(0),
                                           tensor.expected.value.numel(), tensor.expected.value.size(0)));

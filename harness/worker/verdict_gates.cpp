@@ -51,7 +51,7 @@ Gate bias_gate(const ErrorStatistics& s, const GateScale& scale) {
   }
   const double ties = scale.u / std::sqrt(3 * scale.distinct);  // 0 where values do not repeat
   const double error = c.gain_deviations * std::hypot(s.gain_error, ties);
-  const bool power = error <= kMostGains * least;
+  const bool power = error <= std::max(kMostGains * least, scale.telling_gain);
   const double limit = std::max(least, error), without_ties = std::max(least, c.gain_deviations * s.gain_error);
   return judged("bias", std::abs(s.gain), limit + drift, s.elements, power, scale.limits, limit - without_ties);
 }
@@ -60,9 +60,9 @@ Gate count_gate(int64_t violations, int64_t elements) {
   return {static_cast<double>(violations), 0, elements, violations > 0 ? Gate::Verdict::fail : Gate::Verdict::pass, 0};
 }
 
-double z_formula(int64_t elements, const GateConstants& c) {
-  const double bound = std::sqrt(2 * std::log(2 * static_cast<double>(std::max<int64_t>(elements, 1)) / c.false_alarms));
-  return std::max(c.z_floor, bound);
+double z_formula(int64_t elements, const Limits& limits) {
+  const GateConstants& c = limits.constants();
+  return std::max(c.z_floor, deviations(std::max<int64_t>(elements, 1), limits.variance_freedom, c));
 }
 
 }  // namespace
@@ -71,8 +71,13 @@ double Limits::limit(const char* gate, int64_t n, double formula) const {
   return formula * calibration->factor({rounds_like, large_scores, dtype, tensor, gate, decade_of(n)});
 }
 
+double deviations(int64_t errors, double variance_freedom, const GateConstants& c) {
+  const double tail = 2 * std::log(2 * static_cast<double>(errors) / c.false_alarms);
+  return std::sqrt(variance_freedom < kInfinity ? variance_freedom * std::expm1(tail / variance_freedom) : tail);
+}
+
 double z_limit(int64_t elements, const Limits& limits) {
-  return limits.limit("z", elements, z_formula(elements, limits.constants()));
+  return limits.limit("z", elements, z_formula(elements, limits));
 }
 
 std::map<std::string, Gate> exact_gates(const ErrorStatistics& s) {
@@ -83,7 +88,7 @@ std::map<std::string, Gate> exact_gates(const ErrorStatistics& s) {
 }
 
 std::map<std::string, Gate> error_gates(const ErrorStatistics& s, const GateScale& scale) {
-  const double formula = z_formula(s.elements, scale.limits.constants());
+  const double formula = z_formula(s.elements, scale.limits);
   return {{"z", judged("z", s.max_z, formula, s.elements, true, scale.limits)},
           {"rms", rms_gate(s, scale)},
           {"bias", bias_gate(s, scale)}};

@@ -40,10 +40,14 @@
 //      Elements in the very middle between two values of the dtype do not count: nobody can tell where they round to.
 //   1e-6, 5.39  chance of an alarm per tensor under a sub-Gaussian error, and the deviations that have it:
 //      sqrt(2 ln(2 / 1e-6))
+//      Where sigma^2 is an estimate of nu degrees of freedom (layers of `llama`: harness/llama/reference.hpp), so that nu times
+//      it over the true one is chi^2, that bound 2 E[exp(-z^2 estimate / (2 true))] is 2 (1 + z^2 / nu)^(-nu/2), and in the place
+//      of sqrt(2 ln(2 N / 1e-6)) stands sqrt(nu ((2 N / 1e-6)^(2 / nu) - 1))
 //   6.5, 4      sigmas a single element of a correct kernel may reach however small the tensor
 //   0.2 u       least gain that counts: a fifth of the largest relative rounding error
 // No power, so that the gate says nothing: rms if n = 0 or r > 1.5; bias if 5.39 hypot(...), or the limit of g' by its formula,
-// is above 3 times the least gain that counts: 0.6 u, which is what truncation costs. 1.5 and 3 stand in the code: they say
+// is above 3 times the least gain that counts: 0.6 u, which is what truncation costs; of layers of `llama` only if it is above
+// 0.02 too, since a wrong scale is what it has to see there. 1.5 and 3 stand in the code: they say
 // when to be silent, not what may pass.
 #pragma once
 
@@ -62,7 +66,8 @@ struct Limits {
   std::string rounds_like;  ///< calibrated_as()
   bool large_scores = false;
   Dtype dtype = Dtype::bf16;
-  std::string tensor;  ///< calibrated_tensor()
+  std::string tensor;                   ///< calibrated_tensor()
+  double variance_freedom = kInfinity;  ///< nu of sigma^2; infinity: it is no estimate
 
   const GateConstants& constants() const { return calibration->constants; }
   /// factor x formula of a gate that n elements or samples are behind.
@@ -72,17 +77,22 @@ struct Limits {
 /// What the formulas depend on.
 struct GateScale {
   Limits limits;
-  double u = 0;                       ///< largest relative rounding error of the dtype
-  double terms = 0;                   ///< M, length of the tensor's sum: keys, or queries x group
-  double emulator_rms = 0;            ///< RMS(z) of the emulator
-  double samples = 0;                 ///< n, effective sample size
-  double distinct = 0;                ///< T, different values; infinity: all are
-  double same_gain = 0;               ///< e of dropout's 1 / (1 - p), else 0
-  double allowance = 0;               ///< t = RMS(b/sigma), gradients given O; else 0
+  double u = 0;             ///< largest relative rounding error of the dtype
+  double terms = 0;         ///< M, length of the tensor's sum: keys, or queries x group
+  double emulator_rms = 0;  ///< RMS(z) of the emulator
+  double samples = 0;       ///< n, effective sample size
+  double distinct = 0;      ///< T, different values; infinity: all are
+  double same_gain = 0;     ///< e of dropout's 1 / (1 - p), else 0
+  double allowance = 0;     ///< t = RMS(b/sigma), gradients given O; else 0
+  double telling_gain = 0;  ///< a limit of the gain that is no larger says something, however coarse the dtype's u makes it
   bool only_outputs_rounded = false;  ///< in a dtype of low precision: the gain is that beside round(x64)
 };
 
-/// max(6.5, sqrt(2 ln(2 N / 1e-6))), the sub-Gaussian bound of N elements, times its factor.
+/// Deviations that the largest of so many sub-Gaussian errors exceeds with the chance of an alarm at most, where their variance
+/// is an estimate of so many degrees of freedom.
+double deviations(int64_t errors, double variance_freedom, const GateConstants& c);
+
+/// max(6.5, deviations), the sub-Gaussian bound of N elements, times its factor.
 double z_limit(int64_t elements, const Limits& limits);
 
 /// Gates "nonfinite" and "exact_zero": counts of violations, limit 0.

@@ -52,6 +52,20 @@ TEST(Gates, ZOfOneElement) {
   expect_limit("z", z, quiet(100000000), scale(), 8.1153);  // sqrt(2 ln(2e8 / 1e-6))
 }
 
+/// Of a sigma^2 from few draws: the tail of Student's t, which is known in closed form with two degrees of freedom.
+TEST(Gates, ZOfAnEstimatedVariance) {
+  const GateConstants& c = judge_test::formula_alone().constants;
+  GateScale s = scale();
+  s.limits.variance_freedom = 31;
+  expect_limit("z", &ErrorStatistics::max_z, quiet(131072), s, 11.7499);  // sqrt(31 ((2^18 / 1e-6)^(2/31) - 1))
+  EXPECT_EQ(z_limit(131072, s.limits), deviations(131072, 31, c));
+  s.limits.variance_freedom = 1e9;
+  EXPECT_NEAR(z_limit(131072, s.limits), z_limit(131072, scale().limits), 1e-4);
+  const auto chance = [](double t) { return 1 - t / std::sqrt(2 + t * t); };
+  EXPECT_LE(chance(deviations(1, 2, c)), c.false_alarms);
+  EXPECT_GT(chance(deviations(1, kInfinity, c)), 1e4 * c.false_alarms);
+}
+
 TEST(Gates, RmsOfATensor) {
   const auto rms = &ErrorStatistics::rms_z;
   expect_limit("rms", rms, quiet(10000), scale(), 0.848);  // r = 1 + 6 / 100
