@@ -95,9 +95,10 @@ TEST(LayerTensors, OfAnEagerLayerArePromoted) {
   }
 }
 
-/// Four tokens: sigma is an estimate, and of dwk two dozen errors are independent. Beside a limit that knows neither, an alarm.
+/// Four tokens: sigma is an estimate, of dwk two dozen errors are independent, and D has the error of O, however small dP is
+/// (seed 45). Limits that do not know it accuse.
 TEST(LayerTensors, OfFewTokensAreNotAccused) {
-  for (const std::string keys : {"d=128 s=8 lens=4 seed=1", "d=64 s=3 seed=2", "d=64 s=8 lens=4 dtype=fp16 seed=3"}) {
+  for (const std::string keys : {"d=128 s=8 lens=4 seed=1", "d=64 s=3 seed=2", "d=64 s=8 lens=4 dtype=fp16 seed=45"}) {
     Judged judged("llama hq=2 " + keys);
     for (const std::string name : {"hf_eager", "flagembedding", "fastchat_llama2", "internvl_flash_v1"}) {
       const Verdict got = judged.verdict(name);

@@ -18,10 +18,13 @@
 //   R  RMS(z) of the emulator on the same case: the error that a correct kernel with these roundings has
 //   F  0.5: least R that is believed. sigma bounds a rounding error by its largest, h^2/3; a tensor whose roundings happen to be
 //      exact must not make the limit 0
-//   r  room for a correct kernel that sums in another order: 5 %, or 6 standard deviations of an RMS over n samples
+//   r  room for a correct kernel that sums in another order: 5 %, or 6 standard deviations of an RMS over n samples.
+//      Of two such RMS log(ratio) has the deviation 1 / sqrt(n) (the ratio of their squares is an F of n and n), so that a
+//      correct one is beyond r = 1.5, the largest with power, by a chance of 6e-7
 //   n  effective number of independent errors, (sum_r E_r)^2 / sum_r (E_r^2 / nu_r): E_r the emulator's sum of z^2 of a row,
 //      nu_r the error sources that its elements share, and of gradients given O at most its independent channels
-//      (attention/reference.cpp): where K or Q has a mean, an error of dS is alike in all; at most T
+//      (attention/reference.cpp): where K or Q has a mean, an error of dS is alike in all; at most T;
+//      of a layer of `llama` at most that of the noise drawn for it
 //   T  effective number of different values of the tensor (equal ones round alike, and count once): 1 / the chance that two
 //      elements are the same but for sign and a power of two; for o at most the distinct scores, where scores repeat
 //   t  RMS(b / sigma) of gradients given O, else 0: b is the part of sigma that keeps its sign, so it adds up linearly
