@@ -430,7 +430,7 @@ std::map<std::string, Tensor> by_name(const LlamaOutputs& o) {
 
 Tensor judged_queries(const Case& c, const LlamaInputs& inputs, const Semantics& semantics) {
   const Tensor real = inputs.real_queries().to(at::kCPU);
-  return semantics.uniform_rows && LayerDtypes(c).promoted == c.problem.dtype ? at::ones_like(real) : real;
+  return semantics.uniform_rows && LayerDtypes(c, semantics).promoted == c.problem.dtype ? at::ones_like(real) : real;
 }
 
 Tensor judged_rows(const std::string& name, const Tensor& output, const Tensor& queries) {
