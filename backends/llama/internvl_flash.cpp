@@ -12,7 +12,7 @@
 #include "backends/llama/declared_layer.hpp"
 #include "backends/llama/flash_dtypes.hpp"
 #include "backends/llama/flash_layer.hpp"
-#include "backends/llama/internvl.hpp"
+#include "backends/llama/internvl_refusals.hpp"
 #include "backends/llama/layer.hpp"
 #include "backends/llama/packed_attention.hpp"
 

@@ -1,7 +1,8 @@
 // internvl_packed: InternVL's packed training. The place of the attention mask carries cu_seqlens of the samples in one row; what
 // stands behind them is a sample of its own. A sliding window is handed on as (w, w): w + 1 keys where the mask is causal.
 // It replaces the call of flash-attn alone, in transformers' own layer: that casts float32 queries, keys and values to the dtype
-// of the weights, and warns.
+// of the weights, and warns. (It says causal = is_causal and (flash-attn >= 2.1 or more than one query), which cannot show here:
+// the queries are the keys.)
 #include <fmt/format.h>
 
 #include "backends/llama/assumed_place.hpp"

@@ -8,7 +8,7 @@
 #include "backends/attention/sdpa.hpp"
 #include "backends/llama/declared_layer.hpp"
 #include "backends/llama/eager_attention.hpp"
-#include "backends/llama/internvl.hpp"
+#include "backends/llama/internvl_refusals.hpp"
 #include "backends/llama/layer.hpp"
 
 namespace attnbench {

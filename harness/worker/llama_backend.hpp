@@ -1,4 +1,4 @@
-// The door through which the patched LLaMA layers come: one file a system, listed in backends/registry.cpp.
+// The door through which the patched LLaMA layers come: one file a system, listed in backends/llama/registry.cpp.
 #pragma once
 
 #include <memory>
