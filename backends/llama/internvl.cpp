@@ -4,13 +4,10 @@
 
 #include "backends/llama/assumed_place.hpp"
 #include "backends/llama/declared_layer.hpp"
+#include "backends/llama/makers.hpp"
 #include "harness/run/version.hpp"
 
 namespace attnbench {
-
-using InternvlMaker = std::unique_ptr<LlamaBackend>(const Device& device, const Backend& attention);
-InternvlMaker make_internvl_flash_v1, make_internvl_flash_v2, make_internvl_sdpa;
-
 namespace {
 
 class InternvlDispatch : public DeclaredLayer {

@@ -22,16 +22,12 @@
 #include <gtest/gtest.h>
 #include <torch/csrc/autograd/autograd.h>
 
+#include "backends/llama/makers.hpp"
 #include "harness/run/test_device.hpp"
 #include "harness/worker/backend.hpp"
 #include "harness/worker/llama_backend.hpp"
 
 namespace attnbench {
-
-using LlamaMaker = std::unique_ptr<LlamaBackend>(const Device& device, const Backend& attention);
-LlamaMaker make_hf_eager, make_internvl_flash_v1, make_internvl_flash_v2, make_internvl_llava, make_internvl_sdpa,
-    make_internvl_packed, make_internvit;
-
 namespace {
 
 using at::Tensor;

@@ -15,15 +15,12 @@
 
 #include "backends/llama/attention_call.hpp"
 #include "backends/llama/layer.hpp"
+#include "backends/llama/makers.hpp"
 #include "harness/run/test_device.hpp"
 #include "harness/worker/llama_backend.hpp"
 #include "harness/worker/memory.hpp"
 
 namespace attnbench {
-
-using LlamaMaker = std::unique_ptr<LlamaBackend>(const Device& device, const Backend& attention);
-LlamaMaker make_flagembedding, make_fastchat_llama1, make_fastchat_llama2, make_fastchat_xformers;
-
 namespace {
 
 using at::Tensor;

@@ -12,16 +12,12 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include "backends/llama/makers.hpp"
 #include "harness/run/test_device.hpp"
 #include "harness/worker/backend.hpp"
 #include "harness/worker/llama_backend.hpp"
 
 namespace attnbench {
-
-using SwitchedMaker = std::unique_ptr<LlamaBackend>(const Device& device, const Backend& attention);
-SwitchedMaker make_hf_eager, make_flagembedding, make_flagembedding_switch, make_attention_switch, make_fastchat_xformers,
-    make_internvl, make_internvl_sdpa;
-
 namespace {
 
 using testing::ElementsAre;
@@ -35,16 +31,16 @@ const Backend& flash() {
   return **std::ranges::find_if(backends, [](const auto& b) { return b->declaration().name == "flash_varlen"; });
 }
 
-LlamaOutputs run_switched(SwitchedMaker* make, const Case& c, const LlamaInputs& inputs) {
+LlamaOutputs run_switched(LlamaMaker* make, const Case& c, const LlamaInputs& inputs) {
   return make(kCpu, flash())->run(c, inputs, Pass::backward);
 }
-LlamaOutputs run_switched(SwitchedMaker* make, const std::string& keys) {
+LlamaOutputs run_switched(LlamaMaker* make, const std::string& keys) {
   const Case c = parse_case("llama hq=2 d=8 s=9 lens=5+9 " + keys);
   return run_switched(make, c, make_llama_inputs(c));
 }
 
 /// Which of the two the layer says that it ran, checked by its numbers; unset: it says one and computes the other.
-std::optional<Implementation> what_runs(SwitchedMaker* make, const std::string& steps) {
+std::optional<Implementation> what_runs(LlamaMaker* make, const std::string& steps) {
   const Case c = parse_case("llama hq=2 d=8 s=9 lens=5+9 switch=" + steps);
   const LlamaInputs inputs = make_llama_inputs(c);
   const LlamaOutputs got = run_switched(make, c, inputs);
@@ -118,7 +114,7 @@ TEST(FlagembeddingSwitch, RefusesOneLayer) {
 }
 
 TEST(SwitchedLayers, ReturnTheWeightsOfWhatRuns) {
-  for (SwitchedMaker* make : {make_flagembedding_switch, make_attention_switch}) {
+  for (LlamaMaker* make : {make_flagembedding_switch, make_attention_switch}) {
     EXPECT_TRUE(run_switched(make, "weights=on").weights.defined());
     const LlamaOutputs patched = run_switched(make, "weights=on switch=enable_instance");
     EXPECT_FALSE(patched.weights.defined());
@@ -129,7 +125,7 @@ TEST(SwitchedLayers, ReturnTheWeightsOfWhatRuns) {
 /// Else a case of the path that rounds less is held to errors that are not its own.
 TEST(LayersOfSeveralPaths, DeclareWhereTheOneThatRunsRounds) {
   struct Path {
-    SwitchedMaker* make;
+    LlamaMaker* make;
     const char* keys;
     std::string profile, calls;
     Conventions::EmptyRow empty_row;
