@@ -13,6 +13,8 @@
 //   bias  |g| <= max(0.2 u, 5.39 hypot(e, u / sqrt(3 T))) + c M,  g = sum((x - x64) x64 / sigma^2) / sum(x64^2 / sigma^2)
 //         where only outputs are rounded:  |g'| <= e' + 5.39 f sqrt(A) + (5.39^2 / 3) q A + c M,  A = max(1, N / T)
 //   lse   |L - L64| <= 4 sigma_L at every row, and rms: RMS(z) <= 4; the gates of the LSE
+// No limit of z and bias, where P is rounded, is below 1.25 times what the emulator has there, as far as 1.5 times the formula:
+// errors that are alike, of equal P or of P below the dtype's smallest number, add up, and no formula knows which are.
 // What they see: z one wrong element; rms a small error everywhere; bias an error with the sign of the value, such as a wrong
 // scale or a truncated P, far below what rms sees.
 //   R  RMS(z) of the emulator on the same case: the error that a correct kernel with these roundings has
@@ -80,14 +82,16 @@ struct Limits {
 /// What the formulas depend on.
 struct GateScale {
   Limits limits;
-  double u = 0;             ///< largest relative rounding error of the dtype
-  double terms = 0;         ///< M, length of the tensor's sum: keys, or queries x group
-  double emulator_rms = 0;  ///< RMS(z) of the emulator
-  double samples = 0;       ///< n, effective sample size
-  double distinct = 0;      ///< T, different values; infinity: all are
-  double same_gain = 0;     ///< e of dropout's 1 / (1 - p), else 0
-  double allowance = 0;     ///< t = RMS(b/sigma), gradients given O; else 0
-  double telling_gain = 0;  ///< a limit of the gain that is no larger says something, however coarse the dtype's u makes it
+  double u = 0;              ///< largest relative rounding error of the dtype
+  double terms = 0;          ///< M, length of the tensor's sum: keys, or queries x group
+  double emulator_rms = 0;   ///< RMS(z) of the emulator
+  double emulator_z = 0;     ///< its max|z|
+  double emulator_gain = 0;  ///< its |g|
+  double samples = 0;        ///< n, effective sample size
+  double distinct = 0;       ///< T, different values; infinity: all are
+  double same_gain = 0;      ///< e of dropout's 1 / (1 - p), else 0
+  double allowance = 0;      ///< t = RMS(b/sigma), gradients given O; else 0
+  double telling_gain = 0;   ///< a limit of the gain that is no larger says something, however coarse the dtype's u makes it
   bool only_outputs_rounded = false;  ///< in a dtype of low precision: the gain is that beside round(x64)
 };
 

@@ -52,6 +52,28 @@ TEST(Gates, ZOfOneElement) {
   expect_limit("z", z, quiet(100000000), scale(), 8.1153);  // sqrt(2 ln(2e8 / 1e-6))
 }
 
+/// What the emulator has beyond a limit is no error of a kernel, up to half of the formula.
+TEST(Gates, KnowWhatTheEmulatorHas) {
+  const auto z = &ErrorStatistics::max_z, gain = &ErrorStatistics::gain;
+  GateScale s = scale();
+  s.emulator_z = 5;
+  s.emulator_gain = 0.1 * kU;
+  expect_limit("z", z, quiet(1), s, 6.5);
+  expect_limit("bias", gain, quiet(10000), s, 0.2 * kU);
+  s.emulator_z = 6.4;
+  s.emulator_gain = 0.2 * kU;
+  expect_limit("z", z, quiet(1), s, 8);
+  expect_limit("bias", gain, quiet(10000), s, 0.25 * kU);
+  for (double broken : {100.0, kInfinity}) {
+    s.emulator_z = s.emulator_gain = broken;
+    expect_limit("z", z, quiet(1), s, 9.75);
+    expect_limit("bias", gain, quiet(10000), s, 0.3 * kU);
+  }
+  s.emulator_z = s.emulator_gain = kNan;
+  expect_limit("z", z, quiet(1), s, 6.5);
+  expect_limit("bias", gain, quiet(10000), s, 0.2 * kU);
+}
+
 /// Of a sigma^2 from few draws: the tail of Student's t, which is known in closed form with two degrees of freedom.
 TEST(Gates, ZOfAnEstimatedVariance) {
   const GateConstants& c = judge_test::formula_alone().constants;

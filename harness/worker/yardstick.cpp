@@ -1,6 +1,7 @@
 #include "harness/worker/yardstick.hpp"
 
 #include <algorithm>
+#include <cmath>
 #include <utility>
 
 #include <ATen/TensorOperators.h>
@@ -106,6 +107,8 @@ GateScale Yardstick::scale(const JudgedTensor& t, const std::string& gated_as) c
   s.u = rounding_.u;
   s.terms = static_cast<double>(t.over_keys ? inputs_.lengths.max_q() * c_.problem.group() : inputs_.lengths.max_k());
   s.emulator_rms = ordinary_.at(gated_as).rms;
+  if (rounding_.p) s.emulator_z = ordinary_.at(gated_as).max_z;
+  if (rounding_.p) s.emulator_gain = ordinary_.at(gated_as).gain;
   // Next to scores of 65536 the float32 sums of Q K^T err as much as the dtype rounds, and by their order: not as the emulator's.
   if (c_.fill == Fill::deep_negative) s.emulator_rms = std::max(s.emulator_rms, 1.0);
   s.samples = ordinary_.at(gated_as).samples;
@@ -128,7 +131,8 @@ bool Yardstick::only_outputs_rounded() const {
 void Yardstick::note_ordinary(const JudgedTensor& t, const std::string& gated_as, const Outputs& emulated,
                               const Expected& against) {
   const ErrorStatistics s = measure_errors(tokens(t, emulated), against, c_.problem.dtype, kInfinity);
-  ordinary_[gated_as] = {s.rms_z, effective_samples(s.row_energy, against.freedom), distinct_values(against)};
+  ordinary_[gated_as] = {s.rms_z, s.max_z, std::abs(s.gain), effective_samples(s.row_energy, against.freedom),
+                         distinct_values(against)};
 }
 
 /// A reference that is not finite would match a NaN of whoever is judged: it is no yardstick.

@@ -77,7 +77,7 @@ class Yardstick {
  private:
   /// What the emulator's errors are like on one tensor.
   struct Ordinary {
-    double rms = 0, samples = 0, distinct = 0;
+    double rms = 0, max_z = 0, gain = 0, samples = 0, distinct = 0;
   };
 
   void inspect_reference();
