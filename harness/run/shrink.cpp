@@ -117,10 +117,15 @@ class Shrinker {
     }
     const SequenceLengths now = lengths();
     if (!all_alike(now.q) || !all_alike(now.k)) return;
-    take_with([&](Problem& problem) {
+    const auto as_one_length = [&](Problem& problem) {
       problem.lens = problem.klens = std::monostate{};
       problem.lq = now.q.front();
       problem.lk = now.k.front();
+    };
+    if (take_with(as_one_length)) return;
+    take_with([&](Problem& problem) {
+      as_one_length(problem);
+      problem.pad = Pad::right;  // a layer without lens= has nothing to pad
     });
   }
 
