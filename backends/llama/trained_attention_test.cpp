@@ -79,6 +79,13 @@ TEST(Training, OnePercentOfDkLeavesTheBand) {
   }
 }
 
+/// What a backend says that it stores its references store too.
+TEST(Training, EagerHasABandOfItsOwn) {
+  const std::vector<Record> records = train_in(training_bench(), kModel, {"flash_varlen", "eager", "sdpa_math"});
+  EXPECT_NE(records.at(1).training->high, records.at(0).training->high);
+  EXPECT_EQ(records.at(2).training->high, records.at(0).training->high);
+}
+
 /// In the first step the two models are the same but for the order of sums.
 TEST(Training, PaddedAndPackedBatchesHaveTheSameLossesAndTheSameBand) {
   const Record packed = train_in(training_bench(), kModel, {"flash_varlen"}).at(0);

@@ -59,23 +59,26 @@ struct Round : torch::autograd::Function<Round> {
 
 }  // namespace
 
-TrainedAttention perturbed_attention(Dtype dtype, uint64_t draw) {
+TrainedAttention perturbed_attention(Dtype dtype, AlsoStored also, uint64_t draw) {
   const auto rounding = std::make_shared<RandomRounding>(dtype, draw);
-  return [rounding](const Tensor& q, const Tensor& k, const Tensor& v, const std::vector<int64_t>& lengths) {
+  return [rounding, also](const Tensor& q, const Tensor& k, const Tensor& v, const std::vector<int64_t>& lengths) {
     const auto address = reinterpret_cast<int64_t>(rounding.get());
     const int64_t s = *std::max_element(lengths.begin(), lengths.end()), b = static_cast<int64_t>(lengths.size());
     const Tensor places = places_of_tokens(lengths, s, q.device());
+    const auto stored = [&](const Tensor& x, bool values) { return Round::apply(x, address, values); };
     const auto padded = [&](const Tensor& x) {
-      const Tensor heads =
-          padded_rows(Round::apply(x.to(at::kFloat), address, false), places, b, s).transpose(1, 2);  // [b, heads, s, d]
-      return heads.repeat_interleave(q.size(1) / heads.size(1), 1);
+      const Tensor heads = padded_rows(stored(x.to(at::kFloat), false), places, b, s).transpose(1, 2);  // [b, heads, s, d]
+      const int64_t group = q.size(1) / heads.size(1);
+      const Tensor all = heads.repeat_interleave(group, 1);
+      return also.gqa_partials && group > 1 ? stored(all, false) : all;
     };
     const double scale = 1 / std::sqrt(static_cast<double>(q.size(2)));
-    const Tensor scores = Round::apply(padded(q).matmul(padded(k).mT()) * scale, address, false);
+    const Tensor products = padded(q).matmul(padded(k).mT());
+    const Tensor scores = also.scores ? stored(stored(products, true) * scale, true) : stored(products * scale, false);
     const Tensor i = at::arange(s, q.options().dtype(at::kLong).requires_grad(false));
     const Tensor P = at::softmax(at::where(i.unsqueeze(0) <= i.unsqueeze(1), scores, -INFINITY), -1);
-    const Tensor o = Round::apply(P, address, true).matmul(padded(v));
-    return Round::apply(rows_of_tokens(o.transpose(1, 2), places), address, true).to(q.scalar_type());
+    const Tensor o = stored(P, true).matmul(padded(v));
+    return stored(rows_of_tokens(o.transpose(1, 2), places), true).to(q.scalar_type());
   };
 }
 

@@ -3,7 +3,9 @@
 #include <algorithm>
 #include <chrono>
 #include <exception>
-#include <optional>
+#include <map>
+#include <string>
+#include <vector>
 
 #include <fmt/format.h>
 
@@ -54,31 +56,30 @@ int64_t peak_of_a_step(Trainer& trainer) {
   return peak_bytes() - before;
 }
 
-/// The band of a case, made when the first backend needs it. Its runs are packed whatever the case's layout is: a batch that is
-/// padded has the losses of the packed one.
-class ReferenceBand {
+/// The bands of a case, made when the first backend that stores so needs them. Their runs are packed whatever the case's layout
+/// is: a batch that is padded has the losses of the packed one.
+class ReferenceBands {
  public:
-  ReferenceBand(const Case& c, const std::string& text, const Bench& bench) : c_(c), text_(text), bench_(bench) {}
+  ReferenceBands(const Case& c, const std::string& text, const Bench& bench) : c_(c), text_(text), bench_(bench) {}
 
-  const Band& band(const Announce& announce) {
-    if (!band_) {
-      Case packed = c_;
-      packed.problem.layout = Layout::packed;
-      std::vector<Curves> runs;
-      for (uint64_t draw = 1; draw <= kReferences; ++draw) {
-        const auto trainer = make_small_llama(packed, text_, bench_.device, perturbed_attention(c_.problem.dtype, draw));
-        runs.push_back(train(*trainer, c_.training->steps, "reference", announce).curves);
-      }
-      band_ = band_of(runs);
+  const Band& band(const Profile& profile, const Announce& announce) {
+    const AlsoStored also{profile.rounds_scores, profile.rounds_gqa_partials && c_.problem.group() > 1};
+    if (const auto made = bands_.find(also); made != bands_.end()) return made->second;
+    Case packed = c_;
+    packed.problem.layout = Layout::packed;
+    std::vector<Curves> runs;
+    for (uint64_t draw = 1; draw <= kReferences; ++draw) {
+      const auto trainer = make_small_llama(packed, text_, bench_.device, perturbed_attention(c_.problem.dtype, also, draw));
+      runs.push_back(train(*trainer, c_.training->steps, "reference", announce).curves);
     }
-    return *band_;
+    return bands_[also] = band_of(runs);
   }
 
  private:
   const Case& c_;
   const std::string& text_;
   const Bench& bench_;
-  std::optional<Band> band_;
+  std::map<AlsoStored, Band> bands_;
 };
 
 /// A call of attention as the model makes it.
@@ -92,12 +93,12 @@ Case attention_of(const Case& c) {
 }
 
 void train_and_judge(Record& record, const Case& c, const std::string& text, const Backend& backend, const Bench& bench,
-                     ReferenceBand& reference, const Announce& announce) {
+                     ReferenceBands& references, const Announce& announce) {
   const auto trainer = make_small_llama(c, text, bench.device, bench.trained_attention(backend));
   const Trained trained = train(*trainer, c.training->steps, "train", announce);
   const int64_t peak = peak_of_a_step(*trainer);
   check_context(bench.device);
-  const Band& band = reference.band(announce);
+  const Band& band = references.band(backend.declaration().profile, announce);
   const BandVerdict verdict = judge_curves(trained.curves, band);
   for (const auto& [name, gate] : verdict.gates) {
     TensorErrors& errors = record.errors[name];
@@ -116,7 +117,7 @@ void train_and_judge(Record& record, const Case& c, const std::string& text, con
 
 void run_training_case(const Case& c, const Request& request, const Bench& bench, const Replies& replies) {
   const std::string text = read_file(cases_folder() / "text" / "us_constitution.txt");
-  ReferenceBand reference(c, text, bench);
+  ReferenceBands references(c, text, bench);
   for (const auto& [name, pass] : request.runs) {
     const auto named = [&wanted = name](const auto& backend) { return backend->declaration().name == wanted; };
     const auto backend = std::ranges::find_if(bench.backends, named);
@@ -134,7 +135,7 @@ void run_training_case(const Case& c, const Request& request, const Bench& bench
         record.status = Status::unsupported;
         record.reason = *why;
       } else {
-        train_and_judge(record, c, text, **backend, bench, reference, announce);
+        train_and_judge(record, c, text, **backend, bench, references, announce);
       }
     } catch (const std::exception& e) {
       record.status = Status::error;
