@@ -4,10 +4,8 @@
 #include <cmath>
 #include <memory>
 
-#include <ATen/Context.h>
 #include <ATen/TensorOperators.h>
 #include <ATen/ops/arange.h>
-#include <ATen/ops/empty.h>
 #include <ATen/ops/softmax.h>
 #include <ATen/ops/where.h>
 #include <torch/csrc/autograd/custom_function.h>
@@ -26,23 +24,31 @@ int64_t lost_bits(Dtype dtype) {
 
 class RandomRounding {
  public:
-  RandomRounding(Dtype dtype, uint64_t draw) : bits_(lost_bits(dtype)), draw_(draw) {}
+  RandomRounding(Dtype dtype, uint64_t draw) : bits_(lost_bits(dtype)), draw_(static_cast<int64_t>(draw)) {}
 
-  /// Float32 x, up or down with the probability that makes the mean x: bits below the kept ones are added at random, then cut.
+  /// Float32 x, up or down with the probability that makes the mean over the draws x: bits below the kept ones are added at
+  /// random, then cut. What is added depends on the draw and the mantissa alone, so that equal numbers are rounded alike, as they
+  /// are to the nearest: of probabilities that are all 1/n the errors add up.
   Tensor operator()(const Tensor& x) const {
-    if (!generator_.defined()) {
-      generator_ = at::globalContext().defaultGenerator(x.device()).clone();
-      generator_.set_current_seed(draw_);
-    }
-    const Tensor noise = at::empty(x.sizes(), x.options().dtype(at::kInt)).random_(0, int64_t{1} << bits_, generator_);
-    const Tensor sum = x.contiguous().view(at::kInt) + noise;
+    const Tensor number = x.contiguous().view(at::kInt);
+    const Tensor sum = number + mixed(number.bitwise_and(kMantissa).to(at::kLong)).to(at::kInt);
     return sum.bitwise_and(-(int64_t{1} << bits_)).view(at::kFloat);
   }
 
  private:
-  int64_t bits_;
-  uint64_t draw_;
-  mutable at::Generator generator_;
+  static constexpr int64_t kMantissa = (int64_t{1} << 23) - 1;
+
+  /// `bits_` bits of a hash: multiply and shift, twice.
+  Tensor mixed(Tensor mantissa) const {
+    constexpr int64_t kFirst = 0x2545F4914F6CDD1D, kSecond = 0x369DEA0F31A53F85;
+    for (const int64_t factor : {kFirst, kSecond}) {
+      mantissa = (mantissa + draw_) * factor;
+      mantissa = mantissa.bitwise_xor(mantissa.bitwise_right_shift(32));
+    }
+    return mantissa.bitwise_right_shift(16).bitwise_and((int64_t{1} << bits_) - 1);
+  }
+
+  int64_t bits_, draw_;
 };
 
 /// Rounds the gradient on the way back, and, if `values` says so, on the way forward too.

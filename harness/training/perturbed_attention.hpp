@@ -16,7 +16,7 @@ struct AlsoStored {
 };
 
 /// In float32, but for what is stored on the way, forward and backward: rounded to the dtype up or down at random, by their
-/// distance; another `draw` rounds otherwise. fp32 loses its last three bits so.
+/// distance, equal numbers alike; another `draw` rounds otherwise. fp32 loses its last three bits so.
 TrainedAttention perturbed_attention(Dtype dtype, AlsoStored also, uint64_t draw);
 
 }  // namespace attnbench
