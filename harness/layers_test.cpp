@@ -42,7 +42,7 @@ const std::vector<Layer> layers = {
      {"harness/run/", "harness/attention/inputs.hpp", "harness/attention/torch_dtype.hpp", "harness/llama/inputs.hpp",
       "harness/worker/backend.hpp", "harness/worker/llama_backend.hpp", "harness/worker/training.hpp", "kernels/"},
      {"fmt", "torch", "Eigen"},
-     {"harness/attention/", "harness/worker/"}},
+     {"harness/attention/", "harness/training/", "harness/worker/"}},
 };
 
 bool starts_with_any(const std::string& text, const Names& prefixes) {

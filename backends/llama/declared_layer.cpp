@@ -36,8 +36,8 @@ Declaration eager_layer(const std::string& name) {
 FusedDeclaration fused_layer(const std::string& name, const Backend& attention) {
   FusedDeclaration declaration{attention.declaration(), attention.declaration().name};
   be_causal_layer(declaration, name);
-  Capabilities& can =
-      declaration.capabilities;  // what `attention` lacks it says when it is called, after the layer's own refusals
+  // What `attention` lacks it says when it is called, after the layer's own refusals.
+  Capabilities& can = declaration.capabilities;
   can.dtypes = {Dtype::bf16, Dtype::fp16, Dtype::fp32};
   can.min_head_dim = can.head_dim_multiple = 1;
   can.max_head_dim = kMaxHeadDim;

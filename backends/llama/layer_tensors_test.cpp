@@ -14,6 +14,7 @@
 #include "backends/llama/layer.hpp"
 #include "harness/run/test_device.hpp"
 #include "harness/worker/backend.hpp"
+#include "harness/worker/lent_layer.hpp"
 #include "harness/worker/llama_backend.hpp"
 #include "harness/worker/llama_verdict.hpp"
 #include "harness/worker/test_calibration.hpp"
@@ -165,7 +166,7 @@ TEST(LayerStrides, OfStatesAreNotContiguousAndChangeNoBit) {
              transposed = parse_case("llama hq=2 d=64 s=16 lens=16+11 strides=transposed");
   const LlamaInputs in = make_llama_inputs(rows), view = make_llama_inputs(transposed);
   EXPECT_FALSE(view.hidden.is_contiguous() || view.dout.is_contiguous());
-  EXPECT_FALSE(to_device(view, at::kCPU).hidden.is_contiguous());
+  EXPECT_FALSE(LentInputs(view, false, at::kCPU).lent.hidden.is_contiguous());
   EXPECT_TRUE(at::equal(in.hidden, view.hidden) && at::equal(in.dout, view.dout));
   EXPECT_EQ(layer("flagembedding").why_not(parse_case("llama hq=2 d=64 s=16 strides=stride0"), Pass::forward, kCpu).value_or(""),
             "strides=stride0: flagembedding takes contiguous, transposed");

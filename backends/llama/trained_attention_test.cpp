@@ -5,8 +5,14 @@
 
 #include <ATen/Parallel.h>
 #include <ATen/TensorOperators.h>
+#include <ATen/ops/arange.h>
+#include <ATen/ops/cat.h>
+#include <ATen/ops/equal.h>
+#include <ATen/ops/ones_like.h>
+#include <ATen/ops/zeros_like.h>
 
 #include "harness/run/data_files.hpp"
+#include "harness/training/perturbed_attention.hpp"
 #include "harness/worker/training.hpp"
 #include "harness/worker/training_case.hpp"
 
@@ -77,6 +83,24 @@ TEST(Training, OnePercentOfDkLeavesTheBand) {
     EXPECT_EQ(record.errors.at("wk").gates.at("band").verdict, Gate::Verdict::fail);
     EXPECT_EQ(record.errors.at("head").gates.at("band").verdict, Gate::Verdict::pass);
   }
+}
+
+/// With one key O is V as it is stored: up or down, V in the mean over the draws, and equal numbers alike.
+TEST(PerturbedAttention, RoundsAtRandomAndEqualNumbersAlike) {
+  constexpr int64_t kDraws = 400, kChannels = 64;
+  const at::Tensor v = at::arange(1, kChannels + 1, at::kFloat).sqrt().view({1, 1, kChannels});
+  const at::Tensor values = at::cat({v, v}, 0), q = at::ones_like(values);
+  at::Tensor sum = at::zeros_like(v);
+  for (uint64_t draw = 1; draw <= kDraws; ++draw) {
+    const at::Tensor o = perturbed_attention(Dtype::bf16, {}, draw)(q, q, values, {1, 1});
+    EXPECT_TRUE(at::equal(o[0], o[1]));
+    EXPECT_TRUE(at::equal(o, o.to(at::kBFloat16).to(at::kFloat)));
+    EXPECT_LT(((o - values).abs() / values).max().item<double>(), 0x1p-7);
+    sum += o.narrow(0, 0, 1);
+  }
+  const at::Tensor error = (sum / kDraws - v) / v;  // of one draw at most 2^-8 in the mean square, of the mean a twentieth
+  EXPECT_LT(error.abs().max().item<double>(), 5 * 0x1p-8 / 20);
+  EXPECT_GT(error.abs().max().item<double>(), 0);
 }
 
 /// What a backend says that it stores its references store too.

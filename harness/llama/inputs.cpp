@@ -155,16 +155,6 @@ LlamaInputs make_llama_inputs(const Case& c) {
   return in;
 }
 
-LlamaInputs to_device(const LlamaInputs& inputs, c10::Device device) {
-  LlamaInputs moved = inputs;
-  for (const Differentiated& d : kDifferentiated)
-    if ((moved.*d.input).defined()) moved.*d.input = (moved.*d.input).to(device);
-  for (Tensor* t : {&moved.wq_scale, &moved.wk_scale, &moved.wv_scale, &moved.wo_scale, &moved.past_k, &moved.past_v, &moved.mask,
-                    &moved.position_ids, &moved.cu_seqlens, &moved.dout})
-    if (t->defined()) *t = t->to(device);
-  return moved;
-}
-
 bool has_gradient(const Tensor& input) {
   return input.defined() && input.is_floating_point();
 }

@@ -43,8 +43,6 @@ struct LlamaInputs {
 /// weights are the nearest to those drawn, where 127 is the largest of their output channel.
 LlamaInputs make_llama_inputs(const Case& c);
 
-LlamaInputs to_device(const LlamaInputs& inputs, c10::Device device);
-
 /// What a layer computed; undefined tensors were not asked for.
 struct LlamaOutputs {
   at::Tensor out;               ///< [b, s, E]

@@ -101,8 +101,8 @@ class SmallLlama : public Trainer {
     const Tensor numbers = at::empty(sizes, at::kFloat);
     Draws draws(c_.seed, kWeights + weights_.size());
     float* data = numbers.mutable_data_ptr<float>();
-    for (int64_t i = 0; i < numbers.numel();
-         ++i) {  // of a uniform distribution: the sum of the mantissas' bits is exact everywhere
+    // Of a uniform distribution: the sum of the mantissas' bits is exact everywhere.
+    for (int64_t i = 0; i < numbers.numel(); ++i) {
       const double uniform = static_cast<double>(draws.bits() >> 40) / static_cast<double>(1 << 24);
       data[i] = static_cast<float>(deviation * std::sqrt(12.0) * (uniform - 0.5));
     }
