@@ -187,8 +187,8 @@ void check_difference(const CaseText& text, const Case& c) {
 
 /// Metadata from which nothing would follow.
 void forbid_metadata(const CaseText& text, const Case& c, std::string_view name, std::string_view reason) {
-  const auto token = std::ranges::find(text.metadata, name, &Token::key);
-  if (token == text.metadata.end()) return;
+  const Token* token = find_token(text.metadata, name);
+  if (!token) return;
   const Key& key = find_key(metadata_keys(), *token);
   if (key.format(c) != key.default_text(c))
     refuse(*token, fmt::format("no {}= in a case of {}: {}", name, text.operation, reason));
@@ -206,7 +206,7 @@ void complete_training(const CaseText& text, Case& c) {
 
 void complete_llama(const CaseText& text, Case& c) {
   Problem& p = c.problem;
-  forbid_metadata(text, c, "repeats", "a layer is run once");
+  forbid_metadata(text, c, "repeats", "a layer is called twice, and no more");
   LlamaLayer& layer = *c.llama;
   complete_model_heads(text, p);
   if (!given(text, "layout")) p.layout = Layout::padded;
