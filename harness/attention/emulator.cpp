@@ -18,6 +18,7 @@
 #include "harness/attention/emulator_batch.hpp"
 #include "harness/attention/kept.hpp"
 #include "harness/attention/parallel.hpp"
+#include "harness/attention/tokens.hpp"
 #include "harness/attention/torch_dtype.hpp"
 
 namespace attnbench {
@@ -25,7 +26,7 @@ namespace {
 
 using namespace emulation;
 
-constexpr int64_t kBatchRows = 1 << 18;  ///< (sequence, head, token) rows: a tile of scores takes 64 MiB
+constexpr int64_t kBatchRows = 1 << 18;  ///< (sequence, head, token) rows
 
 /// Storage rows of tokens, and their places in a batch [sequences x longest].
 struct Places {
@@ -41,6 +42,13 @@ struct Places {
 struct KeyHeads {
   int64_t first = 0, count = 0;
 };
+
+/// Queries and keys that a batch has of each sequence: those of the longest, keys to whole tiles.
+std::pair<int64_t, int64_t> longest_of(const std::vector<Sequence>& sequences) {
+  int64_t queries = 0, keys = 0;
+  for (const Sequence& s : sequences) queries = std::max(queries, s.queries()), keys = std::max(keys, s.keys());
+  return {queries, (keys + kTile - 1) / kTile * kTile};
+}
 
 /// One case: sequences of as many tiles are computed together; on a GPU all heads too, on a CPU one key head at a time.
 class Emulation {
@@ -59,7 +67,7 @@ class Emulation {
   Tensor sum_over_group(Tensor gradient) const;
   Tensor factors_of(const std::vector<Sequence>& sequences, int64_t first, int64_t heads) const;
   ScoreOptions options_of(const std::vector<Sequence>& sequences, const KeyHeads& part) const;
-  Tensor index(const std::vector<int64_t>& values) const { return at::tensor(values, at::kLong).to(inputs_.q.device()); }
+  Tensor index(const std::vector<int64_t>& values) const { return to_tensor(values, inputs_.q.device()); }
 
   const Problem& problem_;
   const Inputs& inputs_;
@@ -165,8 +173,7 @@ Tensor Emulation::sum_over_group(Tensor gradient) const {
 
 /// kept / (1 - p) of the query heads; 0 beyond a shorter sequence's.
 Tensor Emulation::factors_of(const std::vector<Sequence>& sequences, int64_t first, int64_t heads) const {
-  int64_t queries = 0, keys = 0;
-  for (const Sequence& s : sequences) queries = std::max(queries, s.queries()), keys = std::max(keys, s.keys());
+  const auto [queries, keys] = longest_of(sequences);
   const Tensor factors =
       at::zeros({static_cast<int64_t>(sequences.size()), heads, queries, keys}, inputs_.q.options().dtype(at::kFloat));
   for (size_t i = 0; i < sequences.size(); ++i) {
@@ -178,7 +185,8 @@ Tensor Emulation::factors_of(const std::vector<Sequence>& sequences, int64_t fir
 }
 
 ScoreOptions Emulation::options_of(const std::vector<Sequence>& sequences, const KeyHeads& part) const {
-  ScoreOptions options{.softcap = problem_.softcap};
+  ScoreOptions options;
+  options.softcap = problem_.softcap;
   const int64_t first = part.first * problem_.group(), heads = part.count * problem_.group();
   if (problem_.dropout.p != 0) options.factors = factors_of(sequences, first, heads);
   if (problem_.sink) options.sinks = inputs_.sink.detach().narrow(0, first, heads).view({1, -1, 1, 1});
@@ -195,8 +203,7 @@ ScoreOptions Emulation::options_of(const std::vector<Sequence>& sequences, const
 
 void Emulation::emulate(const std::vector<Sequence>& sequences, const KeyHeads& part) const {
   const auto count = static_cast<int64_t>(sequences.size());
-  int64_t queries = 0, keys = 0;
-  for (const Sequence& s : sequences) queries = std::max(queries, s.queries()), keys = std::max(keys, s.keys());
+  const auto [queries, keys] = longest_of(sequences);
   Places all_queries, keys_read, real_keys;
   for (int64_t n = 0; n < count; ++n) {
     const Sequence& s = sequences[n];
@@ -209,11 +216,10 @@ void Emulation::emulate(const std::vector<Sequence>& sequences, const KeyHeads& 
   Batch batch(arithmetic_, options, sequences, gather(inputs_.q, part, all_queries, count, queries),
               gather(inputs_.k, part, keys_read, count, keys), gather(inputs_.v, part, keys_read, count, keys),
               gather(inputs_.dout, part, all_queries, count, queries));
-  batch.forward();
-  batch.backward();
+  batch.run();
   const auto by_head = [&](const Tensor& t) { return t.unflatten(0, {count, -1}); };
   scatter(o_, part, by_head(batch.O), all_queries);
-  scatter(lse_, part, by_head(batch.lse()), all_queries);
+  scatter(lse_, part, by_head(batch.lse), all_queries);
   scatter(dq_, part, by_head(batch.dQ), all_queries);
   scatter(dk_, part, sum_over_group(by_head(batch.dK)), real_keys);
   scatter(dv_, part, sum_over_group(by_head(batch.dV)), real_keys);

@@ -7,10 +7,19 @@
 #include <ATen/ops/bmm.h>
 #include <ATen/ops/full.h>
 #include <ATen/ops/maximum.h>
-#include <ATen/ops/tensor.h>
 #include <ATen/ops/zeros.h>
 
+#include "harness/attention/tokens.hpp"
+
 namespace attnbench::emulation {
+namespace {
+
+/// Elements of a matrix of scores in a block: on a CPU a few of them stay near the core, on a GPU they keep it busy.
+constexpr int64_t kCpuBlockElements = 1 << 17, kGpuBlockElements = 1 << 24;
+constexpr int64_t kLeastRows = 16;
+
+}  // namespace
+
 void Sequence::find_reads(const Problem& problem, Conventions::EmptyRow empty_row) {
   reads.resize(queries());
   for (int64_t i = 0; i < queries(); ++i) {
@@ -39,50 +48,35 @@ std::pair<int64_t, int64_t> Sequence::keys_read() const {
 Batch::Batch(const Arithmetic& arithmetic, const ScoreOptions& options, const std::vector<Sequence>& sequences, Tensor Q,
              Tensor K, Tensor V, Tensor G)
     : a_(arithmetic), options_(options), Q_(std::move(Q)), K_(std::move(K)), V_(std::move(V)), G_(std::move(G)) {
-  find_tiles(sequences);
-  const int64_t count = static_cast<int64_t>(sequences.size()), queries = Q_.size(1);
+  note_reads(sequences);
+  const auto zeros = [&](const Tensor& like) { return at::zeros(like.sizes(), like.options().dtype(at::kFloat)); };
+  O = zeros(G_), dQ = zeros(Q_), dK = zeros(K_), dV = zeros(V_);
+  lse = at::full({Q_.size(0), Q_.size(1), 1}, -kInfinity, O.options());
+}
+
+void Batch::note_reads(const std::vector<Sequence>& sequences) {
+  const int64_t count = static_cast<int64_t>(sequences.size()), queries = Q_.size(1), keys = K_.size(1);
   std::vector<int64_t> begin(count * queries), end(count * queries), filled(count * queries);
+  around_.assign(queries, {keys, 0});
   for (int64_t n = 0; n < count; ++n) {
+    any_hidden_ = any_hidden_ || sequences[n].queries() < queries;
     for (int64_t i = 0; i < sequences[n].queries(); ++i) {
       const Reads& r = sequences[n].reads[i];
       begin[n * queries + i] = r.begin;
       end[n * queries + i] = r.end;
       filled[n * queries + i] = r.filled;
       any_filled_ = any_filled_ || r.filled;
+      any_hidden_ = any_hidden_ || r.begin > 0 || r.end < keys;
+      if (r.begin < r.end) around_[i] = {std::min(around_[i].first, r.begin), std::max(around_[i].second, r.end)};
     }
   }
   const auto on_device = [&](const std::vector<int64_t>& values) {
-    return at::tensor(values, at::kLong).view({count, 1, queries, 1}).to(Q_.device());
+    return to_tensor(values, Q_.device()).view({count, 1, queries, 1});
   };
   begin_ = on_device(begin);
   end_ = on_device(end);
   filled_ = on_device(filled).to(at::kBool);
-  keys_ = at::arange(K_.size(1), begin_.options());
-}
-
-/// Tiles that no row reads are left out.
-void Batch::find_tiles(const std::vector<Sequence>& sequences) {
-  const int64_t queries = Q_.size(1), keys = K_.size(1);
-  for (int64_t first = 0; first < keys; first += kTile) {
-    KeyTile tile{.first = first, .keys = std::min(kTile, keys - first), .begin = queries};
-    for (const Sequence& s : sequences) {
-      for (int64_t i = 0; i < s.queries(); ++i) {
-        if (!s.reads[i].any_of(first, first + tile.keys)) continue;
-        tile.begin = std::min(tile.begin, i);
-        tile.end = std::max(tile.end, i + 1);
-      }
-    }
-    if (tile.begin >= tile.end) continue;
-    tile.partial_begin = tile.end;
-    for (const Sequence& s : sequences) {
-      for (int64_t i = tile.begin; i < tile.end; ++i) {
-        if (i < s.queries() && s.reads[i].all_of(first, first + tile.keys)) continue;
-        tile.partial_begin = std::min(tile.partial_begin, i);
-        tile.partial_end = std::max(tile.partial_end, i + 1);
-      }
-    }
-    tiles_.push_back(tile);
-  }
+  keys_ = at::arange(keys, begin_.options());
 }
 
 /// Accumulated in fp32: by the tensor cores where both operands are of a low-precision dtype.
@@ -91,148 +85,149 @@ Tensor Batch::product(const Tensor& x, const Tensor& y) const {
   return at::bmm(x.to(at::kFloat), y.to(at::kFloat));
 }
 
-/// Sets x [sequences x heads, rows, keys] to `value` where a row does not read the key.
-void Batch::hide(Tensor& x, const KeyTile& tile, double value) const {
-  const int64_t rows = tile.partial_end - tile.partial_begin;
-  if (rows <= 0) return;
-  const Tensor j = keys_.narrow(0, tile.first, tile.keys);
-  const auto of_rows = [&](const Tensor& t) { return t.narrow(2, tile.partial_begin, rows); };
-  const Tensor hidden = (j < of_rows(begin_)).logical_or_(j >= of_rows(end_));
-  x.view({begin_.size(0), -1, tile.rows(), tile.keys})
-      .narrow(2, tile.partial_begin - tile.begin, rows)
-      .masked_fill_(hidden, value);
-}
-
-/// s Q K^T.
-Tensor Batch::products(const KeyTile& tile) const {
-  Tensor S = product(tile.of_rows(Q_), tile.of_keys(K_).transpose(1, 2));
-  if (a_.rounding.scores) S = round(S);
-  S.mul_(a_.scale);
-  return a_.rounding.scores ? round(S) : S;
-}
-
-void Batch::add_bias(Tensor& S, const KeyTile& tile) const {
-  const Tensor j = keys_.narrow(0, tile.first, tile.keys);
-  const Tensor i = at::arange(tile.begin, tile.end, keys_.options()).unsqueeze(1);
-  S.view({begin_.size(0), -1, tile.rows(), tile.keys}).sub_((options_.offsets + i - j).abs() * options_.slopes);
-}
-
-/// What the softmax is of, hidden ones -inf; a filled row reads equal scores.
-Tensor Batch::scores(const KeyTile& tile) const {
-  Tensor S = products(tile);
-  if (options_.softcap != 0) S.div_(options_.softcap).tanh_().mul_(options_.softcap);
-  if (options_.slopes.defined()) add_bias(S, tile);
-  if (any_filled_)
-    S.view({begin_.size(0), -1, tile.rows(), tile.keys}).masked_fill_(filled_.narrow(2, tile.begin, tile.rows()), a_.filler);
-  hide(S, tile, -kInfinity);
-  return S;
-}
-
-/// P relative to the new maximum, to which l, and O if asked for, are rescaled.
-Tensor Batch::online_softmax(const KeyTile& tile, bool rescales_output) {
-  Tensor S = scores(tile), m = tile.of_rows(m_), l = tile.of_rows(l_);
-  const Tensor largest = at::maximum(m, S.amax(-1, true));
-  const Tensor shift = largest.masked_fill(largest == -kInfinity, 0);
-  Tensor P = S.sub_(shift).exp_();
-  hide(P, tile, 0);  // in a row of NaN too
-  const Tensor shrink = (m - shift).exp_();
-  l.mul_(shrink).add_(P.sum(-1, true));
-  m.copy_(largest);
-  if (rescales_output) tile.of_rows(O).mul_(shrink);
-  return P;
-}
-
-/// The softmax itself, exp(S - m) / l, where it is what gets rounded or D is summed over it; else exp(S - L).
-Tensor Batch::probabilities(const KeyTile& tile) const {
-  const bool normalises = a_.rounding.p_normalised || !a_.rounding.d_from_output;
-  Tensor P = scores(tile).sub_(tile.of_rows(normalises ? m_ : L_)).exp_();
-  if (normalises) P.div_(tile.of_rows(l_));
-  hide(P, tile, 0);
-  return P;
-}
-
-void Batch::forward() {
-  const Rounding& r = a_.rounding;
-  const auto rows = [&](int64_t channels, double value) {
-    return at::full({Q_.size(0), Q_.size(1), channels}, value, Q_.options().dtype(at::kFloat));
-  };
-  O = rows(V_.size(2), 0);
-  m_ = rows(1, -kInfinity);
-  l_ = rows(1, 0);
-  if (options_.sinks.defined()) {
-    m_.view({begin_.size(0), -1, Q_.size(1), 1}).copy_(options_.sinks).masked_fill_(filled_, -kInfinity);
-    l_.copy_(m_ > -kInfinity);
+Batch::Block Batch::block(int64_t first, int64_t rows) const {
+  int64_t begin = K_.size(1), end = 0;
+  for (int64_t i = first; i < first + rows; ++i) {
+    begin = std::min(begin, around_[i].first / kTile * kTile);
+    end = std::max(end, (around_[i].second + kTile - 1) / kTile * kTile);
   }
-  if (r.p_normalised)
-    for (const KeyTile& tile : tiles_) online_softmax(tile, false);
-  if (r.p_normalised) settle_rows();
-  for (const KeyTile& tile : tiles_) {
-    Tensor P = r.p_normalised ? probabilities(tile) : online_softmax(tile, true);
-    drop(P, tile);
-    if (r.p) P = round(P).to(a_.operand);
-    tile.of_rows(O).add_(product(P, tile.of_keys(V_)));
+  Block b;
+  b.first = first, b.rows = rows;
+  b.key = begin, b.keys = std::max<int64_t>(end - begin, 0);
+  if (b.keys > 0) score(b);
+  return b;
+}
+
+/// ALiBi's, from the scores.
+void Batch::add_bias(const Block& b) const {
+  const Tensor i = at::arange(b.first, b.first + b.rows, keys_.options()).unsqueeze(1);
+  by_head(b.S).sub_((options_.offsets + i - keys_.narrow(0, b.key, b.keys)).abs() * options_.slopes);
+}
+
+/// What the softmax is of: hidden keys -inf; a filled row reads equal scores.
+void Batch::score(Block& b) const {
+  b.S = product(b.of_rows(Q_), b.of_keys(K_).transpose(1, 2));
+  if (a_.rounding.scores) b.S = round(b.S);
+  b.S.mul_(a_.scale);
+  if (a_.rounding.scores) b.S = round(b.S);
+  if (options_.softcap != 0) {
+    b.capped = b.S.div_(options_.softcap).tanh_();
+    b.S = b.capped * options_.softcap;
   }
-  if (!r.p_normalised) settle_rows();
-  if (!r.p_normalised) O.div_(l_);
-  O = round(O);
+  if (options_.slopes.defined()) add_bias(b);
+  const auto of_rows = [&](const Tensor& t) { return t.narrow(2, b.first, b.rows); };
+  if (any_filled_) by_head(b.S).masked_fill_(of_rows(filled_), a_.filler);
+  if (!any_hidden_) return;
+  const Tensor j = keys_.narrow(0, b.key, b.keys);
+  b.hidden = (j < of_rows(begin_)).logical_or_(j >= of_rows(end_));
+  by_head(b.S).masked_fill_(b.hidden, -kInfinity);
 }
 
-/// After the last tile: L, and finite m and l in rows that read nothing.
-void Batch::settle_rows() {
-  const Tensor nothing = m_ == -kInfinity;
-  m_.masked_fill_(nothing, 0);
-  l_.masked_fill_(nothing, 1);
-  L_ = m_ + l_.log();
+/// exp of what was taken from scores; of hidden ones 0 in a row of NaN too.
+Tensor Batch::exponentials(const Block& b, Tensor x) const {
+  x.exp_();
+  if (any_filled_ && b.hidden.defined()) by_head(x).masked_fill_(b.hidden, 0);
+  return x;
 }
 
-Tensor Batch::lse() const {
-  const Tensor empty = filled_.logical_or(begin_ == end_);
-  return L_.view({begin_.size(0), -1, L_.size(1), 1}).masked_fill(empty, -kInfinity).view(L_.sizes());
+/// A row's sink, or -inf: [.., rows, 1].
+Tensor Batch::sinks(const Block& b) const {
+  const Tensor none = at::full({Q_.size(0), b.rows, 1}, -kInfinity, b.S.options());
+  if (!options_.sinks.defined()) return none;
+  by_head(none).copy_(options_.sinks).masked_fill_(filled_.narrow(2, b.first, b.rows), -kInfinity);
+  return none;
 }
 
-void Batch::drop(Tensor& x, const KeyTile& tile) const {
-  if (options_.factors.defined()) x.mul_(tile.of_rows(options_.factors).narrow(2, tile.first, tile.keys));
+/// The softmax's numbers of each row, from its maximum and sum.
+void Batch::settle(Block& b, const Tensor& m, const Tensor& l) const {
+  const Tensor nothing = m == -kInfinity;
+  b.m = m.masked_fill(nothing, 0);
+  b.l = l.masked_fill(nothing, 1);
+  b.L = b.m + b.l.log();
 }
 
-Tensor Batch::dp(const KeyTile& tile) const {
-  Tensor dP = product(tile.of_rows(G_), tile.of_keys(V_).transpose(1, 2));
-  if (a_.rounding.scores) dP = round(dP);
-  drop(dP, tile);
-  return dP;
+/// O of P that are relative to the maximum so far, by tiles, and are rescaled to the last one's.
+Tensor Batch::online_output(Block& b) const {
+  const Tensor tiles = b.S.unflatten(2, {-1, kTile}), sink = sinks(b);
+  const Tensor so_far = at::maximum(std::get<0>(tiles.amax(-1).cummax(-1)), sink);
+  const Tensor shift = so_far.masked_fill(so_far == -kInfinity, 0), m = so_far.narrow(2, -1, 1);
+  Tensor P = exponentials(b, (tiles - shift.unsqueeze(-1)).flatten(2));
+  settle(b, m, m);
+  const Tensor shrink = (so_far - b.m).exp_();
+  const Tensor of_tiles = P.unflatten(2, {-1, kTile});
+  settle(b, m, of_tiles.sum(-1).mul_(shrink).sum(-1, true).add_((sink - b.m).exp_()));
+  drop(P, b);
+  if (a_.rounding.p) P = round(P);
+  P.unflatten(2, {-1, kTile}).mul_(shrink.unsqueeze(-1));
+  return round(product(P, b.of_keys(V_)).div_(b.l));
 }
 
-/// D, from the rounded O or from P o dP.
-Tensor Batch::row_sums() const {
-  if (a_.rounding.d_from_output) return (O * G_).sum(-1, true);
-  const Tensor D = at::zeros(L_.sizes(), L_.options());
-  for (const KeyTile& tile : tiles_) tile.of_rows(D).add_(probabilities(tile).mul_(dp(tile)).sum(-1, true));
-  return D;
+/// The softmax itself.
+Tensor Batch::softmax(Block& b) const {
+  const Tensor sink = sinks(b), m = at::maximum(b.S.amax(-1, true), sink);
+  settle(b, m, m);
+  Tensor P = exponentials(b, b.S - b.m);
+  settle(b, m, P.sum(-1, true).add_((sink - b.m).exp_()));
+  return P.div_(b.l);
 }
 
-void Batch::backward() {
-  const auto like = [](const Tensor& t) { return at::zeros(t.sizes(), t.options().dtype(at::kFloat)); };
-  dQ = like(Q_), dK = like(K_), dV = like(V_);
-  const Tensor D = row_sums();
-  for (const KeyTile& tile : tiles_) add_gradients(tile, D);
+/// O of normalised P.
+Tensor Batch::output(const Block& b, Tensor P) const {
+  drop(P, b);
+  if (a_.rounding.p) P = round(P).to(a_.operand);
+  return round(product(P, b.of_keys(V_)));
+}
+
+/// One block of rows after the other: a few matrices of so many scores are the memory it takes.
+void Batch::run() {
+  const int64_t elements = Q_.is_cpu() ? kCpuBlockElements : kGpuBlockElements;
+  const int64_t step = std::max(elements / (Q_.size(0) * K_.size(1)), kLeastRows);
+  for (int64_t first = 0; first < Q_.size(1); first += step) {
+    Block b = block(first, std::min(step, Q_.size(1) - first));
+    if (b.keys > 0) compute(b);
+  }
   if (!a_.rounding.scores) dQ.mul_(a_.scale), dK.mul_(a_.scale);
   dQ = round(dQ);
 }
 
-void Batch::add_gradients(const KeyTile& tile, const Tensor& D) {
+void Batch::compute(Block& b) {
+  const bool normalises = a_.rounding.p_normalised || !a_.rounding.d_from_output;
+  Tensor P;
+  if (normalises) {
+    P = softmax(b);
+    b.of_rows(O).copy_(output(b, P.clone()));
+  } else {
+    b.of_rows(O).copy_(online_output(b));
+    P = exponentials(b, b.S - b.L);
+  }
+  const Tensor empty = filled_.logical_or(begin_ == end_).narrow(2, b.first, b.rows);
+  b.of_rows(lse).copy_(by_head(b.L).masked_fill(empty, -kInfinity).flatten(0, 1));
+  add_gradients(b, P);
+}
+
+void Batch::drop(Tensor& x, const Block& b) const {
+  if (options_.factors.defined()) x.mul_(b.of_rows(options_.factors).narrow(2, b.key, b.keys));
+}
+
+void Batch::add_gradients(const Block& b, Tensor P) {
   const Rounding& r = a_.rounding;
-  Tensor P = probabilities(tile);
+  const Tensor G = b.of_rows(G_);
+  Tensor dP = product(G, b.of_keys(V_).transpose(1, 2));
+  if (r.scores) dP = round(dP);
+  drop(dP, b);
+  const Tensor D = (r.d_from_output ? b.of_rows(O) * G : P * dP).sum(-1, true);
   if (r.ds_from_rounded_p) P = round(P);
-  Tensor dS = dp(tile).sub_(tile.of_rows(D)).mul_(P);
-  if (options_.softcap != 0) dS.mul_(products(tile).div_(options_.softcap).tanh_().square_().neg_().add_(1));
-  drop(P, tile);
+  Tensor dS = dP.sub_(D).mul_(P);
+  if (b.capped.defined()) dS.mul_(b.capped.square().neg_().add_(1));
+  drop(P, b);
   if (r.ds || r.scores) {
     dS = round(dS);
     if (r.scores) dS = round(dS.mul_(a_.scale));
     P = round(P).to(a_.operand);
     dS = dS.to(a_.operand);
   }
-  tile.of_rows(dQ).add_(product(dS, tile.of_keys(K_)));
-  tile.of_keys(dK).copy_(product(dS.transpose(1, 2), tile.of_rows(Q_)));
-  tile.of_keys(dV).copy_(product(P.transpose(1, 2), tile.of_rows(G_)));
+  b.of_rows(dQ).copy_(product(dS, b.of_keys(K_)));
+  b.of_keys(dK).add_(product(dS.transpose(1, 2), b.of_rows(Q_)));
+  b.of_keys(dV).add_(product(P.transpose(1, 2), G));
 }
 }  // namespace attnbench::emulation

@@ -1,8 +1,7 @@
-// One batch of the emulator: attention in the precision of a profile, one tile of 64 keys after the other, all query rows and
-// heads at once, in LibTorch operations on any device. fp32 arithmetic, rounding where the profile says.
-//   P unnormalised or not rounded: online softmax, P relative to the running maximum.
-//   P normalised: one sweep for the row's maximum and sum, another for P V.
-//   D from P o dP: one sweep for D, another for the gradients.
+// One batch of the emulator: attention in the precision of a profile, in blocks of query rows against all keys that they read,
+// all heads at once, in LibTorch operations on any device. fp32 arithmetic, rounding where the profile says.
+//   P unnormalised or not rounded: P of a tile of 64 keys is relative to the row's maximum up to that tile, and is rounded so.
+//   P normalised, or D from P o dP: the softmax itself.
 #pragma once
 
 #include <cstdint>
@@ -23,9 +22,6 @@ inline constexpr int64_t kTile = 64;
 struct Reads {
   int64_t begin = 0, end = 0;
   bool filled = false;
-
-  bool any_of(int64_t first, int64_t last) const { return begin < last && end > first; }
-  bool all_of(int64_t first, int64_t last) const { return begin <= first && end >= last && !filled; }
 };
 
 struct Sequence {
@@ -38,16 +34,6 @@ struct Sequence {
   void find_reads(const Problem& problem, Conventions::EmptyRow empty_row);
   /// Nobody reads the others, which may hold anything.
   std::pair<int64_t, int64_t> keys_read() const;
-};
-
-/// A tile of keys [first, first + keys) and the query rows [begin, end) around all that read some of it; rows outside
-/// [partial_begin, partial_end) read all of it.
-struct KeyTile {
-  int64_t first = 0, keys = 0, begin = 0, end = 0, partial_begin = 0, partial_end = 0;
-
-  int64_t rows() const { return end - begin; }
-  Tensor of_rows(const Tensor& t) const { return t.narrow(1, begin, rows()); }
-  Tensor of_keys(const Tensor& t) const { return t.narrow(1, first, keys); }
 };
 
 /// What the arithmetic of a case is like.
@@ -67,43 +53,54 @@ struct ScoreOptions {
   Tensor factors;        ///< fp32 [sequences x heads, queries, keys]: what dropout multiplies P by; undefined: nothing
 };
 
-/// Attention of [sequences x heads, queries, channels] in which each sequence is padded with zeros to the longest.
+/// Attention of [sequences x heads, queries, channels] in which each sequence is padded with zeros to the longest; the keys to
+/// whole tiles.
 class Batch {
  public:
   Batch(const Arithmetic& arithmetic, const ScoreOptions& options, const std::vector<Sequence>& sequences, Tensor Q, Tensor K,
         Tensor V, Tensor G);
-  void forward();
-  void backward();
-  /// [sequences x heads, queries, 1]; -inf for a query that sees no key.
-  Tensor lse() const;
+  void run();
 
-  Tensor O;           ///< rounded
+  Tensor O, lse;      ///< O rounded; lse [sequences x heads, queries, 1]: -inf for a query that sees no key
   Tensor dQ, dK, dV;  ///< by query head; dQ rounded, dK and dV not
 
  private:
-  void find_tiles(const std::vector<Sequence>& sequences);
+  /// Query rows [first, first + rows) and the tiles [key, key + keys) around all keys that they read. [.., rows, keys]
+  struct Block {
+    int64_t first = 0, rows = 0, key = 0, keys = 0;
+    Tensor hidden;   ///< bool [sequences, 1, rows, keys]: the row does not read the key; undefined: no row of the batch hides any
+    Tensor S;        ///< what the softmax is of; -inf where hidden
+    Tensor capped;   ///< softcap: tanh(s q.k / softcap); else undefined
+    Tensor m, l, L;  ///< [.., rows, 1]; where a row reads nothing: 0, 1, 0
+
+    Tensor of_rows(const Tensor& t) const { return t.narrow(1, first, rows); }
+    Tensor of_keys(const Tensor& t) const { return t.narrow(1, key, keys); }
+  };
+
+  void note_reads(const std::vector<Sequence>& sequences);
+  Block block(int64_t first, int64_t rows) const;
+  Tensor by_head(const Tensor& x) const { return x.unflatten(0, {begin_.size(0), -1}); }
   Tensor round(const Tensor& x) const { return x.to(a_.dtype).to(at::kFloat); }
   Tensor product(const Tensor& x, const Tensor& y) const;
-  void hide(Tensor& x, const KeyTile& tile, double value) const;
-  Tensor products(const KeyTile& tile) const;
-  Tensor scores(const KeyTile& tile) const;
-  void add_bias(Tensor& S, const KeyTile& tile) const;
-  void drop(Tensor& x, const KeyTile& tile) const;
-  Tensor dp(const KeyTile& tile) const;
-  Tensor online_softmax(const KeyTile& tile, bool rescales_output);
-  void settle_rows();
-  Tensor probabilities(const KeyTile& tile) const;
-  Tensor row_sums() const;
-  void add_gradients(const KeyTile& tile, const Tensor& D);
+  void score(Block& b) const;
+  void add_bias(const Block& b) const;
+  Tensor exponentials(const Block& b, Tensor x) const;
+  Tensor sinks(const Block& b) const;
+  void settle(Block& b, const Tensor& m, const Tensor& l) const;
+  Tensor online_output(Block& b) const;
+  Tensor softmax(Block& b) const;
+  Tensor output(const Block& b, Tensor P) const;
+  void compute(Block& b);
+  void add_gradients(const Block& b, Tensor P);
+  void drop(Tensor& x, const Block& b) const;
 
   const Arithmetic& a_;
   const ScoreOptions& options_;
   Tensor Q_, K_, V_, G_;
-  Tensor m_, l_, L_;             ///< [sequences x heads, queries, 1]
-  Tensor begin_, end_, filled_;  ///< Reads, [sequences, 1, queries, 1]
-  Tensor keys_;                  ///< 0, 1, 2, …
-  bool any_filled_ = false;
-  std::vector<KeyTile> tiles_;
+  std::vector<std::pair<int64_t, int64_t>> around_;  ///< by query: from the first to behind the last key that it reads anywhere
+  Tensor begin_, end_, filled_;                      ///< Reads, [sequences, 1, queries, 1]
+  Tensor keys_;                                      ///< 0, 1, 2, …
+  bool any_filled_ = false, any_hidden_ = false;     ///< some row is filled; does not read some key of the batch
 };
 
 }  // namespace attnbench::emulation
