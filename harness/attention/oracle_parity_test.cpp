@@ -24,12 +24,12 @@ TEST(TwoOraclesOnParity, AgreeOnEveryCase) {
     ++cases;
     const std::string line = format_case(c) + " ";
     const Inputs inputs = make_inputs(c, Conventions::Poison::nan);
-    const Reference a = make_reference(OracleKind::eigen, c, inputs, flash(), kZero);
-    const Reference b = make_reference(OracleKind::torch, c, inputs, flash(), kZero);
+    const Reference a = Oracle(OracleKind::eigen, c, inputs, flash(), kZero).reference();
+    const Reference b = Oracle(OracleKind::torch, c, inputs, flash(), kZero).reference();
     expect_same(a, b, line);
     const at::Tensor o = emulate(c, inputs, flash(), kZero).o;
-    const auto x = given_output(OracleKind::eigen, c, inputs, flash(), kZero, a, o);
-    const auto y = given_output(OracleKind::torch, c, inputs, flash(), kZero, b, o);
+    const auto x = Oracle(OracleKind::eigen, c, inputs, flash(), kZero).given_output(a, o);
+    const auto y = Oracle(OracleKind::torch, c, inputs, flash(), kZero).given_output(b, o);
     expect_same(x.dq, y.dq, line + "dq given o");
     expect_same(x.dk, y.dk, line + "dk given o");
   }
@@ -40,8 +40,8 @@ TEST(TwoOraclesOnParity, WouldNotAgreeOnAnotherMask) {
   const Case c = parse_case("attention hq=2 hkv=1 lq=65 lk=67 d=64 mask=causal"),
              other = parse_case("attention hq=2 hkv=1 lq=65 lk=67 d=64 mask=causal align=top_left");
   const Inputs inputs = make_inputs(c, Conventions::Poison::nan);
-  const Reference a = make_reference(OracleKind::eigen, c, inputs, flash(), kZero);
-  const Reference b = make_reference(OracleKind::torch, other, inputs, flash(), kZero);
+  const Reference a = Oracle(OracleKind::eigen, c, inputs, flash(), kZero).reference();
+  const Reference b = Oracle(OracleKind::torch, other, inputs, flash(), kZero).reference();
   EXPECT_GT(largest_difference_in_sigmas(a.o, b.o), 1);
   EXPECT_GT(largest_difference_in_sigmas(a.dk, b.dk), 1);
   EXPECT_GT(largest_relative_difference(a.o.variance, b.o.variance), 0.01);

@@ -24,14 +24,14 @@ TEST_P(TwoOracles, AgreeOnValuesAndSigmas) {
       const Conventions conventions = conventions_of(profile);
       const Case c = parse_case(line);
       const Inputs inputs = make_inputs_and_mask(c, conventions.poison);
-      const Reference a = make_reference(OracleKind::eigen, c, inputs, profile, conventions.empty_row);
-      const Reference b = make_reference(OracleKind::torch, c, inputs, profile, conventions.empty_row);
+      const Reference a = Oracle(OracleKind::eigen, c, inputs, profile, conventions.empty_row).reference();
+      const Reference b = Oracle(OracleKind::torch, c, inputs, profile, conventions.empty_row).reference();
       const std::string what = line + " " + profile.name + " ";
       expect_same(a, b, what);
       if (!rounding_of(profile, c.problem).conditional()) continue;
       const Outputs emulated = emulate(c, inputs, profile, conventions.empty_row);
-      const auto x = given_output(OracleKind::eigen, c, inputs, profile, conventions.empty_row, a, emulated.o);
-      const auto y = given_output(OracleKind::torch, c, inputs, profile, conventions.empty_row, b, emulated.o);
+      const auto x = Oracle(OracleKind::eigen, c, inputs, profile, conventions.empty_row).given_output(a, emulated.o);
+      const auto y = Oracle(OracleKind::torch, c, inputs, profile, conventions.empty_row).given_output(b, emulated.o);
       expect_same(x.dq, y.dq, what + "dq given o");
       expect_same(x.dk, y.dk, what + "dk given o");
     }
@@ -45,8 +45,8 @@ INSTANTIATE_TEST_SUITE_P(Dropout, TwoOracles, testing::ValuesIn(dropout_shapes()
 TEST(TwoOraclesOnTies, CountTheSameDistinctScores) {
   const Case c = parse_case("attention hq=1 lq=256 d=64 fill=sparse_int");
   const Inputs inputs = make_inputs(c, Conventions::Poison::nan);
-  const double eigen = make_reference(OracleKind::eigen, c, inputs, flash(), Conventions::EmptyRow::zero).distinct_scores;
-  EXPECT_EQ(eigen, make_reference(OracleKind::torch, c, inputs, flash(), Conventions::EmptyRow::zero).distinct_scores);
+  const double eigen = Oracle(OracleKind::eigen, c, inputs, flash(), Conventions::EmptyRow::zero).reference().distinct_scores;
+  EXPECT_EQ(eigen, Oracle(OracleKind::torch, c, inputs, flash(), Conventions::EmptyRow::zero).reference().distinct_scores);
   EXPECT_LT(eigen, 200);
 }
 
@@ -175,7 +175,7 @@ TEST(TwoOraclesOnNanRows, PropagateNanAlike) {
   Conventions conventions;
   conventions.empty_row = Conventions::EmptyRow::nan;
   for (const OracleKind kind : {OracleKind::eigen, OracleKind::torch}) {
-    const Reference r = make_reference(kind, c, inputs, inside(), conventions.empty_row);
+    const Reference r = Oracle(kind, c, inputs, inside(), conventions.empty_row).reference();
     EXPECT_TRUE(std::isnan(numbers(r.o.value)[0])) << name_of(kind);
     EXPECT_TRUE(std::isfinite(numbers(r.o.value)[3 * 32])) << name_of(kind);
     EXPECT_TRUE(std::isnan(numbers(r.dq.value)[0])) << name_of(kind);

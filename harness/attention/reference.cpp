@@ -219,40 +219,40 @@ std::string_view name_of(OracleKind kind) {
   return kind == OracleKind::eigen ? "eigen" : "torch";
 }
 
-Reference make_reference(OracleKind kind, const Case& c, const Inputs& inputs, const Profile& profile,
-                         Conventions::EmptyRow empty_row) {
-  const Heads heads(kind, c, inputs, profile, empty_row);
-  Collector collector(heads);
+Oracle::Oracle(OracleKind kind, const Case& c, const Inputs& inputs, const Profile& profile, Conventions::EmptyRow empty_row)
+    : kind_(kind), c_(c), inputs_(inputs), heads_(std::make_unique<const Heads>(kind, c, inputs, profile, empty_row)) {}
+
+Oracle::~Oracle() = default;
+
+Reference Oracle::reference() const {
+  Collector collector(*heads_);
   for_each_answer<HeadAnswer>(
-      heads,
+      *heads_,
       [&](const Group& group) {
-        const HeadProblem h = heads.head_problem(group);
-        return kind == OracleKind::eigen ? eigen_head(h) : torch_heads(h);
+        const HeadProblem h = heads_->head_problem(group);
+        return kind_ == OracleKind::eigen ? eigen_head(h) : torch_heads(h);
       },
       [&](const Group& group, const HeadAnswer& answer) { collector.add(group, answer); });
   Reference reference = collector.finish();
-  for (Expected* x : {&reference.o, &reference.lse, &reference.dq, &reference.dk, &reference.dv}) move(*x, inputs.q.device());
+  for (Expected* x : {&reference.o, &reference.lse, &reference.dq, &reference.dk, &reference.dv}) move(*x, inputs_.q.device());
   return reference;
 }
 
-ConditionalGradients given_output(OracleKind kind, const Case& c, const Inputs& inputs, const Profile& profile,
-                                  Conventions::EmptyRow empty_row, const Reference& reference, const at::Tensor& o) {
-  const Heads heads(kind, c, inputs, profile, empty_row);
-  const Problem& p = heads.problem();
-  const Tensor kernels = tokens_of(o, inputs.q_rows, p.hq, p.dv);
+ConditionalGradients Oracle::given_output(const Reference& reference, const at::Tensor& o) const {
+  const Heads& heads = *heads_;
+  const Problem& p = c_.problem;
+  const Tensor kernels = tokens_of(o, inputs_.q_rows, p.hq, p.dv);
   // What is not finite fails as O; it must not excuse the gradients.
   const Tensor given = at::where(kernels.abs() < kInfinity, kernels, reference.o.value).to(heads.device());
   ConditionalGradients out{expected(heads, heads.queries(), p.hq, p.d, false), expected(heads, heads.keys(), p.hkv, p.d, false)};
   out.dq.allowance = reference.dq.allowance.to(heads.device());
-  out.dq.freedom = reference.dq.freedom;
   out.dk.allowance = reference.dk.allowance.to(heads.device());
-  out.dk.freedom = reference.dk.freedom;
   for_each_answer<HeadGradients>(
       heads,
       [&](const Group& group) {
         const HeadProblem h = heads.head_problem(group);
         const Tensor o_of_group = heads.of_queries(given, group);
-        return kind == OracleKind::eigen ? eigen_head_given_output(h, o_of_group) : torch_heads_given_output(h, o_of_group);
+        return kind_ == OracleKind::eigen ? eigen_head_given_output(h, o_of_group) : torch_heads_given_output(h, o_of_group);
       },
       [&](const Group& group, const HeadGradients& a) {
         heads.place_queries(a.dq, group, out.dq.value);
@@ -261,12 +261,14 @@ ConditionalGradients given_output(OracleKind kind, const Case& c, const Inputs& 
       });
   finish_sum(heads, reference.dk.variance.narrow(-1, 0, 1).to(heads.device()) != 0, out.dk);
   add_allowance(out.dq);
-  const Tensor of_k = correlations2(tokens_of(inputs.k, inputs.k_rows, p.hkv, p.d), p.hkv).to(heads.device());
-  const Tensor of_q = correlations2(tokens_of(inputs.q, inputs.q_rows, p.hq, p.d), p.hkv).to(heads.device());
-  out.dq.freedom = at::minimum(out.dq.freedom.to(heads.device()),
-                               independent_channels(heads.rounding(), out.dq, of_k.repeat_interleave(p.group())));
-  out.dk.freedom = at::minimum(out.dk.freedom.to(heads.device()), independent_channels(heads.rounding(), out.dk, of_q));
-  for (Expected* x : {&out.dq, &out.dk}) move(*x, inputs.q.device());
+  if (!of_q_.defined()) {
+    of_k_ = correlations2(tokens_of(inputs_.k, inputs_.k_rows, p.hkv, p.d), p.hkv).to(heads.device());
+    of_q_ = correlations2(tokens_of(inputs_.q, inputs_.q_rows, p.hq, p.d), p.hkv).to(heads.device());
+  }
+  out.dq.freedom = at::minimum(reference.dq.freedom.to(heads.device()),
+                               independent_channels(heads.rounding(), out.dq, of_k_.repeat_interleave(p.group())));
+  out.dk.freedom = at::minimum(reference.dk.freedom.to(heads.device()), independent_channels(heads.rounding(), out.dk, of_q_));
+  for (Expected* x : {&out.dq, &out.dk}) move(*x, inputs_.q.device());
   return out;
 }
 

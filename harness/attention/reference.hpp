@@ -2,6 +2,7 @@
 // Formulas: harness/attention/error_model.hpp. The oracles share no code with anything judged.
 #pragma once
 
+#include <memory>
 #include <string_view>
 
 #include <ATen/core/Tensor.h>
@@ -18,9 +19,11 @@ struct Expected {
   at::Tensor freedom;          ///< [tokens, heads]: nu of each row, independent error sources
 };
 
+class Heads;
+
 /// One oracle's answer for one case under one profile. dq, dk are end to end (reported; gated where the profile's D comes
-/// from P o dP); those that depend on a kernel's own O are computed by given_output. lse has one channel; it is -inf where a
-/// query sees no key.
+/// from P o dP); those that depend on a kernel's own O are computed by Oracle::given_output. lse has one channel; it is -inf
+/// where a query sees no key.
 struct Reference {
   Expected o, lse, dq, dk, dv;
   double distinct_scores = 0;  ///< n_T of the tie rule; infinity: no ties
@@ -34,14 +37,26 @@ struct ConditionalGradients {
 enum class OracleKind { eigen, torch };
 std::string_view name_of(OracleKind kind);  ///< "eigen", "torch"
 
-/// Float64 oracle and error model. Works head by head and in blocks of query rows: memory is
-/// bounded by block x lk doubles, never lq x lk. Throws std::invalid_argument for maths that the oracles do not know.
-Reference make_reference(OracleKind kind, const Case& c, const Inputs& inputs, const Profile& profile,
-                         Conventions::EmptyRow empty_row);
+/// Float64 oracle and error model of one case under one profile. Works head by head and in blocks of query rows: memory is
+/// bounded by block x lk doubles, never lq x lk.
+class Oracle {
+ public:
+  /// c and inputs outlive it. Throws std::invalid_argument for maths that the oracles do not know.
+  Oracle(OracleKind kind, const Case& c, const Inputs& inputs, const Profile& profile, Conventions::EmptyRow empty_row);
+  ~Oracle();
 
-/// dQ and dK with D = rowsum(dO o O_kernel) taken from the kernel's own O (in the case's layout, on the device of the inputs),
-/// and their variances.
-ConditionalGradients given_output(OracleKind kind, const Case& c, const Inputs& inputs, const Profile& profile,
-                                  Conventions::EmptyRow empty_row, const Reference& reference, const at::Tensor& o);
+  OracleKind kind() const { return kind_; }
+  Reference reference() const;
+  /// dQ and dK with D = rowsum(dO o O_kernel) taken from the kernel's own O (in the case's layout, on the device of the
+  /// inputs), and their variances. reference: what reference() said.
+  ConditionalGradients given_output(const Reference& reference, const at::Tensor& o) const;
+
+ private:
+  const OracleKind kind_;
+  const Case& c_;
+  const Inputs& inputs_;
+  const std::unique_ptr<const Heads> heads_;
+  mutable at::Tensor of_q_, of_k_;  ///< correlations of channels, [key heads]; undefined until asked for
+};
 
 }  // namespace attnbench

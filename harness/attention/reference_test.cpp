@@ -43,7 +43,7 @@ double loss(OracleKind kind, const Case& c, Inputs x, const Inputs& direction, d
   x.q = x.q + direction.q * t;
   x.k = x.k + direction.k * t;
   x.v = x.v + direction.v * t;
-  const Reference r = make_reference(kind, c, x, inside(), conventions.empty_row);
+  const Reference r = Oracle(kind, c, x, inside(), conventions.empty_row).reference();
   return inner_product(r.o.value, tokens_of(x.dout, x.q_rows, c.problem.hq, c.problem.dv));
 }
 
@@ -67,7 +67,7 @@ void expect_gradients_to_be_derivatives(const std::string& line) {
       }
       along.k = keys;
       along.v = values;
-      const Reference r = make_reference(kind, c, x, inside(), conventions.empty_row);
+      const Reference r = Oracle(kind, c, x, inside(), conventions.empty_row).reference();
       const Problem& p = c.problem;
       const double expected = inner_product(r.dq.value, tokens_of(along.q, x.q_rows, p.hq, p.d)) +
                               inner_product(r.dk.value, tokens_of(along.k, x.k_rows, p.hkv, p.d)) +
@@ -95,7 +95,7 @@ TEST_P(Oracles, KeyGradientsSumToZeroAsRowsOfDsDo) {
   for (const OracleKind kind : kOracles) {
     const Case c = parse_case(GetParam() + " dtype=fp32");
     const Inputs x = in_float64(c);
-    const Reference r = make_reference(kind, c, x, flash(), Conventions::EmptyRow::zero);
+    const Reference r = Oracle(kind, c, x, flash(), Conventions::EmptyRow::zero).reference();
     double total = 0, size = 0;
     for (const double y : numbers(r.dk.value)) total += y, size += std::abs(y);
     EXPECT_LE(std::abs(total), 1e-11 * (1 + size)) << GetParam();
@@ -107,7 +107,7 @@ TEST_P(Oracles, OnesInVGiveOnesInOAndNoGradientOfScores) {
     const Case c = parse_case(GetParam() + " dtype=bf16");
     Inputs x = in_float64(c);
     x.v = at::full_like(x.v, 1.0);
-    const Reference r = make_reference(kind, c, x, flash(), Conventions::EmptyRow::zero);
+    const Reference r = Oracle(kind, c, x, flash(), Conventions::EmptyRow::zero).reference();
     const std::vector<double> o = numbers(r.o.value), variance = numbers(r.o.variance);
     for (size_t i = 0; i < o.size(); ++i) {
       const bool reads_nothing = variance[i] == 0;
@@ -124,7 +124,7 @@ TEST(OneKey, OIsVAndLseIsItsScore) {
   for (const OracleKind kind : kOracles) {
     const Case c = parse_case("attention hq=2 hkv=2 lq=3 lk=1 d=32 dtype=fp32");
     const Inputs x = in_float64(c);
-    const Reference r = make_reference(kind, c, x, flash(), Conventions::EmptyRow::zero);
+    const Reference r = Oracle(kind, c, x, flash(), Conventions::EmptyRow::zero).reference();
     const auto q = numbers(x.q), k = numbers(x.k), v = numbers(x.v), o = numbers(r.o.value), lse = numbers(r.lse.value);
     for (int64_t i = 0; i < 3; ++i) {
       for (int64_t head = 0; head < 2; ++head) {
@@ -143,13 +143,13 @@ TEST(GroupedHeads, GradientsAreSumsOverTheGroup) {
   for (const OracleKind kind : kOracles) {
     const Case grouped = parse_case("attention hq=6 hkv=2 lq=20 lk=30 d=32 dtype=fp32");
     const Inputs x = in_float64(grouped);
-    const Reference sum = make_reference(kind, grouped, x, inside(), Conventions::EmptyRow::zero);
+    const Reference sum = Oracle(kind, grouped, x, inside(), Conventions::EmptyRow::zero).reference();
     Case apart = grouped;
     apart.problem.hkv = 6;
     Inputs repeated = x;
     repeated.k = x.k.repeat_interleave(3, 1);
     repeated.v = x.v.repeat_interleave(3, 1);
-    const Reference parts = make_reference(kind, apart, repeated, inside(), Conventions::EmptyRow::zero);
+    const Reference parts = Oracle(kind, apart, repeated, inside(), Conventions::EmptyRow::zero).reference();
     const auto group_sum = [](const at::Tensor& dk) { return dk.view({30, 2, 3, 32}).sum(2); };
     EXPECT_LE((sum.dk.value - group_sum(parts.dk.value)).abs().max().item<double>(), 1e-12);
     EXPECT_LE((sum.dv.value - group_sum(parts.dv.value)).abs().max().item<double>(), 1e-12);
@@ -159,12 +159,14 @@ TEST(GroupedHeads, GradientsAreSumsOverTheGroup) {
 TEST(Layouts, PaddingChangesNoValue) {
   const std::string problem = "attention hq=2 hkv=1 lens=17+0+40 d=32 mask=causal dtype=bf16 seed=9";
   const Case packed = parse_case(problem);
-  const Reference a = make_reference(OracleKind::eigen, packed, make_inputs(packed, Conventions::Poison::nan), flash(),
-                                     Conventions::EmptyRow::zero);
+  const Reference a =
+      Oracle(OracleKind::eigen, packed, make_inputs(packed, Conventions::Poison::nan), flash(), Conventions::EmptyRow::zero)
+          .reference();
   for (const char* pad : {"right", "left", "holes"}) {
     const Case padded = parse_case(problem + " layout=padded pad=" + pad);
-    const Reference b = make_reference(OracleKind::eigen, padded, make_inputs(padded, Conventions::Poison::nan), flash(),
-                                       Conventions::EmptyRow::zero);
+    const Reference b =
+        Oracle(OracleKind::eigen, padded, make_inputs(padded, Conventions::Poison::nan), flash(), Conventions::EmptyRow::zero)
+            .reference();
     EXPECT_TRUE(a.o.value.equal(b.o.value)) << pad;
     EXPECT_TRUE(a.dk.value.equal(b.dk.value)) << pad;
   }
@@ -177,7 +179,7 @@ TEST(EmptyRows, UniformOnesAreTheMeanOverStoredKeys) {
   const std::vector<int64_t> stored{0, 1, 2};  // the row's pitch is 3, one of them padding
   const auto v = numbers(tokens_of(x.v, stored, 1, 32));
   for (const OracleKind kind : kOracles) {
-    const Reference r = make_reference(kind, c, x, eager(), conventions.empty_row);
+    const Reference r = Oracle(kind, c, x, eager(), conventions.empty_row).reference();
     const std::vector<double> o = numbers(r.o.value);
     const double third = 0.333984375;  // in bf16
     for (int64_t d = 0; d < 32; ++d) EXPECT_NEAR(o[d], (v[d] + v[32 + d] + v[64 + d]) * third, 1e-14);
@@ -188,11 +190,11 @@ TEST(GivenOutput, EqualsTheGradientsWhenOIsExactAndFollowsOWhenItIsNot) {
   const Case c = parse_case("attention hq=2 hkv=1 lq=33 lk=40 d=32 dtype=bf16");
   const Inputs x = in_float64(c);
   for (const OracleKind kind : kOracles) {
-    const Reference r = make_reference(kind, c, x, flash(), Conventions::EmptyRow::zero);
-    const auto exact = given_output(kind, c, x, flash(), Conventions::EmptyRow::zero, r, r.o.value);
+    const Reference r = Oracle(kind, c, x, flash(), Conventions::EmptyRow::zero).reference();
+    const auto exact = Oracle(kind, c, x, flash(), Conventions::EmptyRow::zero).given_output(r, r.o.value);
     EXPECT_LE((exact.dq.value - r.dq.value).abs().max().item<double>(), 1e-13);
     EXPECT_LE((exact.dk.value - r.dk.value).abs().max().item<double>(), 1e-13);
-    const auto scaled = given_output(kind, c, x, flash(), Conventions::EmptyRow::zero, r, r.o.value * 1.01);
+    const auto scaled = Oracle(kind, c, x, flash(), Conventions::EmptyRow::zero).given_output(r, r.o.value * 1.01);
     EXPECT_NE(numbers(scaled.dq.value)[0], numbers(r.dq.value)[0]);
   }
 }
@@ -202,8 +204,8 @@ TEST(GivenOutput, CountsTheChannelsThatAMeanOfKTiesTogetherAsFew) {
   const auto part_left = [](const std::string& fill) {
     const Case c = parse_case("attention hq=2 hkv=1 lq=3 lk=900 d=128 dtype=bf16 fill=" + fill);
     const Inputs x = in_float64(c);
-    const Reference r = make_reference(OracleKind::eigen, c, x, flash(), Conventions::EmptyRow::zero);
-    const auto given = given_output(OracleKind::eigen, c, x, flash(), Conventions::EmptyRow::zero, r, r.o.value);
+    const Reference r = Oracle(OracleKind::eigen, c, x, flash(), Conventions::EmptyRow::zero).reference();
+    const auto given = Oracle(OracleKind::eigen, c, x, flash(), Conventions::EmptyRow::zero).given_output(r, r.o.value);
     EXPECT_LE((given.dq.freedom - r.dq.freedom).max().item<double>(), 0);
     return (given.dq.freedom / r.dq.freedom).mean().item<double>();
   };
@@ -215,8 +217,8 @@ TEST(GivenOutput, OfNoQueriesOrNoKeysIsEmpty) {
   for (const char* line : {"attention hq=2 hkv=1 lq=0 lk=5 d=32", "attention hq=2 hkv=1 lq=5 lk=0 d=32"}) {
     const Case c = parse_case(line);
     const Inputs x = in_float64(c);
-    const Reference r = make_reference(OracleKind::eigen, c, x, flash(), Conventions::EmptyRow::zero);
-    const auto given = given_output(OracleKind::eigen, c, x, flash(), Conventions::EmptyRow::zero, r, r.o.value);
+    const Reference r = Oracle(OracleKind::eigen, c, x, flash(), Conventions::EmptyRow::zero).reference();
+    const auto given = Oracle(OracleKind::eigen, c, x, flash(), Conventions::EmptyRow::zero).given_output(r, r.o.value);
     EXPECT_EQ(given.dq.freedom.sizes(), r.dq.freedom.sizes()) << line;
     EXPECT_EQ(given.dk.value.abs().sum().item<double>(), 0) << line;
   }
@@ -229,7 +231,7 @@ TEST(ScoreOptionsByHand, AlibiAndSinkAloneMakeTheSoftmax) {
   x.q = at::zeros_like(x.q);
   const std::vector<double> v = numbers(x.v), sinks = numbers(x.sink.to(at::kDouble));
   for (const OracleKind kind : kOracles) {
-    const Reference r = make_reference(kind, c, x, inside(), Conventions::EmptyRow::zero);
+    const Reference r = Oracle(kind, c, x, inside(), Conventions::EmptyRow::zero).reference();
     const std::vector<double> o = numbers(r.o.value), lse = numbers(r.lse.value);
     for (int head = 0; head < 2; ++head) {
       const double slope = head == 0 ? 1.0 / 16 : 1.0 / 256;  // 2^-4, 2^-8
@@ -254,7 +256,7 @@ TEST(ScoreOptionsByHand, SoftcapBoundsTheScore) {
   double product = 0;
   for (int i = 0; i < 8; ++i) product += q[i] * k[i];
   for (const OracleKind kind : kOracles) {
-    const Reference r = make_reference(kind, c, x, inside(), Conventions::EmptyRow::zero);
+    const Reference r = Oracle(kind, c, x, inside(), Conventions::EmptyRow::zero).reference();
     EXPECT_NEAR(numbers(r.lse.value)[0], 3 * std::tanh(product / 3), 1e-13) << name_of(kind);
   }
 }
@@ -267,7 +269,7 @@ TEST(DropoutByHand, KeptKeysAreWeightedAndLseIsThatWithout) {
   const std::vector<double> v = numbers(x.v), kept = numbers(x.kept.to(at::kDouble));
   ASSERT_NE(x.kept.sum().item<int64_t>(), 12);
   for (const OracleKind kind : kOracles) {
-    const Reference r = make_reference(kind, c, x, inside(), Conventions::EmptyRow::zero);
+    const Reference r = Oracle(kind, c, x, inside(), Conventions::EmptyRow::zero).reference();
     const std::vector<double> o = numbers(r.o.value), lse = numbers(r.lse.value);
     for (int row = 0; row < 4; ++row) {
       double sum = 0;
@@ -296,13 +298,13 @@ TEST(UnknownMaths, AreRefusedWithTheCaseLine) {
   const Case c = parse_case("attention hq=1 lq=4 d=32 dropout=0.5:3");
   const Inputs x = make_inputs(c, Conventions::Poison::nan);
   try {
-    make_reference(OracleKind::eigen, c, x, flash(), Conventions::EmptyRow::zero);
+    Oracle(OracleKind::eigen, c, x, flash(), Conventions::EmptyRow::zero).reference();
     FAIL() << "a dropout without a mask was ignored";
   } catch (const std::invalid_argument& error) {
     EXPECT_NE(std::string(error.what()).find("dropout=0.5:3"), std::string::npos) << error.what();
   }
   const Case capped = parse_case("attention hq=1 lq=4 d=32 softcap=20");
-  EXPECT_THROW(make_reference(OracleKind::eigen, capped, x, flash(), Conventions::EmptyRow::nan), std::invalid_argument);
+  EXPECT_THROW(Oracle(OracleKind::eigen, capped, x, flash(), Conventions::EmptyRow::nan).reference(), std::invalid_argument);
 }
 
 }  // namespace

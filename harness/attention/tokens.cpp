@@ -8,7 +8,8 @@
 namespace attnbench {
 
 at::Tensor to_tensor(const std::vector<int64_t>& numbers, c10::Device device) {
-  return at::tensor(at::ArrayRef<int64_t>(numbers), at::kLong).to(device);
+  // Memory that is not pinned is read before the call returns, so that there is nothing to wait for.
+  return at::tensor(at::ArrayRef<int64_t>(numbers), at::kLong).to(device, at::kLong, /*non_blocking=*/true);
 }
 
 at::Tensor rows_of(const at::Tensor& tensor, const std::vector<int64_t>& rows, int64_t heads, int64_t channels) {

@@ -28,23 +28,15 @@ namespace attnbench {
 
 namespace {
 
-/// Bits or values: 0 and -0 are one value, and NaN is none.
-bool same_values(const at::Tensor& a, const at::Tensor& b) {
-  if (!a.defined() || !b.defined()) return a.defined() == b.defined();
-  return a.sizes() == b.sizes() && a.scalar_type() == b.scalar_type() && (at::equal(a, b) || same_bits(a, b));
-}
-
-bool same_values(const Outputs& a, const Outputs& b) {
-  return same_values(a.o, b.o) && same_values(a.lse, b.lse) && same_values(a.dq, b.dq) && same_values(a.dk, b.dk) &&
-         same_values(a.dv, b.dv) && same_values(a.kept, b.kept);
-}
-
 /// The names of the tensors of `a` that have the same values in `b`.
 std::vector<std::string> repeated(const Outputs& a, const Outputs& b) {
-  std::vector<std::string> names;
   const NamedTensors ours = named_tensors(a), theirs = named_tensors(b);
-  for (size_t i = 0; i < ours.size() && ours.size() == theirs.size(); ++i)
-    if (same_values(ours[i].second, theirs[i].second)) names.push_back(ours[i].first);
+  std::vector<std::pair<at::Tensor, at::Tensor>> pairs;
+  for (size_t i = 0; i < ours.size() && ours.size() == theirs.size(); ++i) pairs.emplace_back(ours[i].second, theirs[i].second);
+  const std::vector<bool> same = same_values(pairs);
+  std::vector<std::string> names;
+  for (size_t i = 0; i < same.size(); ++i)
+    if (same[i]) names.push_back(ours[i].first);
   return names;
 }
 
@@ -276,9 +268,9 @@ void Attempt::dump(const std::filesystem::path& root) {
 void Attempt::judge_mirrored() {
   announce_(*this, "run again");
   const WatchedRun mirrored = run_watched(*run_, record_.pass, inputs(), Call::mirrored);
-  std::string reason = mirrored.misconduct.empty() ? wrong(mirrored.outputs) : mirrored.misconduct;
-  if (reason.empty()) reason = borrowed(mirrored.handed_out, held());
   repeats_ = repeated(outputs_, mirrored.outputs);
+  std::string reason = mirrored.misconduct.empty() ? wrong(mirrored.outputs, repeats_) : mirrored.misconduct;
+  if (reason.empty()) reason = borrowed(mirrored.handed_out, held());
   if (!reason.empty()) end(Status::failed, fmt::format("called again with {}: {}", mirror_of(record_.pass), reason));
 }
 
@@ -369,7 +361,7 @@ void Attempt::look_at_series(size_t index) {
   const bool as_before =
       std::ranges::all_of(repeats_, [&](const std::string& name) { return std::ranges::find(again, name) != again.end(); });
   if (as_before) return;
-  if (const std::string reason = wrong(last); !reason.empty())
+  if (const std::string reason = wrong(last, again); !reason.empty())
     wrong_while_timed_ = fmt::format("a timed call of {} gave another result: {}", run_->windows[index].name, reason);
   repeats_ = again;
 }
@@ -430,7 +422,12 @@ NamedTensors Attempt::held() const {
 
 /// Why `outputs` are not right; empty: they are. Those that equal the judged ones need no new judgement.
 std::string Attempt::wrong(const Outputs& outputs) const {
-  if (same_values(outputs, outputs_)) return "";
+  return wrong(outputs, repeated(outputs_, outputs));
+}
+
+/// same: the names of those that equal the judged ones.
+std::string Attempt::wrong(const Outputs& outputs, const std::vector<std::string>& same) const {
+  if (same.size() == named_tensors(outputs_).size()) return "";
   const Verdict verdict = judge_for().judge(outputs, record_.pass);
   return verdict.status == Status::passed ? "" : verdict.reason;
 }

@@ -65,6 +65,7 @@ class Attempt {
   Judge judge_for() const;
   Verdict judge_first();
   std::string wrong(const Outputs& outputs) const;
+  std::string wrong(const Outputs& outputs, const std::vector<std::string>& same) const;
   void judge_mirrored();
   bool is_computed() const;
   void hold_bits(const char* stage, const std::function<std::string(BitAudit&)>& body);

@@ -5,6 +5,7 @@
 
 #include <ATen/TensorOperators.h>
 #include <ATen/ops/equal.h>
+#include <ATen/ops/stack.h>
 #include <ATen/ops/where.h>
 
 namespace attnbench {
@@ -25,6 +26,11 @@ double largest_distance(const at::Tensor& a, const at::Tensor& b) {
   return all_finite ? static_cast<double>((places_of(a) - places_of(b)).abs().max().item<int64_t>()) : kInfinity;
 }
 
+at::Tensor bits_of(const at::Tensor& tensor) {
+  const int64_t bytes = tensor.element_size();
+  return tensor.contiguous().view(bytes == 1 ? at::kByte : bytes == 2 ? at::kShort : bytes == 4 ? at::kInt : at::kLong);
+}
+
 }  // namespace
 
 bool same_bits(const at::Tensor& a, const at::Tensor& b) {
@@ -36,6 +42,24 @@ bool same_bits(const at::Tensor& a, const at::Tensor& b) {
 bool same_bits(const Outputs& a, const Outputs& b) {
   return same_bits(a.o, b.o) && same_bits(a.lse, b.lse) && same_bits(a.dq, b.dq) && same_bits(a.dk, b.dk) &&
          same_bits(a.dv, b.dv) && same_bits(a.kept, b.kept);
+}
+
+std::vector<bool> same_values(const std::vector<std::pair<at::Tensor, at::Tensor>>& pairs) {
+  std::vector<bool> same;
+  std::vector<at::Tensor> answers;
+  std::vector<size_t> asked;
+  for (const auto& [a, b] : pairs) {
+    same.push_back(a.defined() == b.defined());
+    if (!a.defined() || !b.defined()) continue;
+    same.back() = a.sizes() == b.sizes() && a.scalar_type() == b.scalar_type();
+    if (!same.back()) continue;
+    asked.push_back(same.size() - 1);
+    answers.push_back(((a == b) | (bits_of(a) == bits_of(b))).all());
+  }
+  if (answers.empty()) return same;
+  const at::Tensor host = at::stack(answers).to(at::kCPU);
+  for (size_t i = 0; i < asked.size(); ++i) same[asked[i]] = host.const_data_ptr<bool>()[i];
+  return same;
 }
 
 std::optional<BitDifference> bit_difference(const at::Tensor& a, const at::Tensor& b) {

@@ -3,6 +3,8 @@
 
 #include <cstdint>
 #include <optional>
+#include <utility>
+#include <vector>
 
 #include "harness/attention/inputs.hpp"
 
@@ -11,6 +13,10 @@ namespace attnbench {
 /// Sizes, dtype and bits: a NaN equals the same NaN, and 0 is not -0. Two undefined tensors are the same.
 bool same_bits(const at::Tensor& a, const at::Tensor& b);
 bool same_bits(const Outputs& a, const Outputs& b);
+
+/// Of each pair: are sizes and dtype the same, and each element by its value or its bits, so that 0 is -0 and a NaN the same NaN?
+/// All are waited for once.
+std::vector<bool> same_values(const std::vector<std::pair<at::Tensor, at::Tensor>>& pairs);
 
 /// How the bits of two tensors differ.
 struct BitDifference {

@@ -27,6 +27,25 @@ TEST(Bits, EqualOnesHaveNoDifference) {
   EXPECT_THROW(bit_difference(a, a.to(at::kHalf)), std::invalid_argument);
 }
 
+TEST(Bits, ValuesAreTheSameByValueOrByBits) {
+  const at::Tensor a = at::tensor({1.0, kNan, -kInfinity, 0.0}, at::kFloat),
+                   other = at::tensor({1.0, kNan, 0.0, -0.0}, at::kFloat);
+  const at::Tensor negative_zero = at::tensor({1.0, kNan, -kInfinity, -0.0}, at::kFloat), kept = at::tensor({1, 0}).to(at::kBool);
+  const at::Tensor undefined;
+  const std::vector<bool> expected{true, true, false, false, false, true, true, false, false};
+  EXPECT_EQ(same_values({{a, a.clone()},
+                         {a, negative_zero},
+                         {a, other},
+                         {a, a.view({2, 2})},
+                         {a, undefined},
+                         {undefined, undefined},
+                         {kept, kept.clone()},
+                         {kept, kept.logical_not()},
+                         {a, a.to(at::kHalf)}}),
+            expected);
+  EXPECT_TRUE(same_values({}).empty());
+}
+
 TEST(Bits, CountsPlacesAndUnitsOfTheLastPlace) {
   for (const at::ScalarType dtype : {at::kBFloat16, at::kHalf, at::kFloat}) {
     const at::Tensor a = at::tensor({1.0, 2.0, -4.0, 8.0}, at::kDouble).to(dtype).view({2, 2});

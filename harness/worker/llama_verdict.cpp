@@ -48,7 +48,7 @@ TensorErrors errors_of(const std::string& name, const at::Tensor& got, const Lay
   scale.limits = limits;
   scale.u = std::ldexp(1.0, dtype == Dtype::bf16 ? -8 : dtype == Dtype::fp16 ? -11 : -24);
   scale.emulator_rms = ordinary.rms_z;
-  scale.samples = std::min(effective_samples(ordinary.row_energy, x.freedom), tensor.samples);
+  scale.samples = std::min(ordinary.samples, tensor.samples);
   scale.distinct = kInfinity;
   scale.telling_gain = kTellingGain;
   errors.gates.merge(error_gates(s, scale));

@@ -46,8 +46,8 @@ TEST(TwoOraclesOnParity, AgreeOnTheCasesThatAreMadeForAGpu) {
     if (c.metadata.device != DeviceKind::cuda) continue;
     ++cases;
     const Inputs here = make_inputs(c, Conventions::Poison::nan), there = to_device(here, gpu());
-    const Reference a = make_reference(OracleKind::eigen, c, here, flash(), Conventions::EmptyRow::zero);
-    expect_same(a, make_reference(OracleKind::torch, c, there, flash(), Conventions::EmptyRow::zero), format_case(c) + " ");
+    const Reference a = Oracle(OracleKind::eigen, c, here, flash(), Conventions::EmptyRow::zero).reference();
+    expect_same(a, Oracle(OracleKind::torch, c, there, flash(), Conventions::EmptyRow::zero).reference(), format_case(c) + " ");
   }
   EXPECT_GT(cases, 0);
 }
@@ -62,13 +62,13 @@ TEST_P(OnGpu, TheReferenceIsThatOfTheCpu) {
       const Inputs here = make_inputs(c, conventions.poison), there = to_device(here, gpu());
       const at::Tensor o = emulate(c, here, profile, conventions.empty_row).o;
       for (const OracleKind kind : {OracleKind::torch, OracleKind::eigen}) {
-        const Reference a = make_reference(kind, c, here, profile, conventions.empty_row);
-        const Reference b = make_reference(kind, c, there, profile, conventions.empty_row);
+        const Reference a = Oracle(kind, c, here, profile, conventions.empty_row).reference();
+        const Reference b = Oracle(kind, c, there, profile, conventions.empty_row).reference();
         const std::string what = GetParam() + " " + dtype + " " + profile.name + " " + std::string(name_of(kind)) + " ";
         for (const Expected* x : {&b.o, &b.lse, &b.dq, &b.dk, &b.dv}) ASSERT_TRUE(x->value.is_cuda() && x->variance.is_cuda());
         expect_same(a, b, what);
-        const auto x = given_output(kind, c, here, profile, conventions.empty_row, a, o);
-        const auto y = given_output(kind, c, there, profile, conventions.empty_row, b, o.to(there.q.device()));
+        const auto x = Oracle(kind, c, here, profile, conventions.empty_row).given_output(a, o);
+        const auto y = Oracle(kind, c, there, profile, conventions.empty_row).given_output(b, o.to(there.q.device()));
         expect_same(x.dq, y.dq, what + "dq given o");
         expect_same(x.dk, y.dk, what + "dk given o");
       }
@@ -172,12 +172,13 @@ double peak_gib(const std::function<void()>& work) {
 TEST(JudgeOnGpu, ALongCaseIsJudgedInBoundedMemory) {
   const Case c = parse_case("attention hq=16 lq=16384 d=128 dtype=bf16 mask=causal");
   const Inputs there = to_device(make_inputs(c, Conventions::Poison::nan), gpu());
-  make_reference(OracleKind::torch, parse_case("attention hq=1 lq=64 d=128 mask=causal"),
-                 to_device(make_inputs(parse_case("attention hq=1 lq=64 d=128 mask=causal"), Conventions::Poison::nan), gpu()),
-                 flash(), Conventions::EmptyRow::zero);  // loads libraries
+  Oracle(OracleKind::torch, parse_case("attention hq=1 lq=64 d=128 mask=causal"),
+         to_device(make_inputs(parse_case("attention hq=1 lq=64 d=128 mask=causal"), Conventions::Poison::nan), gpu()), flash(),
+         Conventions::EmptyRow::zero)
+      .reference();  // loads libraries
   double time_s = 0;
   const double gib = peak_gib(
-      [&] { time_s = seconds([&] { make_reference(OracleKind::torch, c, there, flash(), Conventions::EmptyRow::zero); }); });
+      [&] { time_s = seconds([&] { Oracle(OracleKind::torch, c, there, flash(), Conventions::EmptyRow::zero).reference(); }); });
   printf("reference of 16 causal heads of 16384 tokens: %.2f s, %.2f GiB beyond the inputs\n", time_s, gib);
   EXPECT_GT(gib, 2);  // values and variances alone
   EXPECT_LT(gib, 8);
@@ -191,7 +192,7 @@ TEST(JudgeOnGpu, TimesAreShown) {
     const Case c = parse_case(line);
     const Inputs there = to_device(make_inputs(c, Conventions::Poison::nan), gpu());
     const double reference_s =
-        seconds([&] { make_reference(OracleKind::torch, c, there, flash(), Conventions::EmptyRow::zero); });
+        seconds([&] { Oracle(OracleKind::torch, c, there, flash(), Conventions::EmptyRow::zero).reference(); });
     std::unique_ptr<Judge> judge;
     const double judge_s =
         seconds([&] { judge = std::make_unique<Judge>(make_judge(c, there, flash(), {}, OracleKind::torch)); });

@@ -9,7 +9,6 @@
 #include <ATen/ops/arange.h>
 #include <ATen/ops/cat.h>
 #include <ATen/ops/dot.h>
-#include <ATen/ops/empty_like.h>
 #include <ATen/ops/stack.h>
 #include <ATen/ops/where.h>
 #include <ATen/ops/zeros.h>
@@ -124,10 +123,12 @@ enum Column {
   kGainedSignal2,
   kCoherent2,
   kAllowance2,
-  kRoundedGain,    ///< (got - round(x)) x / sigma^2; this and the next three: only where only outputs are rounded
-  kInnerGain,      ///< tau |x| / sigma^2
-  kInnerVariance,  ///< (tau ulp + tau^2) x^2 / sigma^4
-  kMaxStep,        ///< largest ulp |x| / sigma^2
+  kEnergy,            ///< E_r of rows with a freedom
+  kEnergy2OfFreedom,  ///< E_r^2 / nu_r
+  kRoundedGain,       ///< (got - round(x)) x / sigma^2; this and the next three: only where only outputs are rounded
+  kInnerGain,         ///< tau |x| / sigma^2
+  kInnerVariance,     ///< (tau ulp + tau^2) x^2 / sigma^4
+  kMaxStep,           ///< largest ulp |x| / sigma^2
   kMaxAbs,
   kMaxZ,
   kAtMaxZ,
@@ -145,8 +146,6 @@ class Measurement {
         z_limit_(z_limit),
         only_outputs_rounded_(only_outputs_rounded) {
     if (expected.allowance.defined()) allowance_ = as_rows(expected.allowance);
-    s_.row_energy = at::empty_like(expected.freedom);
-    energy_ = s_.row_energy.flatten();
   }
   ErrorStatistics run();
 
@@ -157,7 +156,7 @@ class Measurement {
   void find_bad_elements();
 
   Tensor got_, value_, variance_, allowance_;  ///< [rows, channels]
-  Tensor freedom_, energy_;                    ///< [rows]
+  Tensor freedom_;                             ///< [rows]
   const Dtype dtype_;
   const double z_limit_;
   const bool only_outputs_rounded_;
@@ -173,7 +172,7 @@ Tensor Measurement::measure_rows(const Stretch& stretch) const {
   const Tensor sigma = at::where(measured, variance, kInfinity).sqrt_();
   const Tensor z = error / sigma, signal = x / sigma;
   const Tensor energy = z.square().sum(1), signal2 = signal.square().sum(1);
-  const Tensor has_gain = stretch.of(freedom_) != 0;
+  const Tensor freedom = stretch.of(freedom_), has_gain = freedom != 0;
   const auto gained = [&](const Tensor& rows) { return at::where(has_gain, rows, 0.0).sum(); };
   const auto count = [](const Tensor& which) { return which.sum().to(at::kDouble); };
   const auto product = [](const Tensor& a, const Tensor& b) { return at::dot(a.flatten(), b.flatten()); };
@@ -181,7 +180,6 @@ Tensor Measurement::measure_rows(const Stretch& stretch) const {
   std::array<Tensor, 4> inner{none, none, none, none};
   if (only_outputs_rounded_) inner = gain_columns(got, x, sigma, signal, has_gain, dtype_);
   const auto [max_z, at_max_z] = size.flatten().max(0);
-  stretch.of(energy_).copy_(energy);
   return at::stack({count(measured),
                     count(exact),
                     count(exact & (got != value)),
@@ -196,6 +194,8 @@ Tensor Measurement::measure_rows(const Stretch& stretch) const {
                     gained(signal2),
                     gained(signal.abs().sum(1).square()),
                     allowance_.defined() ? (stretch.of(allowance_) / sigma).square().sum() : none,
+                    gained(energy),
+                    gained(energy.square() / freedom),
                     inner[0],
                     inner[1],
                     inner[2],
@@ -242,6 +242,7 @@ void Measurement::take_sums(const Tensor& parts) {
   s_.rms_z = std::sqrt(sum[kZ2] / n);
   s_.signal = std::sqrt(sum[kSignal2] / n);
   s_.allowance = std::sqrt(sum[kAllowance2] / n);
+  if (sum[kEnergy2OfFreedom] > 0) s_.samples = sum[kEnergy] * sum[kEnergy] / sum[kEnergy2OfFreedom];
   if (sum[kExpected2] > 0) s_.rel_l2 = std::sqrt(sum[kError2] / sum[kExpected2]);
   if (sum[kExpected2] > 0) s_.cosine = got2 > 0 ? (sum[kExpected2] + sum[kCross]) / std::sqrt(sum[kExpected2] * got2) : 0;
   if (sum[kGainedSignal2] > 0) {
@@ -263,6 +264,32 @@ ErrorStatistics Measurement::run() {
   return s_;
 }
 
+/// Of some thousand elements, from 1 to 2; 0 of one that must be 0.
+Tensor mantissas_of(const Expected& expected) {
+  constexpr int64_t kSamples = 4096, kStride = 2654435761;  // a prime: samples of all rows and channels, in no order of theirs
+  Tensor value = expected.value.flatten(), variance = expected.variance.flatten();
+  if (value.numel() > kSamples) {
+    const Tensor place = at::arange(kSamples, value.options().dtype(at::kLong)).mul_(kStride).remainder_(value.numel());
+    value = value.index_select(0, place);
+    variance = variance.index_select(0, place);
+  }
+  const Tensor bits = value.view(at::kLong).bitwise_and((int64_t(1) << 52) - 1).bitwise_or(int64_t(1023) << 52);
+  return at::where(variance != 0, bits.view(at::kDouble), 0.0);
+}
+
+double distinct_among(std::vector<double> mantissas) {
+  constexpr double kSame = 1e-9;  // what a float64 oracle may make of equal values, and far more
+  std::erase(mantissas, 0.0);
+  std::sort(mantissas.begin(), mantissas.end());
+  double pairs = 0, alike = 0;  // how often an element has the same value as one before it
+  for (size_t i = 1; i < mantissas.size(); ++i) {
+    alike = mantissas[i] - mantissas[i - 1] <= kSame ? alike + 1 : 0;
+    pairs += alike;
+  }
+  const double count = static_cast<double>(mantissas.size());
+  return pairs > 0 ? count * (count - 1) / 2 / pairs : kInfinity;
+}
+
 }  // namespace
 
 Element TokenShape::element(int64_t index) const {
@@ -281,34 +308,17 @@ Tensor bad_elements(const Tensor& got, const Tensor& value, const Tensor& varian
   return wrong_outright(mismatch, got, value, variance) | beyond_limit(got, value, variance, z_limit);
 }
 
-double effective_samples(const at::Tensor& row_energy, const at::Tensor& freedom) {
-  const Tensor counted = freedom != 0;
-  const Tensor sum = at::where(counted, row_energy, 0.0).sum();
-  const Tensor weighted = at::where(counted, row_energy.square() / freedom, 0.0).sum();
-  return at::where(weighted > 0, sum.square() / weighted, 0.0).item<double>();
-}
-
-double distinct_values(const Expected& expected) {
-  constexpr int64_t kSamples = 4096, kStride = 2654435761;  // a prime: samples of all rows and channels, in no order of theirs
-  constexpr double kSame = 1e-9;                            // what a float64 oracle may make of equal values, and far more
-  Tensor value = expected.value.flatten(), variance = expected.variance.flatten();
-  if (value.numel() > kSamples) {
-    const Tensor place = at::arange(kSamples, value.options().dtype(at::kLong)).mul_(kStride).remainder_(value.numel());
-    value = value.index_select(0, place);
-    variance = variance.index_select(0, place);
+std::vector<double> distinct_values(const std::vector<const Expected*>& tensors) {
+  std::vector<Tensor> all;
+  for (const Expected* tensor : tensors) all.push_back(mantissas_of(*tensor));
+  const Tensor host = at::cat(all).to(at::kCPU);
+  std::vector<double> distinct;
+  const double* next = host.const_data_ptr<double>();
+  for (const Tensor& tensor : all) {
+    distinct.push_back(distinct_among({next, next + tensor.numel()}));
+    next += tensor.numel();
   }
-  const Tensor bits = value.view(at::kLong).bitwise_and((int64_t(1) << 52) - 1).bitwise_or(int64_t(1023) << 52);
-  const Tensor mantissas = at::where(variance != 0, bits.view(at::kDouble), 0.0).to(at::kCPU);  // 1 to 2, or 0
-  std::vector<double> sorted(mantissas.const_data_ptr<double>(), mantissas.const_data_ptr<double>() + mantissas.numel());
-  std::erase(sorted, 0.0);
-  std::sort(sorted.begin(), sorted.end());
-  double pairs = 0, alike = 0;  // how often an element has the same value as one before it
-  for (size_t i = 1; i < sorted.size(); ++i) {
-    alike = sorted[i] - sorted[i - 1] <= kSame ? alike + 1 : 0;
-    pairs += alike;
-  }
-  const double count = static_cast<double>(sorted.size());
-  return pairs > 0 ? count * (count - 1) / 2 / pairs : kInfinity;
+  return distinct;
 }
 
 FieldErrors field_errors(const at::Tensor& got, const Expected& expected, Dtype dtype, const std::vector<Tolerance>& tolerances) {
@@ -316,7 +326,8 @@ FieldErrors field_errors(const at::Tensor& got, const Expected& expected, Dtype 
   const Tensor parts = by_stretches(actual, [&](const Stretch& stretch) {
     const Tensor x = rounded(stretch.of(value), dtype);
     Tensor error = (stretch.of(actual) - x).abs_();
-    if (const bool finite = (error.amax() < kInfinity).item<bool>(); !finite) error = absolute_difference(stretch.of(actual), x);
+    // On a GPU it is cheaper than to ask.
+    if (!error.is_cpu() || !(error.amax() < kInfinity).item<bool>()) error = absolute_difference(stretch.of(actual), x);
     std::vector<Tensor> largest{error.amax()};
     for (const Tolerance& t : tolerances) {
       const Tensor ratio = error / x.abs().mul_(t.relative).add_(t.absolute);

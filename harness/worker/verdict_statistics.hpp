@@ -36,7 +36,9 @@ struct ErrorStatistics {
   double gain_error = 0;  ///< its standard deviation if each row's errors are fully coherent
   /// Where only outputs are rounded (verdict_gates.hpp): g', and by the error model e', f and q.
   double gain_beside_rounded = 0, inner_gain = 0, inner_gain_error = 0, gain_step = 0;
-  at::Tensor row_energy;  ///< float64 [tokens, heads]: sum of z^2 of each row
+  /// (sum_r E_r)^2 / sum_r (E_r^2 / nu_r), E_r the sum of z^2 of a row and nu_r its freedom: of an emulator's errors n of the RMS
+  /// gate. Rows with freedom 0 do not count.
+  double samples = 0;
   std::optional<int64_t> first_bad, worst;
 };
 
@@ -49,12 +51,9 @@ ErrorStatistics measure_errors(const at::Tensor& got, const Expected& expected, 
 /// or |z| > z_limit. Float64 tensors on one device.
 at::Tensor bad_elements(const at::Tensor& got, const at::Tensor& value, const at::Tensor& variance, Dtype dtype, double z_limit);
 
-/// n of the RMS gate: rows weighted by the emulator's energy, `freedom` error sources each.
-double effective_samples(const at::Tensor& row_energy, const at::Tensor& freedom);
-
-/// Effective number of different values: 1 / the chance that two elements are the same but for sign and a power of two, so that
-/// they round alike; infinity where a few thousand samples hold no such two. Elements that must be 0 do not count.
-double distinct_values(const Expected& expected);
+/// Effective number of different values of each: 1 / the chance that two elements are the same but for sign and a power of two,
+/// so that they round alike; infinity where a few thousand samples hold no such two. Elements that must be 0 do not count.
+std::vector<double> distinct_values(const std::vector<const Expected*>& tensors);
 
 /// How the field's tests measure: the reference rounded to the dtype, one number for a tensor; infinity where one is not finite
 /// and the other differs.

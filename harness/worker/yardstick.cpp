@@ -2,11 +2,13 @@
 
 #include <algorithm>
 #include <cmath>
+#include <functional>
 #include <utility>
 
 #include <ATen/TensorOperators.h>
 #include <ATen/core/Tensor.h>
 #include <ATen/ops/equal.h>
+#include <ATen/ops/stack.h>
 
 #include "harness/attention/emulator.hpp"
 #include "harness/attention/tokens.hpp"
@@ -17,10 +19,15 @@ namespace {
 
 constexpr const JudgedTensor* kAllJudged[] = {&kOutput, &kQueryGradient, &kKeyGradient, &kValueGradient};
 
-Reference timed_reference(OracleKind oracle, const Case& c, const Inputs& inputs, const Profile& profile,
-                          Conventions::EmptyRow empty_row) {
+Oracle timed_oracle(OracleKind kind, const Case& c, const Inputs& inputs, const Profile& profile,
+                    Conventions::EmptyRow empty_row) {
   const SpendingScope scope(Expense::oracle);
-  return make_reference(oracle, c, inputs, profile, empty_row);
+  return {kind, c, inputs, profile, empty_row};
+}
+
+Reference timed_reference(const Oracle& oracle) {
+  const SpendingScope scope(Expense::oracle);
+  return oracle.reference();
 }
 
 std::vector<int64_t> other_rows(std::vector<int64_t> rows, int64_t storage_rows) {
@@ -49,11 +56,11 @@ Yardstick::Yardstick(const Case& c, const Inputs& inputs, const Profile& profile
       inputs_(inputs),
       profile_(profile),
       empty_row_(empty_row),
-      oracle_(oracle),
       calibration_(calibration),
       rounding_(rounding_of(profile, c.problem)),
       eager_(std::move(eager)),
-      reference_(timed_reference(oracle, c, inputs, profile, empty_row)),
+      oracle_(timed_oracle(oracle, c_, inputs_, profile, empty_row)),
+      reference_(timed_reference(oracle_)),
       q_padding_(other_rows(inputs.q_rows, inputs.q_storage_rows())),
       k_padding_(other_rows(inputs.k_rows, inputs.k_storage_rows())),
       kept_bytes_(kept_bytes) {
@@ -61,16 +68,13 @@ Yardstick::Yardstick(const Case& c, const Inputs& inputs, const Profile& profile
   const SpendingScope emulator(Expense::emulator);
   const bool is_eager = rounding_ == rounding_of(eager_profile(), c.problem);
   const Outputs emulated = is_eager ? eager_ : emulate(c, inputs, profile, empty_row);
-  note_ordinary(kOutput, "o", emulated, reference_.o);
-  note_ordinary(kValueGradient, "dv", emulated, reference_.dv);
-  if (rounding_.conditional()) {
-    const ConditionalGradients x = conditional_gradients(emulated.o);
-    note_ordinary(kQueryGradient, "dq_given_o", emulated, x.dq);
-    note_ordinary(kKeyGradient, "dk_given_o", emulated, x.dk);
-  } else {
-    note_ordinary(kQueryGradient, "dq", emulated, reference_.dq);
-    note_ordinary(kKeyGradient, "dk", emulated, reference_.dk);
-  }
+  const ConditionalGradients gradients = rounding_.conditional() ? conditional_gradients(emulated.o)
+                                                                 : ConditionalGradients{.dq = reference_.dq, .dk = reference_.dk};
+  const char* given_o = rounding_.conditional() ? "_given_o" : "";
+  note_ordinary(emulated, {{&kOutput, "o", &reference_.o},
+                           {&kValueGradient, "dv", &reference_.dv},
+                           {&kQueryGradient, std::string("dq") + given_o, &gradients.dq},
+                           {&kKeyGradient, std::string("dk") + given_o, &gradients.dk}});
   for (const JudgedTensor* t : kAllJudged)
     eager_error_[t->name] = field_errors(tokens(*t, eager_), expected(*t), c.problem.dtype, {}).max_abs;
 }
@@ -82,7 +86,7 @@ bool Yardstick::holds_for(Conventions::EmptyRow empty_row, const at::Tensor& kep
 
 bool Yardstick::holds_for(const Profile& profile, Conventions::EmptyRow empty_row, OracleKind oracle,
                           const at::Tensor& kept) const {
-  return holds_for(empty_row, kept) && oracle == oracle_ && rounding_of(profile, c_.problem) == rounding_;
+  return holds_for(empty_row, kept) && oracle == oracle_.kind() && rounding_of(profile, c_.problem) == rounding_;
 }
 
 const Expected& Yardstick::expected(const JudgedTensor& t) const {
@@ -128,25 +132,32 @@ bool Yardstick::only_outputs_rounded() const {
   return c_.problem.dtype != Dtype::fp32 && !inside;
 }
 
-void Yardstick::note_ordinary(const JudgedTensor& t, const std::string& gated_as, const Outputs& emulated,
-                              const Expected& against) {
-  const ErrorStatistics s = measure_errors(tokens(t, emulated), against, c_.problem.dtype, kInfinity);
-  ordinary_[gated_as] = {s.rms_z, s.max_z, std::abs(s.gain), effective_samples(s.row_energy, against.freedom),
-                         distinct_values(against)};
+void Yardstick::note_ordinary(const Outputs& emulated, const std::vector<Gated>& all) {
+  std::vector<const Expected*> values;
+  for (const Gated& gated : all) values.push_back(gated.against);
+  const std::vector<double> distinct = distinct_values(values);
+  for (size_t i = 0; i < all.size(); ++i) {
+    const ErrorStatistics s = measure_errors(tokens(*all[i].tensor, emulated), *all[i].against, c_.problem.dtype, kInfinity);
+    ordinary_[all[i].gated_as] = {s.rms_z, s.max_z, std::abs(s.gain), s.samples, distinct[i]};
+  }
 }
 
 /// A reference that is not finite would match a NaN of whoever is judged: it is no yardstick.
 void Yardstick::inspect_reference() {
   const at::Tensor& lse = reference_.lse.value;
-  has_empty_rows_ = (lse.abs() == kInfinity).any().item<bool>();
-  finite_ = !lse.isnan().any().item<bool>();
+  std::vector<at::Tensor> answers{(lse.abs() == kInfinity).any(), lse.isnan().any().logical_not()};
+  for (const JudgedTensor* t : kAllJudged) answers.push_back((expected(*t).value.abs() < kInfinity).all());
+  const at::Tensor host = at::stack(answers).to(at::kCPU);  // waited for once
+  const bool* is = host.const_data_ptr<bool>();
+  has_empty_rows_ = is[0];
+  finite_ = is[1];
   if (empty_row_ == Conventions::EmptyRow::nan && has_empty_rows_) return;
-  for (const JudgedTensor* t : kAllJudged) finite_ = finite_ && (expected(*t).value.abs() < kInfinity).all().item<bool>();
+  finite_ = std::all_of(is + 1, is + answers.size(), std::identity());
 }
 
 ConditionalGradients Yardstick::conditional_gradients(const at::Tensor& o) const {
   const SpendingScope scope(Expense::oracle);
-  return given_output(oracle_, c_, inputs_, profile_, empty_row_, reference_, o);
+  return oracle_.given_output(reference_, o);
 }
 
 ConditionalGradients Yardstick::given(const at::Tensor& o) const {

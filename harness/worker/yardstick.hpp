@@ -80,18 +80,25 @@ class Yardstick {
     double rms = 0, max_z = 0, gain = 0, samples = 0, distinct = 0;
   };
 
+  /// A tensor and what it is gated against.
+  struct Gated {
+    const JudgedTensor* tensor;
+    std::string gated_as;
+    const Expected* against;
+  };
+
   void inspect_reference();
   ConditionalGradients conditional_gradients(const at::Tensor& o) const;
-  void note_ordinary(const JudgedTensor& t, const std::string& gated_as, const Outputs& emulated, const Expected& against);
+  void note_ordinary(const Outputs& emulated, const std::vector<Gated>& all);
 
   const Case c_;
   const Inputs inputs_;
   const Profile profile_;
   const Conventions::EmptyRow empty_row_;
-  const OracleKind oracle_;
   const Calibration& calibration_;
   const Rounding rounding_;
   const Outputs eager_;
+  const Oracle oracle_;
   Reference reference_;
   std::map<std::string, Ordinary> ordinary_;  ///< by gated tensor: o, dv, and dq, dk or dq_given_o, dk_given_o
   std::map<std::string, double> eager_error_;
