@@ -2,6 +2,7 @@
 
 #include <map>
 #include <string>
+#include <utility>
 
 #include <fmt/format.h>
 
@@ -13,45 +14,49 @@ namespace attnbench {
 namespace {
 
 struct CaseCost {
+  std::string suite;
   double eager_s = 0;  ///< 0: unknown
   int64_t judged = 0;
   std::map<std::string, double> parts_s;
 };
 
-/// Of some cases together.
-struct DtypeCost {
+/// Of the cases of a suite and dtype together.
+struct SharedCost {
   int64_t cases = 0;
   CaseCost sum;
 };
+using SuiteAndDtype = std::pair<std::string, std::string>;
 
 void add_record(CaseCost& cost, const Record& record) {
   if (record.backend == "eager" && record.pass == Pass::backward && record.status == Status::passed)
     cost.eager_s = record.spent.fastest_call_s;
+  cost.suite = record.from.empty() ? record.suite : record.from;
   cost.judged += is_judged(record);
   for (const auto& [part, item] : record.spent.items) cost.parts_s[part] += item.seconds;
 }
 
-std::map<std::string, DtypeCost> costs_by_dtype(const RunData& run) {
+std::map<SuiteAndDtype, SharedCost> shared_costs(const RunData& run) {
   std::map<std::string, CaseCost> cases;
   for (const Record& record : run.records)
     if (!record.spent.items.empty()) add_record(cases[record.case_line], record);
-  std::map<std::string, DtypeCost> dtypes;
+  std::map<SuiteAndDtype, SharedCost> shared;
   for (const auto& [line, cost] : cases) {
     if (cost.eager_s <= 0) continue;
-    DtypeCost& all = dtypes[std::string(name_of(parse_case(line).problem.dtype))];
+    SharedCost& all = shared[{cost.suite, std::string(name_of(parse_case(line).problem.dtype))}];
     ++all.cases;
     all.sum.eager_s += cost.eager_s;
     all.sum.judged += cost.judged;
     for (const auto& [part, seconds] : cost.parts_s) all.sum.parts_s[part] += seconds;
   }
-  return dtypes;
+  return shared;
 }
 
 }  // namespace
 
 TextTable judging_cost(const RunData& run) {
   TextTable table{"Times of judging, in fastest forward + backward calls of eager",
-                  {{"dtype", Column::Side::left},
+                  {{"suite", Column::Side::left},
+                   {"dtype", Column::Side::left},
                    {"cases"},
                    {"eager (ms)"},
                    {"inputs"},
@@ -63,13 +68,14 @@ TextTable judging_cost(const RunData& run) {
                    {"all, per judged result"}},
                   {},
                   1,
-                  "Per case, all backends and both passes together. Poison: filling and guarding new memory, looking for changes "
+                  "Per case, all backends and both passes together; suite: that of the case, also where another includes it. "
+                  "Poison: filling and guarding new memory, looking for changes "
                   "of inputs, guard bands and process. The calls themselves are not judging."};
-  for (const auto& [dtype, cost] : costs_by_dtype(run)) {
+  for (const auto& [of, cost] : shared_costs(run)) {
     const CaseCost& sum = cost.sum;
     const double cases = double(cost.cases), judged = double(sum.judged), eager_s = sum.eager_s / cases;
     const auto calls = [&](double seconds) { return Cell{fmt::format("{:.1f}", seconds / eager_s)}; };
-    std::vector<Cell> row{{dtype}, {std::to_string(cost.cases)}, {fmt::format("{:.3g}", 1e3 * eager_s)}};
+    std::vector<Cell> row{{of.first}, {of.second}, {std::to_string(cost.cases)}, {fmt::format("{:.3g}", 1e3 * eager_s)}};
     double all_s = 0;
     for (const char* part : {"inputs", "oracle", "emulator", "poison", "gates"}) {
       const auto found = sum.parts_s.find(part);

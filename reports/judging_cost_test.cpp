@@ -15,6 +15,8 @@ Record spender(const std::string& case_line, const std::string& backend, Pass pa
   r.case_line = case_line;
   r.backend = backend;
   r.pass = pass;
+  r.suite = "full";
+  r.from = "parity";
   r.spent = std::move(spent);
   r.spent.fastest_call_s = fastest_call_s;
   return r;
@@ -33,7 +35,22 @@ TEST(JudgingCost, IsInCallsOfEager) {
   const TextTable table = judging_cost(run);
   ASSERT_EQ(table.rows.size(), 1u);
   // eager: (10 + 30) / 2 = 20 ms; all parts: 0.04 + 0.12 + 0.02 + 0.02 = 0.2 s of 3 results.
-  EXPECT_EQ(texts(table.rows[0]), (Words{"fp32", "2", "20", "1.0", "3.0", "0.0", "0.5", "0.5", "1.5", "3.3"}));
+  EXPECT_EQ(texts(table.rows[0]), (Words{"parity", "fp32", "2", "20", "1.0", "3.0", "0.0", "0.5", "0.5", "1.5", "3.3"}));
+}
+
+TEST(JudgingCost, IsThatOfEachSuite) {
+  RunData run;
+  const Spending spent{{{"gates", {0.02, 1}}}, 0};
+  run.records = {spender("attention lq=64 d=64", "eager", Pass::backward, 0.01, spent),
+                 spender("attention lq=65 d=64", "eager", Pass::backward, 0.01, spent),
+                 spender("attention lq=66 d=64", "eager", Pass::backward, 0.01, spent)};
+  run.records[1].from = "edge";
+  run.records[2].from = "";  // as records were before they said it
+  const TextTable table = judging_cost(run);
+  ASSERT_EQ(table.rows.size(), 3u);
+  EXPECT_EQ(texts(table.rows[0])[0], "edge");
+  EXPECT_EQ(texts(table.rows[1])[0], "full");
+  EXPECT_EQ(texts(table.rows[2])[0], "parity");
 }
 
 TEST(JudgingCost, OfRecordsThatDoNotSayItIsNoTable) {

@@ -248,6 +248,7 @@ JsonReader open_line(const json& line, const char* kind) {
 void read_identity(const JsonReader& in, Record& record) {
   record.run = in.text("run");
   record.suite = in.text("suite");
+  if (in.has("from")) record.from = in.text("from");
   record.safety = safety_from(in.object("safety"));
   record.case_line = in.text("case");
   record.name = in.optional_text("name");
@@ -329,6 +330,7 @@ json to_line(const Record& record) {
                {"record", "result"},
                {"run", record.run},
                {"suite", record.suite},
+               {"from", record.from},
                {"safety", to_json_safety(record.safety)},
                {"case", record.case_line},
                {"name", text_or_null(record.name)},

@@ -118,6 +118,7 @@ struct Spending {
 struct Record {
   // fields of the run, filled by the coordinator
   std::string run, suite;
+  std::string from;  ///< the suite that the case is of, which `suite` may include; empty: of none, or a record of older versions
   Safety safety;
   std::string terms;  ///< the case's metadata on which the verdict depends: "expect=must_differ instead=top_left"; may be empty
   // fields of the worker

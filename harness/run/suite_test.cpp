@@ -95,6 +95,16 @@ TEST_F(SuiteFiles, IncludeTakesTheFileBesideAndItsDefaultsStayInside) {
   expect_part(message("include a b"), "expected 'include NAME'");
 }
 
+TEST_F(SuiteFiles, ACaseIsOfTheSuiteInWhoseFileItStands) {
+  write("inner.suite", "attention d=16 lq=1\n");
+  write("x.suite", "include inner\nattention d=16 lq=2\nattention d=16 lq=1\n");
+  const Suite suite = load_suite((folder_ / "x.suite").string());
+  ASSERT_EQ(suite.cases.size(), 2u);
+  EXPECT_EQ(suite.cases[0].from, "inner");
+  EXPECT_EQ(suite.cases[1].from, "x");
+  EXPECT_EQ(expand_line("attention d=16 lq=1", "--case").front().from, "");
+}
+
 TEST_F(SuiteFiles, MetadataOfAnIncludeOutranksThatOfItsCases) {
   write("inner.suite", "with d=16 # cooled=yes\nattention lq=1 # name=x\nattention lq=2 # timed=no\n");
   write("outer.suite", "include inner # cooled=no timed=yes\nattention d=16 lq=3\n");
