@@ -14,7 +14,6 @@ namespace attnbench {
 namespace {
 
 struct CaseCost {
-  std::string suite;
   double eager_s = 0;  ///< 0: unknown
   int64_t judged = 0;
   std::map<std::string, double> parts_s;
@@ -30,19 +29,20 @@ using SuiteAndDtype = std::pair<std::string, std::string>;
 void add_record(CaseCost& cost, const Record& record) {
   if (record.backend == "eager" && record.pass == Pass::backward && record.status == Status::passed)
     cost.eager_s = record.spent.fastest_call_s;
-  cost.suite = record.from.empty() ? record.suite : record.from;
   cost.judged += is_judged(record);
   for (const auto& [part, item] : record.spent.items) cost.parts_s[part] += item.seconds;
 }
 
 std::map<SuiteAndDtype, SharedCost> shared_costs(const RunData& run) {
-  std::map<std::string, CaseCost> cases;
+  std::map<std::pair<std::string, std::string>, CaseCost> cases;  // by suite and line
   for (const Record& record : run.records)
-    if (!record.spent.items.empty()) add_record(cases[record.case_line], record);
+    if (!record.spent.items.empty())
+      add_record(cases[{record.case_suite.empty() ? record.suite : record.case_suite, record.case_line}], record);
   std::map<SuiteAndDtype, SharedCost> shared;
-  for (const auto& [line, cost] : cases) {
+  for (const auto& [suite_and_line, cost] : cases) {
     if (cost.eager_s <= 0) continue;
-    SharedCost& all = shared[{cost.suite, std::string(name_of(parse_case(line).problem.dtype))}];
+    const auto& [suite, line] = suite_and_line;
+    SharedCost& all = shared[{suite, std::string(name_of(parse_case(line).problem.dtype))}];
     ++all.cases;
     all.sum.eager_s += cost.eager_s;
     all.sum.judged += cost.judged;

@@ -16,7 +16,7 @@ Record spender(const std::string& case_line, const std::string& backend, Pass pa
   r.backend = backend;
   r.pass = pass;
   r.suite = "full";
-  r.from = "parity";
+  r.case_suite = "parity";
   r.spent = std::move(spent);
   r.spent.fastest_call_s = fastest_call_s;
   return r;
@@ -44,8 +44,8 @@ TEST(JudgingCost, IsThatOfEachSuite) {
   run.records = {spender("attention lq=64 d=64", "eager", Pass::backward, 0.01, spent),
                  spender("attention lq=65 d=64", "eager", Pass::backward, 0.01, spent),
                  spender("attention lq=66 d=64", "eager", Pass::backward, 0.01, spent)};
-  run.records[1].from = "edge";
-  run.records[2].from = "";  // as records were before they said it
+  run.records[1].case_suite = "edge";
+  run.records[2].case_suite = "";  // as records were before they said it
   const TextTable table = judging_cost(run);
   ASSERT_EQ(table.rows.size(), 3u);
   EXPECT_EQ(texts(table.rows[0])[0], "edge");

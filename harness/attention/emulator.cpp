@@ -1,6 +1,6 @@
 // The same-precision emulator: gathers the sequences of a case into batches, which emulator_batch.hpp computes, and lays the
 // results out as the case has them.
-// It is a yardstick of ordinary error, not of right values: only its error energy is used.
+// It says what error is ordinary, not what values are right.
 #include "harness/attention/emulator.hpp"
 
 #include <algorithm>
@@ -26,7 +26,7 @@ namespace {
 
 using namespace emulation;
 
-constexpr int64_t kBatchRows = 1 << 18;  ///< (sequence, head, token) rows
+constexpr int64_t kBatchRows = 1 << 18;  ///< (sequence, head, token) rows: in float32 with 128 channels 128 MiB of each tensor
 
 /// Storage rows of tokens, and their places in a batch [sequences x longest].
 struct Places {
@@ -47,7 +47,7 @@ struct KeyHeads {
 std::pair<int64_t, int64_t> longest_of(const std::vector<Sequence>& sequences) {
   int64_t queries = 0, keys = 0;
   for (const Sequence& s : sequences) queries = std::max(queries, s.queries()), keys = std::max(keys, s.keys());
-  return {queries, (keys + kTile - 1) / kTile * kTile};
+  return {queries, tiles_of(keys) * kTile};
 }
 
 /// One case: sequences of as many tiles are computed together; on a GPU all heads too, on a CPU one key head at a time.
@@ -120,7 +120,7 @@ std::vector<std::vector<Sequence>> Emulation::batches() const {
     first_query += inputs_.lengths.q[n];
     first_key += inputs_.lengths.k[n];
     if (s.queries() == 0 || s.keys() == 0) continue;
-    const std::pair tiles{(s.queries() + kTile - 1) / kTile, (s.keys() + kTile - 1) / kTile};
+    const std::pair tiles{tiles_of(s.queries()), tiles_of(s.keys())};
     std::vector<Sequence>& batch = open[tiles];
     batch.push_back(std::move(s));
     const int64_t rows = static_cast<int64_t>(batch.size() + 1) * problem_.hq * std::max(tiles.first, tiles.second) * kTile;

@@ -16,7 +16,12 @@ namespace {
 
 /// Elements of a matrix of scores in a block: on a CPU a few of them stay near the core, on a GPU they keep it busy.
 constexpr int64_t kCpuBlockElements = 1 << 17, kGpuBlockElements = 1 << 24;
-constexpr int64_t kLeastRows = 16;
+constexpr int64_t kLeastRows = 16;  ///< fewer would leave the products narrow
+
+/// 0 for the maximum of a row that reads nothing.
+Tensor finite(const Tensor& m) {
+  return m.masked_fill(m == -kInfinity, 0);
+}
 
 }  // namespace
 
@@ -89,7 +94,7 @@ Batch::Block Batch::block(int64_t first, int64_t rows) const {
   int64_t begin = K_.size(1), end = 0;
   for (int64_t i = first; i < first + rows; ++i) {
     begin = std::min(begin, around_[i].first / kTile * kTile);
-    end = std::max(end, (around_[i].second + kTile - 1) / kTile * kTile);
+    end = std::max(end, tiles_of(around_[i].second) * kTile);
   }
   Block b;
   b.first = first, b.rows = rows;
@@ -98,7 +103,7 @@ Batch::Block Batch::block(int64_t first, int64_t rows) const {
   return b;
 }
 
-/// ALiBi's, from the scores.
+/// Takes ALiBi's bias off the scores.
 void Batch::add_bias(const Block& b) const {
   const Tensor i = at::arange(b.first, b.first + b.rows, keys_.options()).unsqueeze(1);
   by_head(b.S).sub_((options_.offsets + i - keys_.narrow(0, b.key, b.keys)).abs() * options_.slopes);
@@ -130,19 +135,17 @@ Tensor Batch::exponentials(const Block& b, Tensor x) const {
   return x;
 }
 
-/// A row's sink, or -inf: [.., rows, 1].
+/// A row's sink, or -inf: [sequences x heads, rows, 1].
 Tensor Batch::sinks(const Block& b) const {
-  const Tensor none = at::full({Q_.size(0), b.rows, 1}, -kInfinity, b.S.options());
-  if (!options_.sinks.defined()) return none;
-  by_head(none).copy_(options_.sinks).masked_fill_(filled_.narrow(2, b.first, b.rows), -kInfinity);
-  return none;
+  const Tensor sinks = at::full({Q_.size(0), b.rows, 1}, -kInfinity, b.S.options());
+  if (!options_.sinks.defined()) return sinks;
+  by_head(sinks).copy_(options_.sinks).masked_fill_(filled_.narrow(2, b.first, b.rows), -kInfinity);
+  return sinks;
 }
 
-/// The softmax's numbers of each row, from its maximum and sum.
-void Batch::settle(Block& b, const Tensor& m, const Tensor& l) const {
-  const Tensor nothing = m == -kInfinity;
-  b.m = m.masked_fill(nothing, 0);
-  b.l = l.masked_fill(nothing, 1);
+/// The sum of a row, and with it L.
+void Batch::settle(Block& b, const Tensor& l) const {
+  b.l = l.masked_fill(l == 0, 1);
   b.L = b.m + b.l.log();
 }
 
@@ -150,12 +153,11 @@ void Batch::settle(Block& b, const Tensor& m, const Tensor& l) const {
 Tensor Batch::online_output(Block& b) const {
   const Tensor tiles = b.S.unflatten(2, {-1, kTile}), sink = sinks(b);
   const Tensor so_far = at::maximum(std::get<0>(tiles.amax(-1).cummax(-1)), sink);
-  const Tensor shift = so_far.masked_fill(so_far == -kInfinity, 0), m = so_far.narrow(2, -1, 1);
-  Tensor P = exponentials(b, (tiles - shift.unsqueeze(-1)).flatten(2));
-  settle(b, m, m);
+  const Tensor shift = finite(so_far);
+  b.m = shift.narrow(2, -1, 1);
   const Tensor shrink = (so_far - b.m).exp_();
-  const Tensor of_tiles = P.unflatten(2, {-1, kTile});
-  settle(b, m, of_tiles.sum(-1).mul_(shrink).sum(-1, true).add_((sink - b.m).exp_()));
+  Tensor P = exponentials(b, (tiles - shift.unsqueeze(-1)).flatten(2));
+  settle(b, P.unflatten(2, {-1, kTile}).sum(-1).mul_(shrink).sum(-1, true).add_((sink - b.m).exp_()));
   drop(P, b);
   if (a_.rounding.p) P = round(P);
   P.unflatten(2, {-1, kTile}).mul_(shrink.unsqueeze(-1));
@@ -164,10 +166,10 @@ Tensor Batch::online_output(Block& b) const {
 
 /// The softmax itself.
 Tensor Batch::softmax(Block& b) const {
-  const Tensor sink = sinks(b), m = at::maximum(b.S.amax(-1, true), sink);
-  settle(b, m, m);
+  const Tensor sink = sinks(b);
+  b.m = finite(at::maximum(b.S.amax(-1, true), sink));
   Tensor P = exponentials(b, b.S - b.m);
-  settle(b, m, P.sum(-1, true).add_((sink - b.m).exp_()));
+  settle(b, P.sum(-1, true).add_((sink - b.m).exp_()));
   return P.div_(b.l);
 }
 
@@ -191,14 +193,14 @@ void Batch::run() {
 }
 
 void Batch::compute(Block& b) {
-  const bool normalises = a_.rounding.p_normalised || !a_.rounding.d_from_output;
+  const Rounding& r = a_.rounding;
   Tensor P;
-  if (normalises) {
+  if (r.p_normalised) {
     P = softmax(b);
     b.of_rows(O).copy_(output(b, P.clone()));
   } else {
     b.of_rows(O).copy_(online_output(b));
-    P = exponentials(b, b.S - b.L);
+    P = r.d_from_output ? exponentials(b, b.S - b.L) : exponentials(b, b.S - b.m).div_(b.l);
   }
   const Tensor empty = filled_.logical_or(begin_ == end_).narrow(2, b.first, b.rows);
   b.of_rows(lse).copy_(by_head(b.L).masked_fill(empty, -kInfinity).flatten(0, 1));

@@ -1,7 +1,9 @@
 // One batch of the emulator: attention in the precision of a profile, in blocks of query rows against all keys that they read,
 // all heads at once, in LibTorch operations on any device. fp32 arithmetic, rounding where the profile says.
-//   P unnormalised or not rounded: P of a tile of 64 keys is relative to the row's maximum up to that tile, and is rounded so.
-//   P normalised, or D from P o dP: the softmax itself.
+// O from P
+//   normalised: of the softmax itself;
+//   else: of P that are relative, by tiles of 64 keys, to the row's maximum up to that tile, where they are rounded.
+// Gradients from the softmax itself, where P is normalised or D comes from P o dP; else from exp(S - L).
 #pragma once
 
 #include <cstdint>
@@ -17,6 +19,9 @@ namespace attnbench::emulation {
 using at::Tensor;
 
 inline constexpr int64_t kTile = 64;
+inline int64_t tiles_of(int64_t keys) {
+  return (keys + kTile - 1) / kTile;
+}
 
 /// The keys [begin, end) of its sequence that a query reads. filled: it sees none, and reads all as if they were equal.
 struct Reads {
@@ -42,7 +47,8 @@ struct Arithmetic {
   double scale = 0;
   double filler = 0;  ///< score of the keys of a filled row: 0, or NaN
   at::ScalarType dtype = at::kFloat;
-  at::ScalarType operand = at::kFloat;  ///< of rounded values in a product: the tensor cores' dtype; on a CPU fp32
+  /// Of rounded values in a product, but for P by tiles, which are rescaled in fp32: the tensor cores' dtype; on a CPU fp32.
+  at::ScalarType operand = at::kFloat;
 };
 
 /// Softcap, ALiBi, sinks and dropout of the batch's query heads, in fp32 and never rounded further.
@@ -53,25 +59,25 @@ struct ScoreOptions {
   Tensor factors;        ///< fp32 [sequences x heads, queries, keys]: what dropout multiplies P by; undefined: nothing
 };
 
-/// Attention of [sequences x heads, queries, channels] in which each sequence is padded with zeros to the longest; the keys to
-/// whole tiles.
+/// Attention of Q, G [sequences x heads, queries, channels] and K, V [sequences x heads, keys, channels], in which each sequence
+/// is padded with zeros to the longest, its keys to whole tiles.
 class Batch {
  public:
   Batch(const Arithmetic& arithmetic, const ScoreOptions& options, const std::vector<Sequence>& sequences, Tensor Q, Tensor K,
-        Tensor V, Tensor G);
-  void run();
+        Tensor V, Tensor G);  ///< arithmetic and options outlive it
+  void run();                 ///< once
 
   Tensor O, lse;      ///< O rounded; lse [sequences x heads, queries, 1]: -inf for a query that sees no key
   Tensor dQ, dK, dV;  ///< by query head; dQ rounded, dK and dV not
 
  private:
-  /// Query rows [first, first + rows) and the tiles [key, key + keys) around all keys that they read. [.., rows, keys]
+  /// Query rows [first, first + rows) and the tiles [key, key + keys) around all keys that they read.
   struct Block {
     int64_t first = 0, rows = 0, key = 0, keys = 0;
     Tensor hidden;   ///< bool [sequences, 1, rows, keys]: the row does not read the key; undefined: no row of the batch hides any
-    Tensor S;        ///< what the softmax is of; -inf where hidden
-    Tensor capped;   ///< softcap: tanh(s q.k / softcap); else undefined
-    Tensor m, l, L;  ///< [.., rows, 1]; where a row reads nothing: 0, 1, 0
+    Tensor S;        ///< [sequences x heads, rows, keys]: what the softmax is of; -inf where hidden
+    Tensor capped;   ///< softcap: tanh(s q.k / softcap), the same; else undefined
+    Tensor m, l, L;  ///< [sequences x heads, rows, 1]; where a row reads nothing: 0, 1, 0
 
     Tensor of_rows(const Tensor& t) const { return t.narrow(1, first, rows); }
     Tensor of_keys(const Tensor& t) const { return t.narrow(1, key, keys); }
@@ -86,7 +92,7 @@ class Batch {
   void add_bias(const Block& b) const;
   Tensor exponentials(const Block& b, Tensor x) const;
   Tensor sinks(const Block& b) const;
-  void settle(Block& b, const Tensor& m, const Tensor& l) const;
+  void settle(Block& b, const Tensor& l) const;
   Tensor online_output(Block& b) const;
   Tensor softmax(Block& b) const;
   Tensor output(const Block& b, Tensor P) const;

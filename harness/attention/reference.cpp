@@ -220,7 +220,7 @@ std::string_view name_of(OracleKind kind) {
 }
 
 Oracle::Oracle(OracleKind kind, const Case& c, const Inputs& inputs, const Profile& profile, Conventions::EmptyRow empty_row)
-    : kind_(kind), c_(c), inputs_(inputs), heads_(std::make_unique<const Heads>(kind, c, inputs, profile, empty_row)) {}
+    : kind_(kind), inputs_(inputs), heads_(std::make_unique<const Heads>(kind, c, inputs, profile, empty_row)) {}
 
 Oracle::~Oracle() = default;
 
@@ -240,7 +240,7 @@ Reference Oracle::reference() const {
 
 ConditionalGradients Oracle::given_output(const Reference& reference, const at::Tensor& o) const {
   const Heads& heads = *heads_;
-  const Problem& p = c_.problem;
+  const Problem& p = heads.problem();
   const Tensor kernels = tokens_of(o, inputs_.q_rows, p.hq, p.dv);
   // What is not finite fails as O; it must not excuse the gradients.
   const Tensor given = at::where(kernels.abs() < kInfinity, kernels, reference.o.value).to(heads.device());

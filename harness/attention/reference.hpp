@@ -1,4 +1,4 @@
-// The yardstick: attention in float64 with the variance of a correct low-precision kernel's error at every element.
+// What judging compares with: attention in float64 with the variance of a correct low-precision kernel's error at every element.
 // Formulas: harness/attention/error_model.hpp. The oracles share no code with anything judged.
 #pragma once
 
@@ -37,8 +37,8 @@ struct ConditionalGradients {
 enum class OracleKind { eigen, torch };
 std::string_view name_of(OracleKind kind);  ///< "eigen", "torch"
 
-/// Float64 oracle and error model of one case under one profile. Works head by head and in blocks of query rows: memory is
-/// bounded by block x lk doubles, never lq x lk.
+/// Float64 oracle and error model of one case under one profile. Works by heads (on a GPU several together) and in blocks of
+/// query rows: memory is bounded by block x lk doubles, never lq x lk. Beside that it holds the case's tokens, in its dtype.
 class Oracle {
  public:
   /// c and inputs outlive it. Throws std::invalid_argument for maths that the oracles do not know.
@@ -53,7 +53,6 @@ class Oracle {
 
  private:
   const OracleKind kind_;
-  const Case& c_;
   const Inputs& inputs_;
   const std::unique_ptr<const Heads> heads_;
   mutable at::Tensor of_q_, of_k_;  ///< correlations of channels, [key heads]; undefined until asked for

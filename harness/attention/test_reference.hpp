@@ -44,8 +44,15 @@ inline Profile efficient() {
   profile.ds_from_rounded_p = true;
   return profile;
 }
+/// As flash, but D from P o dP.
+inline Profile online_from_p_dp() {
+  Profile profile = flash();
+  profile.name = "online_d_from_p_dp";
+  profile.d = Profile::RowSum::from_p_dp;
+  return profile;
+}
 inline std::vector<Profile> profiles() {
-  return {flash(), inside_from_output(), inside(), eager(), efficient()};
+  return {flash(), inside_from_output(), inside(), eager(), efficient(), online_from_p_dp()};
 }
 
 /// As the backends of the profile declare them: eager fills empty rows with the mean of V and returns no LSE.

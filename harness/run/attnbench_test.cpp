@@ -33,6 +33,19 @@ TEST_F(Attnbench, WritesARunAndItsReports) {
     EXPECT_TRUE(fs::exists(folder_ / "out" / report)) << report;
 }
 
+TEST_F(Attnbench, ARecordSaysInWhichSuiteItsCaseStands) {
+  fs::create_directories(folder_);
+  std::ofstream(folder_ / "inner.suite") << "attention lq=1 d=64 # timed=no\n";
+  std::ofstream(folder_ / "outer.suite") << "include inner\nattention lq=2 d=64 # timed=no\n";
+  run({"--suite", path("outer.suite"), "--out", path("out")});
+  const RunData ran = results();
+  ASSERT_EQ(ran.records.size(), 8u);
+  for (const Record& record : ran.records) {
+    EXPECT_EQ(record.suite, "outer");
+    EXPECT_EQ(record.case_suite, record.case_line == "attention d=64 lq=1" ? "inner" : "outer");
+  }
+}
+
 TEST_F(Attnbench, AReproLineRepeatsWhatWasRepeated) {
   run({"--case", "attention lq=1 d=64 # repeats=1000 timed=no", "--out", path("out")});
   EXPECT_EQ(results().records.front().repro,

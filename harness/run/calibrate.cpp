@@ -25,7 +25,8 @@ std::vector<Suite> cases_of(const CalibrateCommand& command) {
       seeded.cases.push_back(std::move(line));
     }
     for (int64_t i = 0; i < command.random; ++i)
-      random.cases.push_back({.c = random_case(seed, static_cast<uint64_t>(i)), .where = kRandomSuite, .canaries = {}});
+      random.cases.push_back(
+          {.c = random_case(seed, static_cast<uint64_t>(i)), .where = kRandomSuite, .suite = "", .canaries = {}});
     if (seed == command.seeds.second) break;
   }
   return {seeded, random};

@@ -180,7 +180,7 @@ std::string Coordinator::bury(const std::string& reason, const std::optional<Sta
 Record Coordinator::complete(json line, const PlannedCase& planned, const RunFields& fields) const {
   const Record blank;
   json complete_line = to_line(blank);  // the run's fields need not come from a worker
-  for (const char* key : {"schema", "record", "run", "suite", "from", "safety", "repro"}) line[key] = complete_line[key];
+  for (const char* key : {"schema", "record", "run", "suite", "safety", "repro"}) line[key] = complete_line[key];
   Record record = record_from(line);
   if (record.case_line != planned.case_line)
     throw std::runtime_error(fmt::format("result.case: expected \"{}\", got \"{}\"", planned.case_line, record.case_line));
@@ -190,7 +190,7 @@ Record Coordinator::complete(json line, const PlannedCase& planned, const RunFie
     throw std::runtime_error(fmt::format("result.expect: the case says {}, got {}", name_of(expect), name_of(record.expect)));
   record.run = fields.run;
   record.suite = planned.suite;
-  record.from = planned.from;
+  record.case_suite = planned.case_suite;
   record.safety = safety_of(planned, record, find_declaration(hello_.backends, who_computes_attention(record)), fields);
   record.terms = format_terms(planned.c);
   record.repro = repro_line(planned, record, fields);

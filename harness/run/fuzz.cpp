@@ -97,7 +97,8 @@ class Fuzzer {
     const int64_t count = command_.minutes ? kBatch : command_.count;
     for (int64_t i = 0; i < count; ++i) {
       const Case c = random_case(command_.seed, next_);
-      if (numbers_.try_emplace(format_case(c), next_).second) suite.cases.push_back({c, kSuite, {}});
+      if (numbers_.try_emplace(format_case(c), next_).second)
+        suite.cases.push_back({.c = c, .where = kSuite, .suite = "", .canaries = {}});
       ++next_;
     }
     return make_plan({suite}, command_.selection, pool_.hello().backends, pool_.hello().device);

@@ -98,7 +98,8 @@ bool takes(const Declaration& declaration, const Case& c) {
 
 PlannedCase plan_case(const SuiteCase& suite_case, const std::string& suite, const Selection& selection, const Filter& filter,
                       const std::vector<Declaration>& backends, const Device& device) {
-  PlannedCase planned{suite_case.c, format_case(suite_case.c), suite, suite_case.from, {}};
+  PlannedCase planned{
+      .c = suite_case.c, .case_line = format_case(suite_case.c), .suite = suite, .case_suite = suite_case.suite, .runs = {}};
   for (const Declaration& declaration : backends) {
     if (!takes(declaration, suite_case.c)) continue;
     const bool canary = is_canary(declaration, suite_case, selection, device);

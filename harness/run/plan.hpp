@@ -39,7 +39,7 @@ struct PlannedCase {
   Case c;
   std::string case_line;  ///< canonical identity
   std::string suite;
-  std::string from;                                ///< SuiteCase::from
+  std::string case_suite;                          ///< SuiteCase::suite
   std::vector<std::pair<std::string, Pass>> runs;  ///< backend and pass, each backend's forward first
 };
 

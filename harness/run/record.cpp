@@ -248,7 +248,7 @@ JsonReader open_line(const json& line, const char* kind) {
 void read_identity(const JsonReader& in, Record& record) {
   record.run = in.text("run");
   record.suite = in.text("suite");
-  if (in.has("from")) record.from = in.text("from");
+  if (in.has("case_suite")) record.case_suite = in.text("case_suite");
   record.safety = safety_from(in.object("safety"));
   record.case_line = in.text("case");
   record.name = in.optional_text("name");
@@ -271,6 +271,24 @@ std::string why_not_passed(const Record& record) {
     for (const auto& [name, gate] : errors.gates)
       if (gate.verdict == Gate::Verdict::fail) return fmt::format("gate {} of {} fails", name, tensor);
   return "";
+}
+
+json to_json_spending(const Spending& spent) {
+  json object = json::object();
+  for (const auto& [name, item] : spent.items) object[name] = {{"seconds", number_to_json(item.seconds)}, {"times", item.times}};
+  if (spent.fastest_call_s > 0) object["fastest_call_s"] = number_to_json(spent.fastest_call_s);
+  return object;
+}
+
+Spending spending_from(const JsonReader& in) {
+  Spending spent;
+  for (const auto& [name, value] : in.json().items()) {
+    if (name == "fastest_call_s") continue;
+    const JsonReader item(value, in.field(name));
+    spent.items[name] = {item.number("seconds"), item.integer("times")};
+  }
+  if (in.has("fastest_call_s")) spent.fastest_call_s = in.number("fastest_call_s");
+  return spent;
 }
 
 }  // namespace
@@ -305,24 +323,6 @@ std::string_view name_of(Gate::Verdict verdict) {
   throw std::logic_error(fmt::format("gate verdict {} has no name", int(verdict)));
 }
 
-json to_json_spending(const Spending& spent) {
-  json object = json::object();
-  for (const auto& [name, item] : spent.items) object[name] = {{"seconds", number_to_json(item.seconds)}, {"times", item.times}};
-  if (spent.fastest_call_s > 0) object["fastest_call_s"] = number_to_json(spent.fastest_call_s);
-  return object;
-}
-
-Spending spending_from(const JsonReader& in) {
-  Spending spent;
-  for (const auto& [name, value] : in.json().items()) {
-    if (name == "fastest_call_s") continue;
-    const JsonReader item(value, in.field(name));
-    spent.items[name] = {item.number("seconds"), item.integer("times")};
-  }
-  if (in.has("fastest_call_s")) spent.fastest_call_s = in.number("fastest_call_s");
-  return spent;
-}
-
 json to_line(const Record& record) {
   json errors = json::object();
   for (const auto& [tensor, tensor_errors] : record.errors) errors[tensor] = to_json_errors(tensor_errors);
@@ -330,7 +330,6 @@ json to_line(const Record& record) {
                {"record", "result"},
                {"run", record.run},
                {"suite", record.suite},
-               {"from", record.from},
                {"safety", to_json_safety(record.safety)},
                {"case", record.case_line},
                {"name", text_or_null(record.name)},
@@ -348,6 +347,7 @@ json to_line(const Record& record) {
                {"kernels", text_or_null(record.kernels)},
                {"seconds", number_to_json(record.seconds)},
                {"repro", record.repro}};
+  if (!record.case_suite.empty()) line["case_suite"] = record.case_suite;
   if (!record.terms.empty()) line["terms"] = record.terms;
   if (!record.attention.empty()) line["attention"] = record.attention;
   if (!record.choice.empty()) line["choice"] = record.choice;

@@ -118,7 +118,7 @@ struct Spending {
 struct Record {
   // fields of the run, filled by the coordinator
   std::string run, suite;
-  std::string from;  ///< the suite that the case is of, which `suite` may include; empty: of none, or a record of older versions
+  std::string case_suite;  ///< in whose file the case stands, which `suite` may include; empty: in none, or an older version's
   Safety safety;
   std::string terms;  ///< the case's metadata on which the verdict depends: "expect=must_differ instead=top_left"; may be empty
   // fields of the worker

@@ -179,12 +179,20 @@ TEST(Record, NamesTheFieldThatIsWrong) {
   EXPECT_THAT(why_not_a_record(json::array()), HasSubstr("expected an object"));
 }
 
+TEST(Record, OfAnOlderVersionIsOfNoSuiteInParticular) {
+  json line = to_line(full_record());
+  EXPECT_EQ(record_from(line).case_suite, "parity");
+  line.erase("case_suite");
+  EXPECT_EQ(record_from(line).case_suite, "");
+  EXPECT_FALSE(to_line(record_from(line)).contains("case_suite"));
+}
+
 TEST(Record, MissesEveryFieldThatIsTakenAway) {
   const json line = to_line(full_record());
   for (const auto& [key, value] : line.items()) {
-    if (key == "time" || key == "other_regimes" || key == "memory") continue;  // absent where nothing was measured
-    if (key == "invariance" || key == "spent" || key == "from") continue;      // or by older versions
-    if (key == "attention" || key == "choice") continue;                       // or where there is no layer
+    if (key == "time" || key == "other_regimes" || key == "memory") continue;    // absent where nothing was measured
+    if (key == "invariance" || key == "spent" || key == "case_suite") continue;  // or by older versions
+    if (key == "attention" || key == "choice") continue;                         // or where there is no layer
     json less = line;
     less.erase(key);
     EXPECT_THAT(why_not_a_record(less), HasSubstr("." + key + ": the field is missing"));

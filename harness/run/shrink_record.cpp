@@ -41,7 +41,9 @@ RecordShrinker::RecordShrinker(WorkerPool& pool, RunFields fields, AreAlike are_
 Record RecordShrinker::run_alone(const Case& c, const Record& like) {
   OneRecord sink(tick_);
   try {
-    pool_.run_case({c, format_case(c), like.suite, like.from, {{like.backend, like.pass}}}, fields_, sink);
+    const PlannedCase alone{
+        .c = c, .case_line = format_case(c), .suite = like.suite, .case_suite = "", .runs = {{like.backend, like.pass}}};
+    pool_.run_case(alone, fields_, sink);
   } catch (const InfrastructureError&) {
     // One case in a row of others that no worker lives to begin with: for a run the end, here what is being shrunk.
     if (!sink.record()) throw;

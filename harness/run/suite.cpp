@@ -102,14 +102,15 @@ class SuiteReader {
     text.metadata = add_defaults(std::move(text.metadata), defaults_.metadata);
     text.metadata = add_defaults(overrides_, text.metadata);
     const std::vector<std::string> canaries = take_canaries(text.metadata);
-    const std::string from = open_.empty() ? "" : open_.back().stem().string();
+    const std::string suite = open_.empty() ? "" : open_.back().stem().string();
     const int64_t count = count_sweep(text, kMaxCases - static_cast<int64_t>(cases.size()));
     count_bytes(text, count);
     for (const CaseText& line : expand_sweep(text)) {
       const Case c = case_from(line);
       if (c.llama && !canaries.empty())
         throw CaseError(fmt::format("{}: canary={}: no layer of llama has a planted defect", where, fmt::join(canaries, "+")));
-      if (identities_.insert(format_case(c)).second) cases.push_back({c, where, from, canaries});
+      if (identities_.insert(format_case(c)).second)
+        cases.push_back({.c = c, .where = where, .suite = suite, .canaries = canaries});
     }
   }
 

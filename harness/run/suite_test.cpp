@@ -100,9 +100,9 @@ TEST_F(SuiteFiles, ACaseIsOfTheSuiteInWhoseFileItStands) {
   write("x.suite", "include inner\nattention d=16 lq=2\nattention d=16 lq=1\n");
   const Suite suite = load_suite((folder_ / "x.suite").string());
   ASSERT_EQ(suite.cases.size(), 2u);
-  EXPECT_EQ(suite.cases[0].from, "inner");
-  EXPECT_EQ(suite.cases[1].from, "x");
-  EXPECT_EQ(expand_line("attention d=16 lq=1", "--case").front().from, "");
+  EXPECT_EQ(suite.cases[0].suite, "inner");
+  EXPECT_EQ(suite.cases[1].suite, "x");
+  EXPECT_EQ(expand_line("attention d=16 lq=1", "--case").front().suite, "");
 }
 
 TEST_F(SuiteFiles, MetadataOfAnIncludeOutranksThatOfItsCases) {

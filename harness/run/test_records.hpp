@@ -12,7 +12,7 @@ inline Record full_record() {
   Record record;
   record.run = "20250102-030405-gradient";
   record.suite = "gradient";
-  record.from = "parity";
+  record.case_suite = "parity";
   record.safety = {true, true, "refused", "a reason", "https://example.org/1", std::nullopt};
   record.case_line = "attention lq=64 d=128 seed=7";
   record.name = "token_tail";

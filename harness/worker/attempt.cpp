@@ -12,6 +12,7 @@
 #include <fmt/format.h>
 
 #include "harness/attention/flops.hpp"
+#include "harness/attention/tokens.hpp"
 #include "harness/worker/bits.hpp"
 #include "harness/worker/cuda_device.hpp"
 #include "harness/worker/dropout_gates.hpp"
@@ -32,11 +33,11 @@ namespace {
 std::vector<std::string> repeated(const Outputs& a, const Outputs& b) {
   const NamedTensors ours = named_tensors(a), theirs = named_tensors(b);
   std::vector<std::pair<at::Tensor, at::Tensor>> pairs;
-  for (size_t i = 0; i < ours.size() && ours.size() == theirs.size(); ++i) pairs.emplace_back(ours[i].second, theirs[i].second);
+  for (size_t i = 0; i < std::min(ours.size(), theirs.size()); ++i) pairs.emplace_back(ours[i].second, theirs[i].second);
   const std::vector<bool> same = same_values(pairs);
   std::vector<std::string> names;
   for (size_t i = 0; i < same.size(); ++i)
-    if (same[i]) names.push_back(ours[i].first);
+    if (same[i] && ours[i].first == theirs[i].first) names.push_back(ours[i].first);
   return names;
 }
 
@@ -92,7 +93,7 @@ at::Tensor padded(const at::Tensor& packed, const at::Tensor& like, const std::v
   std::vector<int64_t> flat = packed.sizes().vec(), sizes = {like.size(0), like.size(1)};
   flat[0] = like.size(0) * like.size(1);
   sizes.insert(sizes.end(), flat.begin() + 1, flat.end());
-  return at::zeros(flat, packed.options()).index_copy_(0, at::tensor(rows, at::kLong).to(packed.device()), packed).view(sizes);
+  return at::zeros(flat, packed.options()).index_copy_(0, to_tensor(rows, packed.device()), packed).view(sizes);
 }
 
 /// What the window of a packed operation computed for a padded case, as the judge wants it.
@@ -427,7 +428,7 @@ std::string Attempt::wrong(const Outputs& outputs) const {
 
 /// same: the names of those that equal the judged ones.
 std::string Attempt::wrong(const Outputs& outputs, const std::vector<std::string>& same) const {
-  if (same.size() == named_tensors(outputs_).size()) return "";
+  if (same.size() == named_tensors(outputs_).size() && same.size() == named_tensors(outputs).size()) return "";
   const Verdict verdict = judge_for().judge(outputs, record_.pass);
   return verdict.status == Status::passed ? "" : verdict.reason;
 }

@@ -11,10 +11,16 @@
 namespace attnbench {
 namespace {
 
+/// As integers, contiguous.
+at::Tensor bits_of(const at::Tensor& tensor) {
+  const int64_t bytes = tensor.element_size();
+  return tensor.contiguous().view(bytes == 1 ? at::kByte : bytes == 2 ? at::kShort : bytes == 4 ? at::kInt : at::kLong);
+}
+
 /// The place of each number among all of its dtype, 0 for 0 and -0.
 at::Tensor places_of(const at::Tensor& elements) {
   const bool is_short = elements.element_size() == 2;
-  const at::Tensor bits = elements.view(is_short ? at::kShort : at::kInt).to(at::kLong);
+  const at::Tensor bits = bits_of(elements).to(at::kLong);
   const int64_t sign = is_short ? std::numeric_limits<int16_t>::min() : std::numeric_limits<int32_t>::min();
   return at::where(bits < 0, sign - bits, bits);  // of a negative number: minus its magnitude
 }
@@ -24,11 +30,6 @@ double largest_distance(const at::Tensor& a, const at::Tensor& b) {
   const auto is_finite = [](const at::Tensor& x) { return x.to(at::kDouble).abs() < kInfinity; };
   const bool all_finite = (is_finite(a) & is_finite(b)).all().item<bool>();
   return all_finite ? static_cast<double>((places_of(a) - places_of(b)).abs().max().item<int64_t>()) : kInfinity;
-}
-
-at::Tensor bits_of(const at::Tensor& tensor) {
-  const int64_t bytes = tensor.element_size();
-  return tensor.contiguous().view(bytes == 1 ? at::kByte : bytes == 2 ? at::kShort : bytes == 4 ? at::kInt : at::kLong);
 }
 
 }  // namespace
@@ -67,8 +68,7 @@ std::optional<BitDifference> bit_difference(const at::Tensor& a, const at::Tenso
     throw std::invalid_argument("bit_difference: expected two tensors of equal sizes and dtype");
   if (same_bits(a, b)) return std::nullopt;
   const at::Tensor left = a.contiguous().view({-1}), right = b.contiguous().view({-1});
-  const at::ScalarType integer = left.element_size() == 2 ? at::kShort : at::kInt;
-  const at::Tensor which = (left.view(integer) != right.view(integer)).nonzero().view({-1});
+  const at::Tensor which = (bits_of(left) != bits_of(right)).nonzero().view({-1});
   BitDifference difference;
   difference.elements = which.size(0);
   difference.first = which[0].item<int64_t>();

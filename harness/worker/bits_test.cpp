@@ -32,10 +32,13 @@ TEST(Bits, ValuesAreTheSameByValueOrByBits) {
                    other = at::tensor({1.0, kNan, 0.0, -0.0}, at::kFloat);
   const at::Tensor negative_zero = at::tensor({1.0, kNan, -kInfinity, -0.0}, at::kFloat), kept = at::tensor({1, 0}).to(at::kBool);
   const at::Tensor undefined;
-  const std::vector<bool> expected{true, true, false, false, false, true, true, false, false};
+  at::Tensor other_nan = a.clone();
+  other_nan.view(at::kInt)[1] += 1;
+  const std::vector<bool> expected{true, true, false, false, false, false, true, true, false, false};
   EXPECT_EQ(same_values({{a, a.clone()},
                          {a, negative_zero},
                          {a, other},
+                         {a, other_nan},
                          {a, a.view({2, 2})},
                          {a, undefined},
                          {undefined, undefined},

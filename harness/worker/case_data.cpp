@@ -88,9 +88,9 @@ int64_t CaseData::predicted_bytes() const {
   // The mask of a dropout: as handed out twice, the judge's copy, and by sequence.
   const int64_t columns = padded ? lengths.k_pitch : lengths.max_k();
   const double masks = p.dropout.p > 0 ? 4 * static_cast<double>(q_rows * p.hq) * static_cast<double>(columns) : 0;
-  // Inputs in up to two kinds of poison; for each gradient and output a value, a variance, an allowance, the judged
-  // tensor in float64, and the emulator's float32 copies.
-  return bytes_or_most(far + masks + static_cast<double>(elements) * static_cast<double>(2 * bytes_of(p.dtype) + 4 * 8 + 3 * 4));
+  // Inputs in up to two kinds of poison, and the oracle's tokens; for each gradient and output a value, a variance, an allowance,
+  // the judged tensor in float64, and the emulator's float32 copies.
+  return bytes_or_most(far + masks + static_cast<double>(elements) * static_cast<double>(3 * bytes_of(p.dtype) + 4 * 8 + 3 * 4));
 }
 
 }  // namespace attnbench

@@ -15,6 +15,7 @@
 
 #include "harness/attention/error_model.hpp"
 #include "harness/attention/parallel.hpp"
+#include "harness/attention/spacing.hpp"
 #include "harness/attention/torch_dtype.hpp"
 
 namespace attnbench {
@@ -76,19 +77,13 @@ Tensor rounded(const Tensor& x, Dtype dtype) {
   return x.to(at::kFloat).to(torch_dtype(dtype)).to(at::kDouble);
 }
 
-/// Spacing of the dtype at float64 x: the bits of the exponent alone are the power of two at or below |x|.
-Tensor spacing(const Tensor& x, Dtype dtype) {
-  const Tensor power = x.view(at::kLong).bitwise_and(int64_t(0x7ff) << 52).view(at::kDouble);
-  return power.mul(ulp(dtype, 1)).clamp_min_(ulp(dtype, 0));
-}
-
 /// Gain beside round(x64) and the model of it: the columns kRoundedGain, kInnerGain, kInnerVariance, kMaxStep.
 /// x: [rows, channels], contiguous; signal: x / sigma; has_gain: [rows].
 std::array<Tensor, 4> gain_columns(const Tensor& got, const Tensor& x, const Tensor& sigma, const Tensor& signal,
                                    const Tensor& has_gain, Dtype dtype) {
   constexpr double kSums = 0x1p-23;  // 2 e: sums in float32, which a rounded output hides from sigma
   constexpr double kTie = 0x1p-20;   // in ulps: closer to the middle between two values there is no telling where it rounds
-  const Tensor weight = at::where(has_gain.unsqueeze(1), signal / sigma, 0.0), step = spacing(x, dtype);
+  const Tensor weight = at::where(has_gain.unsqueeze(1), signal / sigma, 0.0), step = spacing(dtype, x);
   const Tensor tau = (sigma.square() - step.square() / 12).clamp_min_(0).sqrt_().add_(x.abs(), kSums);
   const Tensor of_tau = (tau * (step + tau)).mul_(weight.square());
   const Tensor of_dtype = rounded(x, dtype);
@@ -326,7 +321,7 @@ FieldErrors field_errors(const at::Tensor& got, const Expected& expected, Dtype 
   const Tensor parts = by_stretches(actual, [&](const Stretch& stretch) {
     const Tensor x = rounded(stretch.of(value), dtype);
     Tensor error = (stretch.of(actual) - x).abs_();
-    // On a GPU it is cheaper than to ask.
+    // The two agree where all is finite; on a GPU it takes less time to compute the other than to ask which will do.
     if (!error.is_cpu() || !(error.amax() < kInfinity).item<bool>()) error = absolute_difference(stretch.of(actual), x);
     std::vector<Tensor> largest{error.amax()};
     for (const Tolerance& t : tolerances) {

@@ -52,7 +52,8 @@ ErrorStatistics measure_errors(const at::Tensor& got, const Expected& expected, 
 at::Tensor bad_elements(const at::Tensor& got, const at::Tensor& value, const at::Tensor& variance, Dtype dtype, double z_limit);
 
 /// Effective number of different values of each: 1 / the chance that two elements are the same but for sign and a power of two,
-/// so that they round alike; infinity where a few thousand samples hold no such two. Elements that must be 0 do not count.
+/// so that they round alike; infinity where a few thousand samples hold no such two. Elements that must be 0 do not count. At
+/// least one tensor, all on one device.
 std::vector<double> distinct_values(const std::vector<const Expected*>& tensors);
 
 /// How the field's tests measure: the reference rounded to the dtype, one number for a tensor; infinity where one is not finite

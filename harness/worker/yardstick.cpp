@@ -68,6 +68,7 @@ Yardstick::Yardstick(const Case& c, const Inputs& inputs, const Profile& profile
   const SpendingScope emulator(Expense::emulator);
   const bool is_eager = rounding_ == rounding_of(eager_profile(), c.problem);
   const Outputs emulated = is_eager ? eager_ : emulate(c, inputs, profile, empty_row);
+  // Where they do not depend on an implementation's own O: the reference's.
   const ConditionalGradients gradients = rounding_.conditional() ? conditional_gradients(emulated.o)
                                                                  : ConditionalGradients{.dq = reference_.dq, .dk = reference_.dk};
   const char* given_o = rounding_.conditional() ? "_given_o" : "";
