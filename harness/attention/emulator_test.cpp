@@ -59,19 +59,17 @@ void expect_right(const Tensor& tokens, const Expected& x, const std::string& wh
   EXPECT_LT(z.abs().amax().item<double>(), 7) << what;
 }
 
-/// dK and dV are sums over all blocks of query rows, of which these cases have several.
-class SeveralBlocks : public testing::TestWithParam<std::string> {};
-
-TEST_P(SeveralBlocks, ErrAsTheirProfileDeclares) {
-  for (const Profile& profile : profiles()) {
-    const Conventions conventions = conventions_of(profile);
-    const Case c = parse_case(GetParam());
+/// With blocks of query rows behind the first, and keys before the first that a block reads.
+class SeveralBlocks : public testing::TestWithParam<std::string> {
+ protected:
+  static void expect_ordinary(const std::string& line, const Profile& profile, Conventions conventions) {
+    const Case c = parse_case(line);
     const Problem& p = c.problem;
     const Inputs inputs = make_inputs_and_mask(c, conventions.poison);
     const Oracle oracle(OracleKind::eigen, c, inputs, profile, conventions.empty_row);
     const Reference r = oracle.reference();
     const Outputs x = emulate(c, inputs, profile, conventions.empty_row);
-    const std::string what = GetParam() + " " + profile.name + " ";
+    const std::string what = line + " " + profile.name + " ";
     expect_right(tokens_of(x.o, inputs.q_rows, p.hq, p.dv), r.o, what + "o");
     expect_right(tokens_of(x.dv, inputs.k_rows, p.hkv, p.dv), r.dv, what + "dv");
     const bool conditional = rounding_of(profile, p).conditional();
@@ -79,14 +77,32 @@ TEST_P(SeveralBlocks, ErrAsTheirProfileDeclares) {
     expect_right(tokens_of(x.dq, inputs.q_rows, p.hq, p.d), given.dq, what + "dq");
     expect_right(tokens_of(x.dk, inputs.k_rows, p.hkv, p.d), given.dk, what + "dk");
   }
+};
+
+TEST_P(SeveralBlocks, ErrAsTheirProfileDeclares) {
+  for (const Profile& profile : profiles()) expect_ordinary(GetParam(), profile, conventions_of(profile));
 }
 
-INSTANTIATE_TEST_SUITE_P(Lines, SeveralBlocks,
-                         testing::Values("attention hq=4 hkv=1 lq=200 lk=300 d=32 mask=causal",
-                                         "attention hq=6 hkv=1 lens=300+40 klens=190+250 d=32 window=70:9 dtype=fp16",
-                                         "attention hq=4 hkv=1 lq=250 lk=260 d=32 mask=causal softcap=2 alibi=on sink=on",
-                                         "attention hq=4 hkv=1 lq=300 lk=150 d=32 mask=causal layout=padded dropout=0.4:3",
-                                         "attention hq=4 hkv=1 lq=180 lk=200 d=32 mask=causal dtype=fp32"));
+INSTANTIATE_TEST_SUITE_P(
+    Lines, SeveralBlocks,
+    testing::Values("attention hq=4 hkv=1 lq=200 lk=300 d=32 mask=causal",
+                    "attention hq=6 hkv=1 lens=300+40 klens=190+250 d=32 window=70:9 dtype=fp16",
+                    "attention hq=2 hkv=1 lq=700 d=32 window=40:9", "attention hq=2 hkv=1 lq=700 lk=300 d=32 mask=causal",
+                    "attention hq=4 hkv=2 lq=300 lk=500 d=32 alibi=on mask=causal",
+                    "attention hq=4 hkv=1 lq=300 lk=500 d=32 softcap=3 alibi=on sink=on window=100:20 align=top_left",
+                    "attention hq=2 hkv=1 lq=420 lk=400 d=32 dropout=0.3:4 mask=causal",
+                    "attention hq=2 hkv=1 lens=400+410+390+3+9 klens=220+390+140+0+1 d=32 window=9:4 layout=padded pad=holes "
+                    "dropout=0.3:4",
+                    "attention hq=4 hkv=1 lq=180 lk=200 d=32 mask=causal dtype=fp32"));
+
+/// Rows that see no key and have a sink, as an implementation with uniform empty rows has them.
+TEST_F(SeveralBlocks, HaveEmptyRowsOfTheirOwn) {
+  Conventions conventions = conventions_of(flash());
+  conventions.empty_row = Conventions::EmptyRow::uniform;
+  conventions.poison = Conventions::Poison::finite;
+  expect_ordinary("attention hq=2 hkv=1 lens=400+410+390 klens=220+390+140 d=32 mask=causal sink=on layout=padded pad=left",
+                  flash(), conventions);
+}
 
 TEST(Emulator, OfAnOnlineSoftmaxHasItsOWhereverDComesFrom) {
   const Case c = parse_case("attention hq=2 lq=70 lk=200 d=32 scale=0.5");

@@ -32,13 +32,16 @@ TEST(Bits, ValuesAreTheSameByValueOrByBits) {
                    other = at::tensor({1.0, kNan, 0.0, -0.0}, at::kFloat);
   const at::Tensor negative_zero = at::tensor({1.0, kNan, -kInfinity, -0.0}, at::kFloat), kept = at::tensor({1, 0}).to(at::kBool);
   const at::Tensor undefined;
-  at::Tensor other_nan = a.clone();
+  at::Tensor no_nan = a.clone(), other_nan = a.clone();
+  no_nan[1] = 1;
   other_nan.view(at::kInt)[1] += 1;
-  const std::vector<bool> expected{true, true, false, false, false, false, true, true, false, false};
+  const std::vector<bool> expected{true, true, false, false, false, false, false, false, true, true, false, false};
   EXPECT_EQ(same_values({{a, a.clone()},
                          {a, negative_zero},
                          {a, other},
                          {a, other_nan},
+                         {a, no_nan},
+                         {no_nan, a},
                          {a, a.view({2, 2})},
                          {a, undefined},
                          {undefined, undefined},

@@ -397,6 +397,44 @@ Expected expected_of(const std::vector<double>& values, double variance = 1) {
   return x;
 }
 
+/// (2 + 4)^2 / (2^2 / 2 + 4^2 / 1): of two rows with a freedom.
+TEST(Samples, AreRowsByTheirEnergyAndFreedom) {
+  Expected x;
+  x.value = at::zeros({3, 1, 2}, at::kDouble);
+  x.variance = at::full_like(x.value, 1.0);
+  x.freedom = at::tensor({2.0, 1.0, 0.0}, at::kDouble).view({3, 1});
+  const at::Tensor got = at::tensor({1.0, 1.0, 2.0, 0.0, 5.0, 5.0}, at::kDouble).view({3, 1, 2});
+  EXPECT_EQ(measure_errors(got, x, Dtype::bf16, kInfinity).samples, 2);
+  x.freedom.zero_();
+  EXPECT_EQ(measure_errors(got, x, Dtype::bf16, kInfinity).samples, 0);
+}
+
+/// Else its RMS would widen a limit, or narrow it, by a factor that no implementation has.
+TEST(OrdinaryErrors, AreThoseOfEachGatedTensor) {
+  for (const Profile& profile : {flash(), efficient(), inside(), eager()}) {
+    for (const char* line : {"attention hq=2 hkv=2 lq=128 d=64 fill=unit dout=ones", "attention hq=4 hkv=2 lq=200 d=64"}) {
+      const Bench b(line, profile);
+      const Yardstick& y = b.judge.yardstick();
+      const bool given_o = y.rounding().conditional();
+      const std::vector<std::pair<const JudgedTensor*, std::string>> gated{{&kOutput, "o"},
+                                                                           {&kValueGradient, "dv"},
+                                                                           {&kQueryGradient, given_o ? "dq_given_o" : "dq"},
+                                                                           {&kKeyGradient, given_o ? "dk_given_o" : "dk"}};
+      for (const auto& [tensor, gated_as] : gated) {
+        EXPECT_GT(y.scale(*tensor, gated_as).emulator_rms, 0.4) << line << " " << profile.name << " " << gated_as;
+        EXPECT_LT(y.scale(*tensor, gated_as).emulator_rms, 1.3) << line << " " << profile.name << " " << gated_as;
+      }
+    }
+  }
+}
+
+TEST(OrdinaryErrors, OfTiedScoresAreAsManyAsThereAreScores) {
+  const Bench b("attention hq=1 lq=256 d=64 fill=sparse_int");
+  const Yardstick& y = b.judge.yardstick();
+  ASSERT_LT(y.reference().distinct_scores, 200);
+  EXPECT_LE(y.scale(kOutput, "o").distinct, y.reference().distinct_scores);
+}
+
 double distinct(const Expected& x) {
   const Expected other = expected_of({1.1, 1.1});
   return distinct_values({&other, &x, &other})[1];
