@@ -5,7 +5,7 @@ unpad them, run the packed kernel (here LibTorch's copy of FlashAttention-2), ru
 in the dtype itself, take the gradients of all three, and compare errors with twice those of the plain attention in the dtype.
 pytest's own time, imports and the first cases are not counted.
 
-  build/release/bin/attnbench list --suite flash_attention_tests | python3 scripts/flash_attention_tests.py
+  build/release/bin/attnbench list --suite flash_attention_tests | .venv/bin/python scripts/flash_attention_tests.py
 """
 import math
 import random
@@ -13,7 +13,10 @@ import re
 import sys
 import time
 
-import torch
+try:
+    import torch
+except ModuleNotFoundError:
+    sys.exit("flash_attention_tests: this Python has no torch: call it with .venv/bin/python, or another that has")
 
 WARM_UP = 8
 DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16}

@@ -28,7 +28,7 @@ TEST_F(Attnbench, WritesARunAndItsReports) {
   const Record& first = run.records.front();
   EXPECT_EQ(first.run, run.headers.front().run);
   EXPECT_EQ(first.suite, "case");
-  EXPECT_EQ(first.repro, "attnbench --case \"attention d=64 lq=1\" --backend flash_varlen --pass forward");
+  EXPECT_EQ(first.repro, "attnbench --case \"attention d=64 lq=1\" --backend flash_varlen --pass forward --device cpu");
   for (const char* report : {"results.csv", "summary.md", "benchmark.json", "worker.log"})
     EXPECT_TRUE(fs::exists(folder_ / "out" / report)) << report;
 }
@@ -49,7 +49,7 @@ TEST_F(Attnbench, ARecordSaysInWhichSuiteItsCaseStands) {
 TEST_F(Attnbench, AReproLineRepeatsWhatWasRepeated) {
   run({"--case", "attention lq=1 d=64 # repeats=1000 timed=no", "--out", path("out")});
   EXPECT_EQ(results().records.front().repro,
-            "attnbench --case \"attention d=64 lq=1 # repeats=1000\" --backend flash_varlen --pass forward");
+            "attnbench --case \"attention d=64 lq=1 # repeats=1000\" --backend flash_varlen --pass forward --device cpu");
 }
 
 /// Between the quotes of a shell.
@@ -58,7 +58,7 @@ TEST_F(Attnbench, AReproLineHoldsTheTermsOfTheVerdict) {
   const Record record = results().records.front();
   EXPECT_EQ(record.terms, R"(expect=must_throw message="no \"$d\"")");
   EXPECT_EQ(record.repro, R"(attnbench --case "attention d=64 lq=1 # expect=must_throw message=\"no \\\"\$d\\\"\"" )"
-                          R"(--backend flash_varlen --pass forward)");
+                          R"(--backend flash_varlen --pass forward --device cpu)");
 }
 
 TEST_F(Attnbench, ADumpThatWouldStayEmptyIsRefused) {

@@ -73,7 +73,8 @@ TEST_F(AuditRun, ReproLinesAuditAgain) {
   audit("", {"--repeats", "7"});
   const Record first = results().records.front();
   EXPECT_EQ(first.invariance.at(0).compared, 7);
-  EXPECT_EQ(first.repro, "attnbench audit --case \"attention d=64 lq=1\" --backend flash_varlen --pass forward --repeats 7");
+  EXPECT_EQ(first.repro,
+            "attnbench audit --case \"attention d=64 lq=1\" --backend flash_varlen --pass forward --repeats 7 --device cpu");
 }
 
 TEST_F(AuditRun, BadOptionsAreSentences) {

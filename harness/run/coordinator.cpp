@@ -91,10 +91,9 @@ std::string double_quoted(const std::string& text) {
 std::string repro_line(const PlannedCase& planned, const Record& record, const RunFields& fields) {
   const bool audits = fields.audit_repeats > 0;
   const std::string line = planned.case_line + (record.terms.empty() ? "" : " # " + record.terms);
-  return fmt::format("attnbench{} --case {} --backend {} --pass {}{}{}{}", audits ? " audit" : "", double_quoted(line),
+  return fmt::format("attnbench{} --case {} --backend {} --pass {}{}{} --device {}", audits ? " audit" : "", double_quoted(line),
                      record.backend, name_of(record.pass), attention_words(planned, fields),
-                     audits ? fmt::format(" --repeats {}", fields.audit_repeats) : "",
-                     record.device == "cpu" ? "" : " --device " + record.device);
+                     audits ? fmt::format(" --repeats {}", fields.audit_repeats) : "", record.device);
 }
 
 }  // namespace

@@ -45,7 +45,8 @@ TEST_F(Fuzz, WithoutADefectItPasses) {
 TEST_F(Fuzz, ADefectIsFoundShrunkAndPrinted) {
   const Answer answer = fuzz({"--count", "150"}, "--wrong mask=causal --least-lq 65 --on flash_varlen/backward");
   EXPECT_EQ(answer.exit_code, kExitGate) << answer.out;
-  const std::string repro = "attnbench --case \"attention d=1 lq=65 lk=0 mask=causal\" --backend flash_varlen --pass backward";
+  const std::string repro =
+      "attnbench --case \"attention d=1 lq=65 lk=0 mask=causal\" --backend flash_varlen --pass backward --device cpu";
   EXPECT_THAT(answer.out, HasSubstr("\n" + repro + "\n"));
   EXPECT_THAT(report(), HasSubstr("\n" + repro + "\n"));
   const RunData run = results();
