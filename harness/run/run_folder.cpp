@@ -43,7 +43,9 @@ RunFolder RunFolder::create(const fs::path& folder) {
   if (error) cannot_be_written(folder, error.value());
   RunFolder run(folder, O_CREAT);
   if (run.end_of_whole_lines() > 0)
-    throw RunError(fmt::format("{}: holds a run already; continue it with --resume {}", folder.string(), folder.string()));
+    throw RunError(
+        fmt::format("{}: holds a run already; choose another --out or, if it is of suites or cases, continue it with --resume {}",
+                    folder.string(), folder.string()));
   char first = '{';
   if (pread(run.file_, &first, 1, 0) == 1 && first != '{')
     throw RunError(fmt::format("{}: is no run's; choose another --out", (folder / kResultsFile).string()));
