@@ -323,6 +323,7 @@ FuzzCommand finish_fuzz(const CLI::App& app, FuzzCommand fuzz, const TypedOption
     refuse("--minutes", fmt::format("{}", *fuzz.minutes), "minutes, above 0 and at most a million");
   fuzz.seed = parse_seed(typed.seed);
   fuzz.selection.backends = typed.backends;
+  fuzz.worker.planted = std::ranges::any_of(typed.backends, is_planted);
   fuzz.selection.pass = parse_pass(typed.pass);
   return fuzz;
 }

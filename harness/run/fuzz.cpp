@@ -6,6 +6,7 @@
 #include <optional>
 
 #include <fmt/format.h>
+#include <fmt/ranges.h>
 
 #include "harness/run/errors.hpp"
 #include "harness/run/files.hpp"
@@ -30,17 +31,69 @@ struct Finding {
   std::optional<ShrunkRecord> shrunk;
 };
 
-std::string text_of(const Finding& finding) {
-  const Record& found = finding.found;
-  const std::string text = fmt::format("## {} {}: {}\n\nfound as number {}:\n\n```\n{}\n```\n\n{}\n\n", found.backend,
-                                       name_of(found.pass), name_of(found.status), finding.number, found.case_line, found.reason);
-  if (!finding.shrunk)
-    return text + fmt::format("Not shrunk: {} others of this backend and pass are.\n\n```\n{}\n```\n", kMostShrunk, found.repro);
-  if (!finding.shrunk->red_alone)
-    return text + fmt::format("Run again, alone, it was not red: not shrunk.\n\n```\n{}\n```\n", found.repro);
-  const Record& smallest = finding.shrunk->smallest;
-  return text + fmt::format("smallest, after {} tries, {}:\n\n```\n{}\n```\n\n{}\n\n```\n{}\n```\n", finding.shrunk->tries,
-                            name_of(smallest.status), smallest.case_line, smallest.reason, smallest.repro);
+/// Findings that tell the same story: of one backend and pass, and shrunk to one case, not red again, or not shrunk.
+using Story = std::vector<const Finding*>;
+
+std::string story_of(const Finding& finding) {
+  const std::string left = !finding.shrunk             ? "not shrunk"
+                           : finding.shrunk->red_alone ? finding.shrunk->smallest.case_line
+                                                       : "not red again";
+  return fmt::format("{} {} {}", finding.found.backend, name_of(finding.found.pass), left);
+}
+
+/// In the order of their first findings.
+std::vector<Story> stories_of(const std::vector<Finding>& findings) {
+  std::vector<Story> stories;
+  for (const Finding& finding : findings) {
+    const auto same = [&](const Story& story) { return story_of(*story.front()) == story_of(finding); };
+    const auto story = std::ranges::find_if(stories, same);
+    if (story == stories.end())
+      stories.push_back({&finding});
+    else
+      story->push_back(&finding);
+  }
+  return stories;
+}
+
+std::string code_block(const std::string& text) {
+  return fmt::format("```\n{}\n```\n", text);
+}
+
+/// "## flash_varlen backward: failed, 3 cases"
+std::string heading_of(const Story& story) {
+  const Record& found = story.front()->found;
+  return fmt::format("## {} {}: {}, {} case{}\n\n", found.backend, name_of(found.pass), name_of(found.status), story.size(),
+                     story.size() == 1 ? "" : "s");
+}
+
+std::string numbers_of(const Story& story) {
+  std::vector<uint64_t> numbers;
+  for (const Finding* finding : story) numbers.push_back(finding->number);
+  return fmt::format("{}", fmt::join(numbers, ", "));
+}
+
+std::string repros_of(const Story& story) {
+  std::vector<std::string> lines;
+  for (const Finding* finding : story) lines.push_back(finding->found.repro);
+  return code_block(fmt::format("{}", fmt::join(lines, "\n")));
+}
+
+std::string text_of(const Story& story) {
+  const Finding& first = *story.front();
+  if (!first.shrunk)
+    return heading_of(story) +
+           fmt::format("number {}; not shrunk: {} others of this backend and pass are.\n\n", numbers_of(story), kMostShrunk) +
+           repros_of(story);
+  if (!first.shrunk->red_alone)
+    return heading_of(story) +
+           fmt::format("number {}; not shrunk: not red when run again, alone. Before: {}\n\n", numbers_of(story),
+                       first.found.reason) +
+           repros_of(story);
+  const Record& smallest = first.shrunk->smallest;
+  return heading_of(story) + fmt::format("smallest, after {} tries:\n\n", first.shrunk->tries) + code_block(smallest.case_line) +
+         fmt::format("\n{}\n\n", smallest.reason) + code_block(smallest.repro) +
+         fmt::format("\nfound as number {}{}:\n\n", numbers_of(story), story.size() == 1 ? "" : "; the first") +
+         code_block(first.found.case_line) + fmt::format("\n{}\n", first.found.reason);
 }
 
 class Fuzzer {
@@ -51,7 +104,8 @@ class Fuzzer {
     fields_.check_only = true;
     gated_ = gated_backends(command.gate, pool_.hello().backends);
     first_ = plan_batch();
-    if (first_.empty()) throw NothingMatched("nothing matched: no backend of this device is left after --backend");
+    if (first_.empty())
+      throw NothingMatched("nothing matched: random cases are of attention, and no backend of that is left after --backend");
     header_ = {run_id, named_by_program(arguments), utc_now(), environment_of(pool_, command.selection, command.gate)};
     begin();
   }
@@ -67,7 +121,7 @@ class Fuzzer {
   std::string report() const {
     std::string text = fmt::format("# Fuzz\n\n--seed {}, cases 0 to {}; red results of gated backends: {}\n", command_.seed,
                                    next_ - 1, findings_.size());
-    for (const Finding& finding : findings_) text += "\n" + text_of(finding);
+    for (const Story& story : stories_of(findings_)) text += "\n" + text_of(story);
     return text;
   }
 
