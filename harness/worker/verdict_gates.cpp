@@ -10,15 +10,19 @@ namespace {
 constexpr double kMostRatio = 1.5;  // of what may pass to what the emulator has
 constexpr double kMostGains = 3;    // of the least gain that counts
 
-// How far a correct kernel may be beyond the emulator, and how far that may carry a limit beyond its formula.
+// How far a correct kernel may be beyond the emulator, and how far that may carry the limit of z beyond its formula.
 constexpr double kEmulatorRoom = 1.25, kMostWidening = 1.5;
 
-/// The gate of this name on `value`, whose limit by the formula is `formula`. A part of it, `of_ties`, stays as it is. The
-/// emulator's own value is `emulators`.
+/// What the emulator has, and how much of it is believed.
+struct Emulated {
+  double value = 0, most = 0;
+};
+
+/// The gate of this name on `value`, whose limit by the formula is `formula`. A part of it, `of_ties`, stays as it is.
 Gate judged(const char* name, double value, double formula, int64_t n, bool power, const Limits& limits, double of_ties = 0,
-            double emulators = 0) {
+            const Emulated& emulated = {}) {
   const double limit = limits.limit(name, n, formula - of_ties) + of_ties;
-  const double with_room = std::min(kEmulatorRoom * emulators, kMostWidening * formula);
+  const double with_room = std::min(kEmulatorRoom * emulated.value, emulated.most);
   Gate gate{value, std::max(limit, with_room), n, Gate::Verdict::pass, formula};
   if (!power)
     gate.verdict = Gate::Verdict::no_power;
@@ -61,7 +65,7 @@ Gate bias_gate(const ErrorStatistics& s, const GateScale& scale) {
   const bool power = error <= std::max(kMostGains * least, scale.telling_gain);
   const double limit = std::max(least, error), without_ties = std::max(least, c.gain_deviations * s.gain_error);
   return judged("bias", std::abs(s.gain), limit + drift, s.elements, power, scale.limits, limit - without_ties,
-                scale.emulator_gain);
+                {scale.emulator_gain, kEmulatorRoom * scale.u});
 }
 
 Gate count_gate(int64_t violations, int64_t elements) {
@@ -97,7 +101,7 @@ std::map<std::string, Gate> exact_gates(const ErrorStatistics& s) {
 
 std::map<std::string, Gate> error_gates(const ErrorStatistics& s, const GateScale& scale) {
   const double formula = z_formula(s.elements, scale.limits);
-  return {{"z", judged("z", s.max_z, formula, s.elements, true, scale.limits, 0, scale.emulator_z)},
+  return {{"z", judged("z", s.max_z, formula, s.elements, true, scale.limits, 0, {scale.emulator_z, kMostWidening * formula})},
           {"rms", rms_gate(s, scale)},
           {"bias", bias_gate(s, scale)}};
 }

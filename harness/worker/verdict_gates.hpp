@@ -13,7 +13,8 @@
 //   bias  |g| <= max(0.2 u, 5.39 hypot(e, u / sqrt(3 T))) + c M,  g = sum((x - x64) x64 / sigma^2) / sum(x64^2 / sigma^2)
 //         where only outputs are rounded:  |g'| <= e' + 5.39 f sqrt(A) + (5.39^2 / 3) q A + c M,  A = max(1, N / T)
 //   lse   |L - L64| <= 4 sigma_L at every row, and rms: RMS(z) <= 4; the gates of the LSE
-// No limit of z and bias, where P is rounded, is below 1.25 times what the emulator has there, as far as 1.5 times the formula:
+// No limit of z and bias, where P is rounded, is below 1.25 times what the emulator has there, as far as 1.5 times the formula of
+// z and 1.25 u of bias (if all P are equal, their one rounding error is the gain, and is at most u):
 // errors that are alike, of equal P or of P below the dtype's smallest number, add up, and no formula knows which are.
 // What they see: z one wrong element; rms a small error everywhere; bias an error with the sign of the value, such as a wrong
 // scale or a truncated P, far below what rms sees.

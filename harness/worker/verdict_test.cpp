@@ -5,6 +5,7 @@
 #include <functional>
 #include <string>
 #include <tuple>
+#include <utility>
 #include <vector>
 
 #include <ATen/TensorOperators.h>
@@ -12,6 +13,7 @@
 #include <ATen/ops/_scaled_dot_product_attention_math.h>
 #include <ATen/ops/tensor.h>
 #include <ATen/ops/zeros_like.h>
+#include <fmt/format.h>
 #include <gtest/gtest.h>
 
 #include "harness/attention/emulator.hpp"
@@ -386,6 +388,26 @@ TEST(RightOutputs, WhoseErrorsAreAlikePass) {
         "attention hq=16 hkv=1 d=128 lq=31 lk=32 dtype=fp16 fill=shifted_negative dout=ones seed=6298"}) {
     const Bench b(line, flash());
     expect_passes(b.judge.judge(b.right, Pass::backward), line);
+  }
+}
+
+/// All P are 1 / lk: however far that is from a number of the dtype, dV may be as far off, and no farther.
+TEST(RightOutputs, WhosePAreAllEqualPass) {
+  for (const auto& [dtype, bits] : {std::pair{"bf16", 8}, {"fp16", 11}}) {
+    int truncated_differ = 0;
+    for (int lk = 33; lk < 55; ++lk) {
+      const std::string line = fmt::format("attention b=8 hq=4 hkv=4 d=32 lq=8 lk={} dtype={} scale=0", lk, dtype);
+      const Bench b(line, flash());
+      expect_passes(b.judge.judge(b.right, Pass::backward), line);
+      const double p = 1.0 / lk, step = std::ldexp(1.0, std::ilogb(p) + 1 - bits);
+      if (std::fmod(p, step) < 0.6 * step) continue;  // rounded down or, all but as near, up
+      ++truncated_differ;
+      Outputs x = b.copy();
+      const at::Tensor dv = b.judge.yardstick().reference().dv.value * (std::floor(p / step) * step / p);
+      x.dv = dv.view(x.dv.sizes()).to(at::kFloat).to(x.dv.scalar_type());
+      expect_fails(b.judge.judge(x, Pass::backward), "dv", "bias");
+    }
+    EXPECT_GE(truncated_differ, 4) << dtype;
   }
 }
 
