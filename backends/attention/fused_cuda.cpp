@@ -27,8 +27,14 @@ Capabilities fused_cuda_capabilities() {
   return can;
 }
 
-Profile efficient_profile() {
+Profile cudnn_profile() {
   Profile profile = sdpa_flash_profile();
+  profile.scales_ds = true;
+  return profile;
+}
+
+Profile efficient_profile() {
+  Profile profile = cudnn_profile();
   profile.name = "efficient";
   profile.ds_from_rounded_p = true;
   return profile;

@@ -58,6 +58,12 @@ std::string joined(const std::set<std::string>& names) {
   return text;
 }
 
+/// That of the kernel which rounds more, where sequences went to several.
+Profile fused_profile(const std::string& kernels) {
+  const auto has = [&](const char* name) { return kernels.find(name) != std::string::npos; };
+  return has("sdpa_efficient") ? efficient_profile() : has("sdpa_cudnn") ? cudnn_profile() : sdpa_flash_profile();
+}
+
 class SdpaAuto : public Backend {
  public:
   explicit SdpaAuto(const Device& device) : on_gpu_(device.kind == "cuda") {
@@ -80,8 +86,7 @@ class SdpaAuto : public Backend {
     Run run;
     run.kernel = joined(kernels_of(calls, inputs.scale));
     const bool math = run.kernel == "sdpa_math";
-    const bool efficient = run.kernel.find("sdpa_efficient") != std::string::npos;
-    run.profile = math ? sdpa_math_profile() : efficient ? efficient_profile() : sdpa_flash_profile();
+    run.profile = math ? sdpa_math_profile() : fused_profile(run.kernel);
     const auto fused_bytes = [&] {
       return on_gpu_ ? fused_cuda_bytes(calls, c, inputs, pass) : sdpa_flash_bytes(calls, inputs, pass);
     };

@@ -17,7 +17,7 @@ class SdpaCudnn : public PinnedBackend {
     declaration_.name = "sdpa_cudnn";
     declaration_.version = cudnn_version(device);
     declaration_.implementation = "pytorch_cudnn";
-    declaration_.profile = sdpa_flash_profile();
+    declaration_.profile = cudnn_profile();
     declaration_.conventions = sdpa_conventions();
     declaration_.capabilities = fused_cuda_capabilities();
     declaration_.capabilities.max_head_dim = cudnn_max_head_dim(device);

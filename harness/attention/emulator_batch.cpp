@@ -188,7 +188,7 @@ void Batch::run() {
     Block b = block(first, std::min(step, Q_.size(1) - first));
     if (b.keys > 0) compute(b);
   }
-  if (!a_.rounding.scores) dQ.mul_(a_.scale), dK.mul_(a_.scale);
+  if (!a_.rounding.scores && !a_.rounding.scales_ds) dQ.mul_(a_.scale), dK.mul_(a_.scale);
   dQ = round(dQ);
 }
 
@@ -223,6 +223,7 @@ void Batch::add_gradients(const Block& b, Tensor P) {
   if (b.capped.defined()) dS.mul_(b.capped.square().neg_().add_(1));
   drop(P, b);
   if (r.ds || r.scores) {
+    if (r.scales_ds) dS.mul_(a_.scale);
     dS = round(dS);
     if (r.scores) dS = round(dS.mul_(a_.scale));
     P = round(P).to(a_.operand);

@@ -143,13 +143,7 @@ Gradients gradients(const HeadProblem& h, const Operands& x, const Block& b, con
 
 /// Eager: dS and s dS as they are stored, the latter for the products with K and Q. error2: square of dS's error.
 Replayed stored_gradients(const HeadProblem& h, const Gradients& g, const Array& error2) {
-  const Rounding& r = h.rounding;
-  Replayed stored = replay(r.dtype, g.dS, kSure * (error2.sqrt() + g.eT));
-  stored.value *= h.scale;
-  stored.variance *= h.scale * h.scale;
-  Replayed scaled = replay(r.dtype, stored.value, kSure * r.e * stored.value.abs());
-  scaled.variance += stored.variance;
-  return scaled;
+  return replay_scaled(h, replay(h.rounding.dtype, g.dS, kSure * (error2.sqrt() + g.eT)));
 }
 
 void finish_gradients(const HeadProblem& h, const Block& b, Gradients& g) {
@@ -159,9 +153,9 @@ void finish_gradients(const HeadProblem& h, const Block& b, Gradients& g) {
   g.wq = g.dS.square() * b.eS2 + visible(b, kFlushedDs2);
   if (b.capped()) g.wq += (b.P * (g.dP.colwise() - g.D)).square() * b.eJ2;
   if (!r.ds || r.scores) return;
-  Array hS2 = largest_error2(r, b, g.dS);
+  Array hS2 = largest_error2(r, b, g.dS, r.f_ds);
   if (r.ds_from_rounded_p) {
-    const Array error2 = largest_error2(r, b, b.P) * (g.dP.colwise() - g.D).square();
+    const Array error2 = largest_error2(r, b, b.P, r.f) * (g.dP.colwise() - g.D).square();
     hS2 += b.capped() ? error2 * b.J.square() : error2;
   }
   if (g.sD2.size() > 0 && r.d_from_output) hS2 += r.u * r.u * (b.weights_of_d().square().colwise() * g.sD2);

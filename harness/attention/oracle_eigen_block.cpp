@@ -73,10 +73,9 @@ void replay_products(const HeadProblem& h, const Operands& x, Block& b) {
   const Rounding& r = h.rounding;
   const Array sums = b.rows_of(x.Q) * b.keys_of(x.K).transpose();
   const Array terms = b.rows_of(x.Qa) * b.keys_of(x.Ka).transpose();
-  const Replayed products = replay(r.dtype, sums, kSure * r.e * r.k_scores * terms);
-  Replayed scaled = replay(r.dtype, h.scale * products.value, kSure * r.e * (h.scale * products.value).abs());
-  b.S = std::move(scaled.value);
-  b.vT = scaled.variance + h.scale * h.scale * products.variance;
+  Replayed T = replay_scaled(h, replay(r.dtype, sums, kSure * r.e * r.k_scores * terms));
+  b.S = std::move(T.value);
+  b.vT = std::move(T.variance);
 }
 
 /// P M as it is stored, and what the softmax in fp32 of stored products leaves uncertain about P. A: of the options.
@@ -159,6 +158,14 @@ Replayed replay(Dtype dtype, const Array& x, const Array& tolerance) {
   return out;
 }
 
+Replayed replay_scaled(const HeadProblem& h, Replayed x) {
+  x.value *= h.scale;
+  x.variance *= h.scale * h.scale;
+  Replayed product = replay(h.rounding.dtype, x.value, kSure * h.rounding.e * x.value.abs() + (2 * x.variance).sqrt());
+  product.variance += x.variance;
+  return product;
+}
+
 Array stored_p_variance(const Rounding& r, const Block& b) {
   if (!r.p) return Array::Zero(b.rows, b.keys.size());
   if (r.scores) return b.stored.variance;
@@ -169,7 +176,7 @@ Array stored_p_variance(const Rounding& r, const Block& b) {
 }
 
 Array weight_error2(const Rounding& r, const Block& b) {
-  return (b.weights() != 0).select(largest_error2(r, b, b.weights()), Array::Zero(b.rows, b.keys.size()));
+  return (b.weights() != 0).select(largest_error2(r, b, b.weights(), r.f), Array::Zero(b.rows, b.keys.size()));
 }
 
 Array score_by_product(const Block& b) {

@@ -55,6 +55,9 @@ struct Replayed {
 /// What overflows stays as it is.
 Replayed replay(Dtype dtype, const Array& x, const Array& tolerance);
 
+/// s x as it is stored, of a stored x: where x may be its neighbour, s x is as uncertain as that.
+Replayed replay_scaled(const HeadProblem& h, Replayed x);
+
 /// Some rows of a head against the keys that any of them reads; P is 0 where a row does not read.
 struct Block {
   int64_t first = 0, rows = 0;
@@ -86,10 +89,10 @@ struct Block {
 /// The block of query rows from `first` on: as many as keep a few matrices of a block in a core's cache.
 Block make_block(const HeadProblem& h, const Operands& x, int64_t first);
 
-/// max(u |x|, f)^2 where a key is read, else 0: the square of the largest rounding error.
+/// max(u |x|, smallest)^2 where a key is read, else 0: the square of the largest rounding error.
 template <typename X>
-Array largest_error2(const Rounding& r, const Block& b, const X& x) {
-  return (b.P != 0).select((r.u * x.abs()).max(r.f).square(), Array::Zero(b.rows, b.keys.size()));
+Array largest_error2(const Rounding& r, const Block& b, const X& x, double smallest) {
+  return (b.P != 0).select((r.u * x.abs()).max(smallest).square(), Array::Zero(b.rows, b.keys.size()));
 }
 
 /// hP^2/3; eager: of the replayed P.

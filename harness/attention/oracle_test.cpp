@@ -50,6 +50,19 @@ TEST(TwoOraclesOnTies, CountTheSameDistinctScores) {
   EXPECT_LT(eigen, 200);
 }
 
+/// One unit of a small s dS is 14 of a dS in fp16: if that may be its neighbour, so may s dS, though it lies far from a tie.
+TEST(TwoOraclesOfEager, KnowThatSDsIsAsUncertainAsDs) {
+  const Case c = parse_case("attention b=6 hq=2 d=192 lq=1 lk=511 dtype=fp16 layout=padded fill=ramp dout=ones seed=3703");
+  const Inputs inputs = make_inputs(c, Conventions::Poison::finite);
+  const int64_t token = 3 * 511 + 230, head = 1, channel = 0;
+  const double libtorch_has = 4.05907631e-05;  // 2.11, on a CPU and on an H200
+  for (OracleKind kind : {OracleKind::eigen, OracleKind::torch}) {
+    const Expected dk = Oracle(kind, c, inputs, eager(), Conventions::EmptyRow::uniform).reference().dk;
+    const auto at = [&](const at::Tensor& x) { return x[token][head][channel].item<double>(); };
+    EXPECT_LT(std::abs(libtorch_has - at(dk.value)) / std::sqrt(at(dk.variance)), 2) << name_of(kind);
+  }
+}
+
 TEST(LibTorchOracle, AnswersAboutHeadsTogetherAsOneByOne) {
   const Case c = parse_case("attention hq=3 hkv=3 lq=70 lk=50 d=32 mask=causal dtype=fp16");
   const Inputs inputs = make_inputs(c, Conventions::Poison::finite);

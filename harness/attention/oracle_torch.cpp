@@ -145,6 +145,7 @@ class TorchHeads {
   void cap(Block& b, Tensor& A) const;
   void add_bias(Block& b, Tensor& A) const;
   Stored round_near(const Tensor& x, const Tensor& doubt) const;
+  Stored scaled(Stored x) const;
   void store_products(Block& b) const;
   Tensor score_by_product(const Block& b) const;
   void store_probabilities(Block& b) const;
@@ -177,7 +178,7 @@ class TorchHeads {
   Tensor queries_of_group_;                      ///< float64 [1 or heads, 1, 1]
   Tensor shift_;                                 ///< the same: key - query on the diagonal
   Tensor key_seen_;                              ///< bool [sequences, stored_keys]
-  Tensor Q_, K_, V_, G_, f2_;
+  Tensor Q_, K_, V_, G_, f2_, f2_ds_;
   Tensor o_, o_var_, lse_, sigma_, o_nu_, dq_, dq_var_, dq_b_, dq_nu_;
   Tensor dk_, dk_var_, dk_b_, dv_, dv_var_, p2_, p4_, ds2_, ds4_, uniform_dout_;
   std::vector<Tensor> samples_;
@@ -204,7 +205,7 @@ TorchHeads::TorchHeads(const HeadProblem& h)
   key_seen_ = to_tensor(seen, options_.device()).view({static_cast<int64_t>(h.sequences.size()), h.stored_keys}) != 0;
   choose_samples();
   if (h.empty_row == Conventions::EmptyRow::nan || h.sequences.size() > 1) hide_unread_keys();
-  f2_ = at::full({1}, r_.f * r_.f, options_);
+  f2_ = at::full({1}, r_.f * r_.f, options_), f2_ds_ = at::full({1}, r_.f_ds * r_.f_ds, options_);
   // Rows that no block writes read no key.
   o_ = rows(h.queries, h.dv), o_var_ = o_.clone();
   lse_ = rows(h.queries, 1) - kInfinity, sigma_ = rows(h.queries, 1) + 4 * r_.e;
@@ -305,13 +306,19 @@ TorchHeads::Stored TorchHeads::round_near(const Tensor& x, const Tensor& doubt) 
   return {at::where(overflows, x, stored), most.square_().div_(2).masked_fill_(known, 0)};
 }
 
+/// s x as it is stored, of a stored x: where x may be its neighbour, s x is as uncertain as that.
+TorchHeads::Stored TorchHeads::scaled(Stored x) const {
+  x.value.mul_(h_.scale), x.variance.mul_(s2_);
+  const Tensor doubt = x.value.abs().mul_(kCertain * r_.e).add_((x.variance * 2).sqrt_());
+  const Stored product = round_near(x.value, doubt);
+  return {product.value, x.variance.add_(product.variance)};
+}
+
 /// Q K^T is stored, then s times that.
 void TorchHeads::store_products(Block& b) const {
   const Tensor terms = b.Q.abs().matmul(b.K.abs().mT());
-  Stored T = round_near(b.Q.matmul(b.K.mT()), terms.mul_(kCertain * r_.e * r_.k_scores));
-  T.value.mul_(h_.scale), T.variance.mul_(s2_);
-  const Stored scaled = round_near(T.value, T.value.abs().mul_(kCertain * r_.e));
-  b.S = scaled.value, b.vT = T.variance.add_(scaled.variance);
+  const Stored T = scaled(round_near(b.Q.matmul(b.K.mT()), terms.mul_(kCertain * r_.e * r_.k_scores)));
+  b.S = T.value, b.vT = T.variance;
 }
 
 /// dS/dT: equal scores of an empty row are constants.
@@ -492,7 +499,7 @@ TorchHeads::Gradient TorchHeads::gradient(const Block& b, const Tensor& O, const
 
 /// hS^2 of a rounded dS.
 Tensor TorchHeads::ds_error2(const Block& b, const Gradient& g) const {
-  Tensor hS2 = largest_error2(b, g.dS2, f2_);
+  Tensor hS2 = largest_error2(b, g.dS2, f2_ds_);
   if (r_.ds_from_rounded_p) {
     const Tensor error2 = largest_error2(b, b.P2, f2_) * g.centred.square();
     hS2 += b.J.defined() ? error2 * b.J.square() : error2;
@@ -524,10 +531,7 @@ void TorchHeads::add_dq_dk(const Block& b, const Gradient& g) {
 
 /// dS as it is stored and then s dS, which the products with K and Q read. error2: square of dS's error.
 TorchHeads::Stored TorchHeads::stored_ds(const Gradient& g, const Tensor& error2) const {
-  Stored dS = round_near(g.dS, (error2.sqrt() + g.eT).mul_(kCertain));
-  dS.value.mul_(h_.scale), dS.variance.mul_(s2_);
-  const Stored scaled = round_near(dS.value, dS.value.abs().mul_(kCertain * r_.e));
-  return {scaled.value, dS.variance.add_(scaled.variance)};
+  return scaled(round_near(g.dS, (error2.sqrt() + g.eT).mul_(kCertain)));
 }
 
 /// Eager: what is uncertain about the stored T and dP, at its own key and through l and D at the others; then about dS itself.

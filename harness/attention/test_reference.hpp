@@ -37,9 +37,15 @@ inline Profile inside() {
 inline Profile eager() {
   return {"eager", Profile::Probabilities::normalised, true, true, Profile::RowSum::from_p_dp, true};
 }
-/// As flash, and dS is computed from the P that was rounded for P^T dO.
-inline Profile efficient() {
+/// As flash, but s dS is stored.
+inline Profile scaled_ds() {
   Profile profile = flash();
+  profile.scales_ds = true;
+  return profile;
+}
+/// And dS is computed from the P that was rounded for P^T dO.
+inline Profile efficient() {
+  Profile profile = scaled_ds();
   profile.name = "efficient";
   profile.ds_from_rounded_p = true;
   return profile;
@@ -52,7 +58,7 @@ inline Profile online_from_p_dp() {
   return profile;
 }
 inline std::vector<Profile> profiles() {
-  return {flash(), inside_from_output(), inside(), eager(), efficient(), online_from_p_dp()};
+  return {flash(), inside_from_output(), inside(), eager(), scaled_ds(), efficient(), online_from_p_dp()};
 }
 
 /// As the backends of the profile declare them: eager fills empty rows with the mean of V and returns no LSE.

@@ -26,6 +26,7 @@ struct Profile {
   RowSum d = RowSum::from_output;
   bool rounds_gqa_partials = false;  ///< dK, dV of each query head are rounded before they are summed over the group
   bool ds_from_rounded_p = false;    ///< dS is computed from the P that was rounded for P^T dO
+  bool scales_ds = false;            ///< softmax_scale dS is what is rounded, instead of dS
   bool operator==(const Profile&) const = default;
 };
 

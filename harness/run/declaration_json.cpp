@@ -69,7 +69,8 @@ json profile_to_json(const Profile& profile) {
           {"rounds_scores", profile.rounds_scores},
           {"d", find_name(profile.d)},
           {"rounds_gqa_partials", profile.rounds_gqa_partials},
-          {"ds_from_rounded_p", profile.ds_from_rounded_p}};
+          {"ds_from_rounded_p", profile.ds_from_rounded_p},
+          {"scales_ds", profile.scales_ds}};
 }
 
 Profile profile_from(const JsonReader& reader) {
@@ -79,7 +80,9 @@ Profile profile_from(const JsonReader& reader) {
           .rounds_scores = reader.boolean("rounds_scores"),
           .d = enum_from<Profile::RowSum>(reader, "d"),
           .rounds_gqa_partials = reader.boolean("rounds_gqa_partials"),
-          .ds_from_rounded_p = reader.has("ds_from_rounded_p") && reader.boolean("ds_from_rounded_p")};  // absent in older runs
+          // Absent in older runs:
+          .ds_from_rounded_p = reader.has("ds_from_rounded_p") && reader.boolean("ds_from_rounded_p"),
+          .scales_ds = reader.has("scales_ds") && reader.boolean("scales_ds")};
 }
 
 json conventions_to_json(const Conventions& conventions) {

@@ -21,7 +21,8 @@ Declaration takes_all() {
                      .rounds_scores = true,
                      .d = Profile::RowSum::from_p_dp,
                      .rounds_gqa_partials = true,
-                     .ds_from_rounded_p = true};
+                     .ds_from_rounded_p = true,
+                     .scales_ds = true};
   backend.conventions = {Conventions::EmptyRow::uniform, Conventions::LseEmpty::plus_infinity, Conventions::Poison::finite,
                          false};
   Capabilities& can = backend.capabilities;
@@ -215,8 +216,8 @@ TEST(DeclarationJson, EveryFieldIsNeededAndChecked) {
   for (const char* part : {"", "/profile", "/conventions", "/capabilities"}) {
     const nlohmann::json::json_pointer pointer(part);
     for (const auto& [key, value] : good[pointer].items()) {
-      const bool newer = key == "ds_from_rounded_p" || key == "negative_scale" || key == "tail" || key == "varying" ||
-                         key == "invariant_to" || key == "operation";  // absent in older runs
+      const bool newer = key == "ds_from_rounded_p" || key == "scales_ds" || key == "negative_scale" || key == "tail" ||
+                         key == "varying" || key == "invariant_to" || key == "operation";  // absent in older runs
       nlohmann::json bad = good;
       bad[pointer].erase(key);
       if (!newer) {

@@ -411,6 +411,15 @@ TEST(RightOutputs, WhosePAreAllEqualPass) {
   }
 }
 
+/// Where fp16 has few digits left, a dS and s times it are rounded by as much, and s is small.
+TEST(RightOutputs, AreRoundedWhereTheProfileSays) {
+  const char* line = "attention hq=2 d=64 lq=65 dtype=fp16 fill=shifted_negative";
+  const Bench b(line, flash()), scaled(line, scaled_ds());
+  expect_passes(b.judge.judge(b.right, Pass::backward), "dS");
+  expect_passes(scaled.judge.judge(scaled.right, Pass::backward), "s dS");
+  expect_fails(b.judge.judge(scaled.right, Pass::backward), "dk_given_o", "rms");
+}
+
 /// Else its RMS would widen a limit, or narrow it, by a factor that no implementation has.
 TEST(OrdinaryErrors, AreThoseOfEachGatedTensor) {
   for (const Profile& profile : {flash(), efficient(), inside(), eager()}) {
