@@ -39,6 +39,7 @@ class Shrinker {
       lower_head_dims();
       drop_keys();
       lower_window();
+      lower_tail();
     }
     return current_;
   }
@@ -210,6 +211,10 @@ class Shrinker {
     if (!current_.problem.window) return;
     lower(current_.problem.window->left, 0, [](Problem& problem, int64_t value) { problem.window->left = value; });
     lower(current_.problem.window->right, 0, [](Problem& problem, int64_t value) { problem.window->right = value; });
+  }
+
+  void lower_tail() {
+    lower(current_.problem.tail, 0, [](Problem& problem, int64_t value) { problem.tail = value; });
   }
 
   Case current_;

@@ -84,6 +84,7 @@ TEST(Shrink, KeepsWhatTheFailureNeeds) {
                   "attention d=1 lq=0 layout=padded pad=holes fill=ramp");
   expect_smallest([](const Case& c) { return c.problem.window && c.problem.window->left > 5 && c.problem.window->right >= 0; },
                   "attention d=1 lq=0 window=6:0");
+  expect_smallest([](const Case& c) { return c.problem.tail > 5; }, "attention d=1 lq=0 tail=6");
 }
 
 TEST(Shrink, TriesNoMoreThanItMayAndNothingTwice) {
