@@ -62,7 +62,8 @@ Gate bias_gate(const ErrorStatistics& s, const GateScale& scale) {
   }
   const double ties = scale.u / std::sqrt(3 * scale.distinct);  // 0 where values do not repeat
   const double error = c.gain_deviations * std::hypot(s.gain_error, ties);
-  const bool power = error <= std::max(kMostGains * least, scale.telling_gain);
+  const double of_scores = c.truncation * scale.score_terms * scale.score_size;
+  const bool power = error + of_scores <= std::max(kMostGains * least, scale.telling_gain);
   const double limit = std::max(least, error), without_ties = std::max(least, c.gain_deviations * s.gain_error);
   return judged("bias", std::abs(s.gain), limit + drift, s.elements, power, scale.limits, limit - without_ties,
                 {scale.emulator_gain, kEmulatorRoom * scale.u});

@@ -51,9 +51,13 @@
 //      of sqrt(2 ln(2 N / 1e-6)) stands sqrt(nu ((2 N / 1e-6)^(2 / nu) - 1))
 //   6.5, 4      sigmas a single element of a correct kernel may reach however small the tensor
 //   0.2 u       least gain that counts: a fifth of the largest relative rounding error
-// No power, so that the gate says nothing: rms if n = 0 or r > 1.5; bias if 5.39 hypot(...), or the limit of g' by its formula,
-// is above 3 times the least gain that counts: 0.6 u, which is what truncation costs; of layers of `llama` only if it is above
-// 0.02 too, since a wrong scale is what it has to see there. 1.5 and 3 stand in the code: they say
+//   A  |s| 65536 next to scores that large, where P is rounded, else 0: a GPU's tensor cores may have such a score wrong by c d
+//   A,
+//      and those of a row on both sides of a power of two by different parts of it. This flattens the softmax, always the same
+//      way
+// No power, so that the gate says nothing: rms if n = 0 or r > 1.5; bias if c d A + 5.39 hypot(...), or the limit of g' by its
+// formula, is above 3 times the least gain that counts: 0.6 u, which is what truncation costs; of layers of `llama` only if it is
+// above 0.02 too, since a wrong scale is what it has to see there. 1.5 and 3 stand in the code: they say
 // when to be silent, not what may pass.
 #pragma once
 
@@ -91,6 +95,8 @@ struct GateScale {
   double samples = 0;        ///< n, effective sample size
   double distinct = 0;       ///< T, different values; infinity: all are
   double same_gain = 0;      ///< e of dropout's 1 / (1 - p), else 0
+  double score_size = 0;     ///< A, size of scores so large that what truncation does to them counts; else 0
+  double score_terms = 0;    ///< d, terms of a score
   double allowance = 0;      ///< t = RMS(b/sigma), gradients given O; else 0
   double telling_gain = 0;   ///< a limit of the gain that is no larger says something, however coarse the dtype's u makes it
   bool only_outputs_rounded = false;  ///< in a dtype of low precision: the gain is that beside round(x64)

@@ -74,6 +74,18 @@ TEST(Gates, KnowWhatTheEmulatorHas) {
   expect_limit("bias", gain, quiet(10000), s, 0.2 * kU);
 }
 
+/// A GPU's tensor cores may have scores of 65536 wrong by more than truncated P would show; ordinary ones are no matter.
+TEST(Gates, HaveNoBiasNextToHugeScoresOnAGpu) {
+  GateScale s = scale();
+  s.score_terms = 64;
+  s.score_size = 65536.0 / 8;
+  expect_no_power("bias", quiet(10000), s);
+  Calibration of_cpu = judge_test::formula_alone();
+  of_cpu.constants.truncation = 0;
+  s.limits.calibration = &of_cpu;
+  EXPECT_NE(error_gates(quiet(10000), s).at("bias").verdict, Gate::Verdict::no_power);
+}
+
 /// Of a sigma^2 from few draws: the tail of Student's t, which is known in closed form with two degrees of freedom.
 TEST(Gates, ZOfAnEstimatedVariance) {
   const GateConstants& c = judge_test::formula_alone().constants;

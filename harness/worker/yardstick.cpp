@@ -11,6 +11,7 @@
 #include <ATen/ops/stack.h>
 
 #include "harness/attention/emulator.hpp"
+#include "harness/attention/fills.hpp"
 #include "harness/attention/tokens.hpp"
 #include "harness/worker/spending.hpp"
 
@@ -114,8 +115,12 @@ GateScale Yardstick::scale(const JudgedTensor& t, const std::string& gated_as) c
   s.emulator_rms = ordinary_.at(gated_as).rms;
   if (rounding_.p) s.emulator_z = ordinary_.at(gated_as).max_z;
   if (rounding_.p) s.emulator_gain = ordinary_.at(gated_as).gain;
-  // Next to scores of 65536 the float32 sums of Q K^T err as much as the dtype rounds, and by their order: not as the emulator's.
-  if (c_.fill == Fill::deep_negative) s.emulator_rms = std::max(s.emulator_rms, 1.0);
+  if (c_.fill == Fill::deep_negative) {
+    // The float32 sums of Q K^T err as much as the dtype rounds, and by their order: not as the emulator's.
+    s.emulator_rms = std::max(s.emulator_rms, 1.0);
+    if (rounding_.p) s.score_size = std::abs(inputs_.scale) * kDeep * kDeep;
+    s.score_terms = static_cast<double>(c_.problem.d);
+  }
   s.samples = ordinary_.at(gated_as).samples;
   s.distinct = ordinary_.at(gated_as).distinct;
   if (&t == &kOutput) s.distinct = std::min(s.distinct, reference_.distinct_scores);
