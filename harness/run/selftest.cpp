@@ -83,7 +83,8 @@ KnownSurvivor known_survivor_from(const JsonReader& in) {
     throw std::runtime_error(
         fmt::format("{}: expected BACKEND:DEFECT, as in flash_varlen:last_key_dropped, got {}", in.field("defect"), defect));
   const std::string device = in.has("device") ? in.one_of("device", {"cpu", "cuda"}) : "cpu";
-  return {defect, format_case(parse_case(in.text("case"), in.field("case"))), in.has("why") ? in.text("why") : "", device};
+  return {defect, format_case(parse_case(in.text("case"), in.field("case"))), in.has("why") ? in.text("why") : "", device,
+          in.has("sometimes") && in.boolean("sometimes")};
 }
 
 void compare_with_known(const std::vector<KnownSurvivor>& known, Selftest& selftest) {
@@ -94,7 +95,7 @@ void compare_with_known(const std::vector<KnownSurvivor>& known, Selftest& selft
     });
     if (pair == selftest.pairs.end() || pair->fate == Fate::outside) continue;
     pair->known = true;
-    if (pair->fate != Fate::survived) selftest.stale.push_back(entry);
+    if (pair->fate != Fate::survived && !entry.sometimes) selftest.stale.push_back(entry);
   }
 }
 

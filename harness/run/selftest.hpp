@@ -19,10 +19,11 @@ struct KnownSurvivor {
   std::string case_line;       ///< canonical
   std::string why;             ///< may be empty
   std::string device = "cpu";  ///< kind of device on which it survives: kernels and their tiles differ
+  bool sometimes = false;      ///< it is caught in some runs: a race, or sums in any order next to a limit
 };
 
-/// Reads {"survivors":[{"defect":…,"case":…,"why":…,"device":"cuda"},…]}, where no device is a CPU; `file` empty:
-/// cases/known_survivors.json. Throws UsageError.
+/// Reads {"survivors":[{"defect":…,"case":…,"why":…,"device":"cuda","sometimes":true},…]}, where no device is a CPU; `file`
+/// empty: cases/known_survivors.json. Throws UsageError.
 std::vector<KnownSurvivor> read_known_survivors(const std::filesystem::path& file);
 
 /// A gate's statistic beside its limit.

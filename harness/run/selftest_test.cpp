@@ -207,6 +207,12 @@ TEST(SelftestExitCode, IsOneForAKnownSurvivorThatSurvivesNoMore) {
   EXPECT_EQ(conclude(selftest_of({unsupported("eager:x", "dtype"), failed("eager:y", "z", "o")}, known)).exit_code, kExitOk);
 }
 
+TEST(SelftestExitCode, IsTheSameWhetherAPairThatSurvivesSometimesDoes) {
+  const std::vector<KnownSurvivor> known{{"eager:x", kCase, "", "cpu", /*sometimes=*/true}};
+  EXPECT_EQ(conclude(selftest_of({failed("eager:x", "z", "o")}, known)).exit_code, kExitOk);
+  EXPECT_EQ(conclude(selftest_of({passed("eager:x"), failed("eager:y", "z", "o")}, known)).exit_code, kExitOk);
+}
+
 TEST(SelftestExitCode, IsOneForAFalseAlarm) {
   Record accused = failed("eager", "z", "o");
   accused.errors["o"].gates["rms"] = {2, 1, 64, Gate::Verdict::fail};
@@ -252,6 +258,8 @@ TEST_F(KnownSurvivorsFile, HoldsPairsWithTheirReasons) {
   EXPECT_EQ(known.front().why, "small");
   EXPECT_EQ(known.front().device, "cpu");
   EXPECT_EQ(read(R"({"survivors":[{"defect":"eager:x","case":"attention lq=65 d=64","device":"cuda"}]})").front().device, "cuda");
+  EXPECT_FALSE(known.front().sometimes);
+  EXPECT_TRUE(read(R"({"survivors":[{"defect":"eager:x","case":"attention lq=65 d=64","sometimes":true}]})").front().sometimes);
   EXPECT_THAT(read(R"({"survivors":[]})"), SizeIs(0));
 }
 
