@@ -9,8 +9,8 @@
 //   hS^2 + hB^2 (dP - D)^2 in place of hS^2 where dS is computed from the stored P
 //   eL = e (2 + 2 |L|)                error of exp(S - L) in the backward through L
 //   sL = e (4 + |L| + k sum_j P A + sqrt(n))                            error of the LSE
-//   eT = P [ e k (|dP| + sqrt(sum_x dO^2 v^2)) + eD ]                   accumulation of dP and of D
-//   eD = 2 e sum_x |dO O| (D from O)   or   e (2 + sqrt(n)) sum_j P |dP| (D from P o dP)
+//   edP = e k (|dP| + sqrt(sum_x dO^2 v^2));   eT = P (edP + eD)         accumulation of dP and of D
+//   eD = 2 e sum_x |dO O| (D from O)   or   sum_j P (e (2 + sqrt(n)) |dP| + edP) (D from P o dP)
 //   sD^2 = sum_j (hP^2/3 dP^2 + P^2 eS^2 (dP - D)^2) + sum_x dO^2 ulp(O)^2/12  (the hP and ulp terms: D from O only)
 // Flash and fp32-inside:
 //   var o  = ulp(o)^2/12 + sum_j hP^2/3 V^2 + sum_j P^2 eS^2 (V - O)^2
@@ -44,8 +44,7 @@
 // Dropout, M = kept / (1 - p) of the kernel's own mask, in fp32 before P is rounded: what is stored is P M, so that
 //   hP = max(u P M, f / l), hB = max(u P M, f), 0 where M is;  D's part of sD2 by hP is (hP dO.v)^2
 //   var o: M V in place of V beside the errors of S;  var dv: (P M)^2 in place of P^2
-//   dP = M o dO.v everywhere, where eager rounds dO.v, M sqrt(sum_x dO^2 v^2) in eT, and eD of D from P o dP gains
-//   sum_j P e k (|dP| + M sqrt(sum_x dO^2 v^2)): one kept key has an error that the dropped ones beside it have not
+//   dP = M o dO.v everywhere, where eager rounds dO.v, and M sqrt(sum_x dO^2 v^2) in edP
 // That 1 / (1 - p) is a number of fp32 is an error that is the same in all of a tensor: verdict_gates.hpp.
 //
 // GQA: + ulp(partial)^2/12 for each head's dk and dv where the profile rounds partials.

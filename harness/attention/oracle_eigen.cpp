@@ -134,8 +134,7 @@ Gradients gradients(const HeadProblem& h, const Operands& x, const Block& b, con
   }
   g.D = r.scores ? Column((b.P * g.dP).rowwise().sum()) : Column((b.rows_of(x.G).array() * O.array()).rowwise().sum());
   Column eD = 2 * r.e * (b.rows_of(x.G).array() * O.array()).abs().rowwise().sum();
-  if (!r.d_from_output) eD = r.e * (2 + b.n.sqrt()) * (b.P * g.dP.abs()).rowwise().sum();
-  if (b.drops() && !r.d_from_output) eD += (b.P * eT).rowwise().sum();
+  if (!r.d_from_output) eD = (b.P * (g.dP.abs().colwise() * Column(r.e * (2 + b.n.sqrt())) + eT)).rowwise().sum();
   g.eT = b.weights_of_d() * (eT.colwise() + eD);
   g.sD2 = (b.P.square() * b.eS2 * (g.dP.colwise() - g.D).square()).rowwise().sum();
   return g;

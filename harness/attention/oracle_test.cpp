@@ -4,6 +4,7 @@
 #include <string>
 #include <vector>
 
+#include <ATen/ops/tensor.h>
 #include <gtest/gtest.h>
 
 #include "harness/attention/emulator.hpp"
@@ -60,6 +61,23 @@ TEST(TwoOraclesOfEager, KnowThatSDsIsAsUncertainAsDs) {
     const Expected dk = Oracle(kind, c, inputs, eager(), Conventions::EmptyRow::uniform).reference().dk;
     const auto at = [&](const at::Tensor& x) { return x[token][head][channel].item<double>(); };
     EXPECT_LT(std::abs(libtorch_has - at(dk.value)) / std::sqrt(at(dk.variance)), 2) << name_of(kind);
+  }
+}
+
+/// V of the first key is 0, so that its dP has no error; D has that of the other key's, and dS of both comes from D.
+TEST(TwoOraclesOfFp32, KnowThatDHasTheErrorsOfAllKeys) {
+  const Case c = parse_case("attention hq=1 d=2 lq=1 lk=2 dtype=fp32 scale=0");
+  Inputs inputs = make_inputs(c, Conventions::Poison::finite);
+  inputs.scale = 1;
+  inputs.q.zero_();  // P = 1/2
+  inputs.k.copy_(at::tensor({1.0f, 0.0f, 0.0f, 1.0f}).view({2, 1, 2}));
+  inputs.v.copy_(at::tensor({0.0f, 0.0f, 1.0f, -1.0f}).view({2, 1, 2}));
+  inputs.dout.copy_(at::tensor({1.0f, 1.0f - 0x1p-20f}).view({1, 1, 2}));  // dP of the second key: 2^-20 of two terms of 1
+  for (OracleKind kind : {OracleKind::eigen, OracleKind::torch}) {
+    const Expected dq = Oracle(kind, c, inputs, inside(), Conventions::EmptyRow::zero).reference().dq;
+    const auto sigma = [&](int64_t channel) { return std::sqrt(dq.variance.flatten()[channel].item<double>()); };
+    EXPECT_GT(sigma(0), 0.3 * 0x1p-24) << "through the key without an error of its own, " << name_of(kind);
+    EXPECT_LT(sigma(1) / sigma(0), 3) << name_of(kind);
   }
 }
 

@@ -483,7 +483,7 @@ TorchHeads::Gradient TorchHeads::gradient(const Block& b, const Tensor& O, const
   g.D = r_.scores ? (b.P * g.dP).sum(-1, true) : (b.G * O).sum(-1, true);
   Tensor eD =
       r_.d_from_output ? (b.G * O).abs().sum(-1, true) * (2 * r_.e) : (b.P * g.dP.abs()).sum(-1, true) * (b.n.sqrt() + 2) * r_.e;
-  if (b.M.defined() && !r_.d_from_output) eD = eD + (b.P * summed).sum(-1, true);
+  if (!r_.d_from_output) eD = eD + (b.P * summed).sum(-1, true);
   g.eT = (summed + eD) * b.weights_of_d();
   g.centred = g.dP - g.D;
   // The one key of a row has P = 1 and dP = D: what the arithmetic leaves of dS = 0 would be counted as a source.

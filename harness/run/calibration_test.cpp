@@ -119,8 +119,12 @@ TEST_F(CalibrationFile, OfEachKindOfDeviceComesWithTheProgram) {
       EXPECT_THAT(calibration.about, HasSubstr("not calibrated")) << kind;
     }
     for (const auto& [key, cell] : calibration.cells) {
-      const bool enough = cell.count >= kFewestResults && cell.backends.size() >= kFewestImplementations;
+      const bool enough =
+          cell.count >= kFewestResults && cell.cases >= kFewestCases && cell.backends.size() >= kFewestImplementations;
       EXPECT_TRUE(enough || cell.factor == 1) << kind << " " << key.tensor << " " << key.gate;
+      if (cell.cases < 200) {
+        EXPECT_GE(cell.factor, std::min(1.0, 2.5 * cell.max) - 1e-9) << kind << " " << key.tensor << " " << key.gate;
+      }
       if (key.gate == "lse") {
         EXPECT_GE(cell.factor * calibration.constants.lse, 1) << kind << ": less than one sigma";
       }
@@ -171,13 +175,14 @@ TEST(Calibration, ImplementationsThatRoundNothingInsideShareCells) {
 TEST(Factor, IsNeverBelowTheLargestSeenAndNeverAbove1) {
   std::vector<double> ratios(1000);
   std::iota(ratios.begin(), ratios.end(), 1);
-  for (double& ratio : ratios) ratio /= 5000;       // 0.0002 to 0.2
-  EXPECT_NEAR(factor_of(ratios), 1.5 * 0.2, 1e-9);  // above 0.198 + 4 * 0.018: 99 % is 0.198, 90 % is 0.18
+  for (double& ratio : ratios) ratio /= 5000;            // 0.0002 to 0.2
+  EXPECT_NEAR(factor_of(ratios, 200), 1.5 * 0.2, 1e-9);  // above 0.198 + 4 * 0.018: 99 % is 0.198, 90 % is 0.18
   ratios.back() = 0.4;
-  EXPECT_NEAR(factor_of(ratios), 0.6, 1e-9);
+  EXPECT_NEAR(factor_of(ratios, 200), 0.6, 1e-9);
   ratios.back() = 0.99;
-  EXPECT_EQ(factor_of(ratios), 1);
-  EXPECT_NEAR(factor_of(std::vector<double>(1000, 0.2)), 0.3, 1e-9);
+  EXPECT_EQ(factor_of(ratios, 200), 1);
+  EXPECT_NEAR(factor_of(std::vector<double>(1000, 0.2), 200), 0.3, 1e-9);
+  EXPECT_NEAR(factor_of(std::vector<double>(1000, 0.2), 199), 0.5, 1e-9);
 }
 
 Record judged(const std::string& backend, int number, double value, double formula = 1) {
@@ -189,7 +194,7 @@ Record judged(const std::string& backend, int number, double value, double formu
   return record;
 }
 
-/// Records of these backends, 150 each, whose ratios are about 0.1.
+/// Records of these backends, 200 each, whose ratios are about 0.1.
 RunData run_of(const std::vector<std::string>& backends) {
   RunData run;
   run.headers.push_back({"run", {"attnbench", "calibrate"}, "now", nlohmann::json::object()});
@@ -199,7 +204,7 @@ RunData run_of(const std::vector<std::string>& backends) {
     declaration.implementation = backend.substr(0, 1);
     declaration.profile = {.name = "fp32_inside", .p = Profile::Probabilities::not_rounded, .rounds_ds = false};
     run.backends["cpu"].push_back(declaration);
-    for (int i = 0; i < 150; ++i) run.records.push_back(judged(backend, i, 0.1 + 0.0001 * i));
+    for (int i = 0; i < 200; ++i) run.records.push_back(judged(backend, i, 0.1 + 0.0001 * i));
   }
   return run;
 }
@@ -207,10 +212,10 @@ RunData run_of(const std::vector<std::string>& backends) {
 TEST(NullDistributions, GiveAFactorToWhatSeveralImplementationsDid) {
   const Calibration calibration = calibrate(run_of({"a", "b", "c"}), small_calibration());
   const NullCell& cell = calibration.cells.at(kZOfO);
-  EXPECT_EQ(cell.count, 450);
-  EXPECT_EQ(cell.cases, 150);
+  EXPECT_EQ(cell.count, 600);
+  EXPECT_EQ(cell.cases, 200);
   EXPECT_EQ(cell.backends, (std::vector<std::string>{"a", "b", "c"}));
-  EXPECT_NEAR(cell.max, 0.1149, 1e-9);
+  EXPECT_NEAR(cell.max, 0.1199, 1e-9);
   EXPECT_LT(cell.factor, 0.2);
   EXPECT_GT(cell.factor, cell.max);
   EXPECT_EQ(calibrate(run_of({"a"}), small_calibration()).cells.at(kZOfO).factor, 1);
@@ -266,7 +271,7 @@ TEST(NullDistributions, OfOptionsAreKeptAndGiveNoFactor) {
   for (Record& record : run.records) record.case_line += " softcap=30";
   const CellKey cell{"fp32_inside_with_options", false, Dtype::bf16, "o", "z", 3};
   const Calibration after = calibrate(run, small_calibration());
-  EXPECT_EQ(after.cells.at(cell).count, 450);
+  EXPECT_EQ(after.cells.at(cell).count, 600);
   EXPECT_EQ(after.cells.at(cell).factor, 1);
 }
 
@@ -292,8 +297,8 @@ TEST(NullDistributions, LeaveOutWhatIsWrong) {
 TEST(CalibrationCheck, CountsTensorsAlarmsAndGatesWithoutPower) {
   RunData run = run_of({"a", "b"});
   CalibrationCheck check = check_calibration(run, small_calibration());
-  EXPECT_EQ(check.tensors, 150);
-  EXPECT_EQ(check.results, 300);
+  EXPECT_EQ(check.tensors, 200);
+  EXPECT_EQ(check.results, 400);
   EXPECT_EQ(conclude(check).exit_code, kExitOk);
   run.records[0].errors["o"].gates["z"].verdict = Gate::Verdict::no_power;
   run.records[0].status = Status::mistrusted;
@@ -302,7 +307,7 @@ TEST(CalibrationCheck, CountsTensorsAlarmsAndGatesWithoutPower) {
   check = check_calibration(run, small_calibration());
   EXPECT_EQ(check.without_power, 1);
   const auto& counts = check.gates.at({"fp32_inside", "z"});
-  EXPECT_EQ(counts.judged, 300);
+  EXPECT_EQ(counts.judged, 400);
   EXPECT_EQ(counts.no_power, 1);
   EXPECT_EQ(counts.alarms, 1);
   ASSERT_EQ(check.alarms.size(), 1u);

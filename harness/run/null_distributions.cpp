@@ -103,9 +103,10 @@ NullCell cell_of(const CellKey& key, const GateConstants& constants, Collected c
   cell.p99 = in_file(quantile(collected.ratios, 0.99));
   cell.p999 = in_file(quantile(collected.ratios, 0.999));
   cell.max = in_file(collected.ratios.back());
-  const bool enough = cell.count >= kFewestResults && collected.implementations.size() >= kFewestImplementations;
+  const bool enough =
+      cell.count >= kFewestResults && cell.cases >= kFewestCases && collected.implementations.size() >= kFewestImplementations;
   if (enough && cell.max > 0 && !keeps_formula(key))
-    cell.factor = in_file(std::max(factor_of(collected.ratios), least_factor(key, constants)));
+    cell.factor = in_file(std::max(factor_of(collected.ratios, cell.cases), least_factor(key, constants)));
   return cell;
 }
 
@@ -125,14 +126,15 @@ void note_alarms(const Record& record, const Calibration& calibration, Calibrati
 
 }  // namespace
 
-double factor_of(const std::vector<double>& sorted) {
+double factor_of(const std::vector<double>& sorted, int64_t cases) {
   constexpr size_t kMany = 2000;
-  constexpr double kLeastMargin = 1.5;
+  constexpr int64_t kManyCases = 200;
+  const double margin = cases < kManyCases ? 2.5 : 1.5;
   const bool many = sorted.size() >= kMany;
   const double low = quantile(sorted, many ? 0.99 : 0.9), high = quantile(sorted, many ? 0.999 : 0.99);
   const double decades_beyond = many ? 3 : 4;  // from 1e-3, or 1e-2, to 1e-6; low to high is one
   const double extrapolated = high + decades_beyond * (high - low);
-  return std::min(1.0, std::max(extrapolated, sorted.back() * kLeastMargin));
+  return std::min(1.0, std::max(extrapolated, sorted.back() * margin));
 }
 
 Calibration calibrate(const RunData& run, const Calibration& before) {

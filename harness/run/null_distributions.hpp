@@ -12,18 +12,21 @@
 
 namespace attnbench {
 
-/// Fewest results of a cell that has a factor of its own, and fewest implementations behind them. `eager` and `sdpa_math` are
-/// one: both are LibTorch's matrix products and softmax, and in fp32 agree with each other better than with a third.
-inline constexpr int64_t kFewestResults = 200;
+/// Fewest results of a cell that has a factor of its own, and fewest cases and implementations behind them. `eager` and
+/// `sdpa_math` are one: both are LibTorch's matrix products and softmax, and in fp32 agree with each other better than with a
+/// third.
+inline constexpr int64_t kFewestResults = 200, kFewestCases = 50;
 inline constexpr size_t kFewestImplementations = 2;
 
 /// The factor of sorted ratios statistic / formula, at most 1. It is the larger of
 ///   the ratio that one tensor in a million exceeds, by an exponential tail through the quantiles 99 and 99.9 % (2000 results or
 ///   more, else 90 and 99 %): it falls more slowly than any sub-Gaussian one, so that the estimate errs upward;
-///   1.5 times the largest seen, as a null that hardly varies may have rare cases that no quantile shows.
+///   1.5 times the largest seen, as a null that hardly varies may have rare cases that no quantile shows; 2.5 times that of fewer
+///   than 200 cases: implementations agree, so that it is cases that count. 170 had shown little more than half of what another
+///   one had.
 /// The RMS of low precision and the bias where P is rounded have none, and the LSE's is at least one sigma:
 /// null_distributions.cpp.
-double factor_of(const std::vector<double>& sorted);
+double factor_of(const std::vector<double>& sorted, int64_t cases);
 
 /// Cells from the records of `before.backends`, less what is left out and tensors with a violated exact gate; constants and
 /// everything else that is by hand stay as they are in `before`. The verdicts of the records, which older limits gave, play no
