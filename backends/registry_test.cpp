@@ -171,5 +171,20 @@ TEST(Dispatch, APinnedOperationRefusesWhatItCannotDo) {
   EXPECT_THROW((*flash)->prepare(c, inputs, Pass::forward).windows[0].forward(), c10::Error);
 }
 
+/// By their sources: where the scale comes in decides what of a small dS is left in fp16.
+TEST(Registry, SaysWhichFusedKernelsRoundTheScaledDs) {
+  const auto backends = make_backends(kCpu);
+  const auto profile = [&](const std::string& name) {
+    const auto backend =
+        std::ranges::find_if(backends, [&](const auto& candidate) { return candidate->declaration().name == name; });
+    return (*backend)->declaration().profile;
+  };
+  for (const char* name : {"sdpa_cudnn", "sdpa_efficient", "torch_efficient_varlen"})
+    EXPECT_TRUE(profile(name).scales_ds) << name;
+  for (const char* name : {"flash_varlen", "torch_flash_varlen", "sdpa_flash"}) EXPECT_FALSE(profile(name).scales_ds) << name;
+  for (const char* name : {"sdpa_efficient", "torch_efficient_varlen"}) EXPECT_TRUE(profile(name).ds_from_rounded_p) << name;
+  EXPECT_FALSE(profile("sdpa_cudnn").ds_from_rounded_p);
+}
+
 }  // namespace
 }  // namespace attnbench

@@ -4,6 +4,8 @@
 #include <fmt/format.h>
 #include <torch/version.h>
 
+#include "backends/attention/sdpa.hpp"
+
 namespace attnbench {
 
 std::string cudnn_version(const Device& device) {
@@ -14,6 +16,12 @@ std::string cudnn_version(const Device& device) {
 
 int64_t cudnn_max_head_dim(const Device& device) {
   return device.sm == 90 ? 256 : 128;
+}
+
+Profile cudnn_profile() {
+  Profile profile = sdpa_flash_profile();
+  profile.scales_ds = true;
+  return profile;
 }
 
 }  // namespace attnbench

@@ -27,16 +27,10 @@ Capabilities fused_cuda_capabilities() {
   return can;
 }
 
-Profile cudnn_profile() {
-  Profile profile = sdpa_flash_profile();
-  profile.scales_ds = true;
-  return profile;
-}
-
 Profile efficient_profile() {
-  Profile profile = cudnn_profile();
+  Profile profile = sdpa_flash_profile();
   profile.name = "efficient";
-  profile.ds_from_rounded_p = true;
+  profile.ds_from_rounded_p = profile.scales_ds = true;
   return profile;
 }
 

@@ -10,10 +10,6 @@ namespace attnbench {
 /// with unaligned strides would end the CUDA context), SM 8.0 to 12.1, gradients of queries summed by atomics.
 Capabilities fused_cuda_capabilities();
 
-/// cuDNN's kernel: as FlashAttention, but its backward stores softmax_scale dS (cudnn-frontend,
-/// scaled_dot_product_flash_attention.h: mul_dS_attn_scale stands before the cast to the dtype of Q).
-Profile cudnn_profile();
-
 /// The memory-efficient kernel: as cuDNN's, and dS is computed from the P that was rounded for P^T dO
 /// (LibTorch 2.11, mem_eff_attention/kernel_backward.h: dS = (dP - D) times the attention tile in shared memory, then the scale).
 Profile efficient_profile();

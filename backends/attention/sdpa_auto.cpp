@@ -12,6 +12,7 @@
 #include <torch/version.h>
 
 #include "backends/attention/autograd.hpp"
+#include "backends/attention/cudnn.hpp"
 #include "backends/attention/fused_cuda.hpp"
 #include "backends/attention/pinned.hpp"
 #include "backends/attention/sdpa.hpp"
@@ -58,10 +59,11 @@ std::string joined(const std::set<std::string>& names) {
   return text;
 }
 
-/// That of the kernel which rounds more, where sequences went to several.
-Profile fused_profile(const std::string& kernels) {
-  const auto has = [&](const char* name) { return kernels.find(name) != std::string::npos; };
-  return has("sdpa_efficient") ? efficient_profile() : has("sdpa_cudnn") ? cudnn_profile() : sdpa_flash_profile();
+/// Where sequences went to several fused kernels, that of the one with most rounding points.
+Profile profile_of(const std::set<std::string>& kernels) {
+  if (kernels.contains("sdpa_math")) return sdpa_math_profile();
+  if (kernels.contains("sdpa_efficient")) return efficient_profile();
+  return kernels.contains("sdpa_cudnn") ? cudnn_profile() : sdpa_flash_profile();
 }
 
 class SdpaAuto : public Backend {
@@ -84,9 +86,10 @@ class SdpaAuto : public Backend {
   Run prepare(const Case& c, const Inputs& inputs, Pass pass) const override {
     std::vector<DenseCall> calls = dense_calls(c, inputs, Triangle::top_left_flag, -std::numeric_limits<double>::infinity());
     Run run;
-    run.kernel = joined(kernels_of(calls, inputs.scale));
-    const bool math = run.kernel == "sdpa_math";
-    run.profile = math ? sdpa_math_profile() : fused_profile(run.kernel);
+    const std::set<std::string> kernels = kernels_of(calls, inputs.scale);
+    const bool math = kernels.contains("sdpa_math");
+    run.kernel = joined(kernels);
+    run.profile = profile_of(kernels);
     const auto fused_bytes = [&] {
       return on_gpu_ ? fused_cuda_bytes(calls, c, inputs, pass) : sdpa_flash_bytes(calls, inputs, pass);
     };

@@ -38,7 +38,7 @@ class TorchCudnnVarlen : public VarlenBackend {
     declaration_.name = "torch_cudnn_varlen";
     declaration_.version = cudnn_version(device);
     declaration_.implementation = "pytorch_cudnn";
-    declaration_.profile = sdpa_flash_profile();
+    declaration_.profile = cudnn_profile();
     declaration_.capabilities = fused_cuda_capabilities();
     declaration_.capabilities.tail = true;
     declaration_.capabilities.min_sm = 90;  // LibTorch's dispatcher gives it packed tensors on SM 9.0 and 10.x

@@ -41,7 +41,7 @@ Rounding rounding_of(const Profile& profile, const Problem& problem) {
   r.ds = low && profile.rounds_ds;
   r.ds_from_rounded_p = r.ds && profile.ds_from_rounded_p;
   const double s = std::abs(problem.softmax_scale());
-  r.scales_ds = r.ds && profile.scales_ds && r.f > 0 && s > 0;
+  r.scales_ds = r.ds && !profile.rounds_scores && profile.scales_ds && r.f > 0 && s > 0;
   r.f_ds = r.scales_ds ? r.f / s : r.f;
   r.scores = low && profile.rounds_scores;
   r.d_from_output = profile.d == Profile::RowSum::from_output;

@@ -5,7 +5,7 @@
 // n: terms of a sum; ulp(x): spacing of the dtype at x. A rounding error of at most h has a variance of at most h^2/3.
 //   A_ij = s sum_x |q_x k_x|          eS = e (4 + k A_ij)               error of a score, and of its exp
 //   hP = max(u P, f / l)              P stored unnormalised (f where it is normalised first, 0 where it is not rounded)
-//   hB = max(u P, f)                  P stored for P^T dO;    hS = max(u |dS|, f)    dS stored; s dS stored: f / |s|
+//   hB = max(u P, f)                  P stored for P^T dO;    hS = max(u |dS|, f)    dS stored; s dS stored: max(u |dS|, f / |s|)
 //   hS^2 + hB^2 (dP - D)^2 in place of hS^2 where dS is computed from the stored P
 //   eL = e (2 + 2 |L|)                error of exp(S - L) in the backward through L
 //   sL = e (4 + |L| + k sum_j P A + sqrt(n))                            error of the LSE
@@ -21,10 +21,10 @@
 //            + [s^2 sum_i P^2 sD^2 Q^2]                  with bK = s sum_i eT |Q|
 // In brackets: end to end only, with u^2 P^2 sD^2 added to hS^2; gradients given a kernel's own O have no such terms.
 // Eager (Q K^T, s S, P, dP, dS and s dS rounded): what it rounds does not depend on tiles or on the order of a sum, so the
-// oracles round it too. Uncertain is only what lies nearer to a tie than kSure of the fp32 error before it: it may have gone to
+// oracles round it too. Uncertain is only what lies nearer to a tie than 4 times the fp32 error before it: it may have gone to
 // the other side, v = ulp^2/2. An uncertain S or dP moves its own P and dS, and through l and D those of the whole row; the two
-// may cancel, unless the next rounding swallows the latter: 3 times the squares of each. Of an uncertain Q K^T or dS what is
-// stored of s times it is uncertain by that too.
+// may cancel, unless the next rounding swallows the latter: 3 times the squares of each. Of an uncertain Q K^T or dS, x, what is
+// stored of s x is uncertain within |s| ulp(x) of a tie, and its v has s^2 v of x in it. edP is 0: dP is replayed.
 //   eS = e (4 + |log P| + sqrt(n))    error of P in fp32, whose scores are the rounded ones;   w = 3 P^2 vS
 //   var o  = ulp(o)^2/12 + sum_j (vP + w) V^2 + O^2 sum_j w + sum_j P^2 eS^2 (V - O)^2
 //   var dv = ulp(dv)^2/12 + sum_i (vP + w + P^2 (eS^2 + sum_k w_k)) dO^2
@@ -59,8 +59,6 @@
 // are, c = 2^-126 for P and 2^-120 for dS (a flushed P is multiplied by dP - D, here at most 64).
 #pragma once
 
-#include <cstdint>
-
 #include "harness/run/declaration.hpp"
 
 namespace attnbench {
@@ -80,7 +78,7 @@ struct Rounding {
   bool p_normalised = false;       ///< … after it was normalised
   bool ds = false;                 ///< dS, and P for P^T dO, are rounded
   bool ds_from_rounded_p = false;  ///< … and dS is computed from that P
-  bool scales_ds = false;          ///< s dS is what is rounded; false where it makes no difference (f is 0)
+  bool scales_ds = false;          ///< s dS is what is rounded; false where it makes no difference: f is 0, or s
   double f_ds = 0;                 ///< f of a dS: f / |s| where s dS is rounded
   bool scores = false;             ///< eager: S, s S, dP and s dS are rounded too, and all of it is replayed
   bool d_from_output = false;      ///< D from the rounded O; else from P o dP

@@ -79,8 +79,8 @@ void RowDrawer::draw_qkv(const RowIndex& index, float* row) const {
       break;
     }
     case Fill::deep_negative:
-      if (q) row[0] = kDeep;
-      if (k) row[0] = -kDeep;
+      if (q) row[0] = kDeepNegative;
+      if (k) row[0] = -kDeepNegative;
       break;
     case Fill::ramp:
       if (q) row[0] += 6;

@@ -24,8 +24,8 @@ namespace attnbench {
 /// Streams of random numbers; a stream is the second word of the counter.
 enum class Stream : uint32_t { q, k, v, dout, q_garbage, k_garbage, v_garbage, sink };
 
-/// Of deep_negative.
-inline constexpr float kDeep = 256;
+/// |channel 0| of q and k in deep_negative.
+inline constexpr float kDeepNegative = 256;
 
 /// One row: `channels` values of one (token, head). `token` and `head` number it, `position` is the token's rank among the
 /// `length` tokens of its sequence.

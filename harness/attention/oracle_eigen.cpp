@@ -5,7 +5,6 @@
 #include <vector>
 
 #include <ATen/ops/from_blob.h>
-#include <ATen/ops/full.h>
 #include <ATen/ops/zeros.h>
 
 #include "harness/attention/oracle_eigen_block.hpp"

@@ -1,5 +1,6 @@
 #include "harness/attention/oracle_eigen_block.hpp"
 
+#include <algorithm>
 #include <cmath>
 
 namespace attnbench::eigen_oracle {

@@ -2,7 +2,6 @@
 // errors of what a block stores. Letters and formulas: error_model.hpp.
 #pragma once
 
-#include <algorithm>
 #include <cstdint>
 #include <vector>
 

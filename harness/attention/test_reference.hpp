@@ -40,6 +40,7 @@ inline Profile eager() {
 /// As flash, but s dS is stored.
 inline Profile scaled_ds() {
   Profile profile = flash();
+  profile.name = "flash_scaled_ds";
   profile.scales_ds = true;
   return profile;
 }

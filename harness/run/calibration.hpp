@@ -6,8 +6,8 @@
 //   scores, ordinary or large (has_large_scores())
 //   dtype, tensor (o, lse, dq, dk, dv; gradients given O with those end to end), gate
 //   n       decade of the number of elements, or of the effective sample size, behind the gate
-// and has a factor of at most 1: the limit is factor x formula. A cell with too few results, or of one implementation alone,
-// has the factor 1; so has what has no cell. No factor comes from what is being judged.
+// and has a factor of at most 1: the limit is factor x formula. A cell with too few results or cases, or of one implementation
+// alone, has the factor 1; so has what has no cell. No factor comes from what is being judged.
 #pragma once
 
 #include <array>

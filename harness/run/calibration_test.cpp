@@ -122,8 +122,8 @@ TEST_F(CalibrationFile, OfEachKindOfDeviceComesWithTheProgram) {
       const bool enough =
           cell.count >= kFewestResults && cell.cases >= kFewestCases && cell.backends.size() >= kFewestImplementations;
       EXPECT_TRUE(enough || cell.factor == 1) << kind << " " << key.tensor << " " << key.gate;
-      if (cell.cases < 200) {
-        EXPECT_GE(cell.factor, std::min(1.0, 2.5 * cell.max) - 1e-9) << kind << " " << key.tensor << " " << key.gate;
+      if (cell.cases < kManyCases) {
+        EXPECT_GE(cell.factor, std::min(1.0, kMarginOfFew * cell.max) - 1e-9) << kind << " " << key.tensor << " " << key.gate;
       }
       if (key.gate == "lse") {
         EXPECT_GE(cell.factor * calibration.constants.lse, 1) << kind << ": less than one sigma";
@@ -264,6 +264,24 @@ TEST(NullDistributions, OfTheBiasGiveAFactorWhereNothingIsRoundedInside) {
   const Calibration flash = calibrate(run, small_calibration());
   EXPECT_EQ(flash.cells.at({"flash", false, Dtype::bf16, "o", "bias", 3}).factor, 1);
   EXPECT_LT(flash.cells.at({"flash", false, Dtype::bf16, "o", "z", 3}).factor, 1);
+}
+
+/// Implementations agree, so that as many results of fewer cases say less.
+TEST(NullDistributions, OfFewCasesGiveAWiderFactorOrNone) {
+  const auto factor_of_cases = [](int cases) {
+    RunData run = run_of({"a", "b", "c", "d", "e"});  // results of two implementations or more
+    for (size_t i = 0; i < run.records.size(); ++i)
+      run.records[i].case_line = fmt::format("attention d=64 lq=65 seed={}", i % cases);
+    Calibration before = small_calibration();
+    before.backends = {"a", "b", "c", "d", "e"};
+    const NullCell cell = calibrate(run, before).cells.at(kZOfO);
+    EXPECT_EQ(cell.cases, cases);
+    return cell.factor / cell.max;
+  };
+  EXPECT_EQ(factor_of_cases(49), 1 / 0.1199);
+  EXPECT_NEAR(factor_of_cases(50), kMarginOfFew, 1e-6);
+  EXPECT_NEAR(factor_of_cases(199), kMarginOfFew, 1e-6);
+  EXPECT_LT(factor_of_cases(200), 2);
 }
 
 TEST(NullDistributions, OfOptionsAreKeptAndGiveNoFactor) {

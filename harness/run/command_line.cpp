@@ -218,7 +218,7 @@ AuditCommand finish_audit(const CLI::App& app, RunCommand run, const TypedOption
   if (run.suites.empty() && run.cases.empty()) run.suites = {"audit"};
   run.check_only = true;
   run.selection.backends = typed.backends;
-  run.worker.planted = std::ranges::any_of(typed.backends, is_planted);
+  run.worker.planted = names_planted(typed.backends);
   run.selection.pass = parse_pass(typed.pass);
   return {run};
 }
@@ -282,7 +282,7 @@ CalibrateCommand finish_calibrate(const CLI::App& app, CalibrateCommand calibrat
   calibrate.seeds = parse_seeds(!typed.seeds.empty() ? typed.seeds : calibrate.check ? "2001..2050" : "1..50");
   if (calibrate.random < 0 || calibrate.random > kMostRandom)
     refuse("--random", std::to_string(calibrate.random), fmt::format("a number from 0 to {}", kMostRandom));
-  calibrate.worker.planted = std::ranges::any_of(calibrate.selection.backends, is_planted);
+  calibrate.worker.planted = names_planted(calibrate.selection.backends);
   if (calibrate.worker.planted && !calibrate.check)
     throw UsageError("--backend with a planted defect: limits come from correct implementations alone; try it with --check");
   return calibrate;
@@ -306,7 +306,7 @@ RunCommand finish_run(const CLI::App& app, RunCommand run, const TypedOptions& t
     throw UsageError("nothing to run: give --suite NAME, --case LINE or --resume DIR (attnbench --help shows examples)");
   check_resume(app, run);
   run.selection.backends = typed.backends;
-  run.worker.planted = std::ranges::any_of(typed.backends, is_planted);
+  run.worker.planted = names_planted(typed.backends);
   run.selection.pass = parse_pass(typed.pass);
   run.selection.shard = parse_shard(typed.shard);
   run.assume_sm = run.worker.assume_sm = parse_sm(typed.assume_sm);
@@ -323,7 +323,7 @@ FuzzCommand finish_fuzz(const CLI::App& app, FuzzCommand fuzz, const TypedOption
     refuse("--minutes", fmt::format("{}", *fuzz.minutes), "minutes, above 0 and at most a million");
   fuzz.seed = parse_seed(typed.seed);
   fuzz.selection.backends = typed.backends;
-  fuzz.worker.planted = std::ranges::any_of(typed.backends, is_planted);
+  fuzz.worker.planted = names_planted(typed.backends);
   fuzz.selection.pass = parse_pass(typed.pass);
   return fuzz;
 }

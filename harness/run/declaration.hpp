@@ -22,11 +22,11 @@ struct Profile {
   std::string name;                                                    ///< "flash", "eager", "fp32_inside", …
   Probabilities p = Probabilities::unnormalised;
   bool rounds_ds = true;       ///< dS is rounded before dS K and dS^T Q (and P before P^T dO)
-  bool rounds_scores = false;  ///< S, s S and dP are rounded too (eager)
+  bool rounds_scores = false;  ///< S, s S, dP and, behind dS, s dS are rounded too (eager)
   RowSum d = RowSum::from_output;
   bool rounds_gqa_partials = false;  ///< dK, dV of each query head are rounded before they are summed over the group
   bool ds_from_rounded_p = false;    ///< dS is computed from the P that was rounded for P^T dO
-  bool scales_ds = false;            ///< softmax_scale dS is what is rounded, instead of dS
+  bool scales_ds = false;            ///< softmax_scale dS is rounded instead of dS; says nothing beside rounds_scores
   bool operator==(const Profile&) const = default;
 };
 

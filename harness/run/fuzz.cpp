@@ -31,21 +31,22 @@ struct Finding {
   std::optional<ShrunkRecord> shrunk;
 };
 
-/// Findings that tell the same story: of one backend and pass, and shrunk to one case, not red again, or not shrunk.
+/// Findings that tell the same story: of one backend, pass and status, and shrunk to one case, not red again, or not shrunk.
 using Story = std::vector<const Finding*>;
 
-std::string story_of(const Finding& finding) {
+std::string story_key(const Finding& finding) {
+  const Record& found = finding.found;
   const std::string left = !finding.shrunk             ? "not shrunk"
                            : finding.shrunk->red_alone ? finding.shrunk->smallest.case_line
                                                        : "not red again";
-  return fmt::format("{} {} {}", finding.found.backend, name_of(finding.found.pass), left);
+  return fmt::format("{} {} {} {}", found.backend, name_of(found.pass), name_of(found.status), left);
 }
 
 /// In the order of their first findings.
 std::vector<Story> stories_of(const std::vector<Finding>& findings) {
   std::vector<Story> stories;
   for (const Finding& finding : findings) {
-    const auto same = [&](const Story& story) { return story_of(*story.front()) == story_of(finding); };
+    const auto same = [&](const Story& story) { return story_key(*story.front()) == story_key(finding); };
     const auto story = std::ranges::find_if(stories, same);
     if (story == stories.end())
       stories.push_back({&finding});
@@ -72,23 +73,19 @@ std::string numbers_of(const Story& story) {
   return fmt::format("{}", fmt::join(numbers, ", "));
 }
 
-std::string repros_of(const Story& story) {
-  std::vector<std::string> lines;
-  for (const Finding* finding : story) lines.push_back(finding->found.repro);
-  return code_block(fmt::format("{}", fmt::join(lines, "\n")));
+std::string list_of(const Story& story) {
+  std::string text;
+  for (const Finding* finding : story)
+    text += fmt::format("number {}: {}\n\n{}\n", finding->number, finding->found.reason, code_block(finding->found.repro));
+  return text;
 }
 
 std::string text_of(const Story& story) {
   const Finding& first = *story.front();
   if (!first.shrunk)
-    return heading_of(story) +
-           fmt::format("number {}; not shrunk: {} others of this backend and pass are.\n\n", numbers_of(story), kMostShrunk) +
-           repros_of(story);
-  if (!first.shrunk->red_alone)
-    return heading_of(story) +
-           fmt::format("number {}; not shrunk: not red when run again, alone. Before: {}\n\n", numbers_of(story),
-                       first.found.reason) +
-           repros_of(story);
+    return heading_of(story) + fmt::format("Not shrunk: {} others of this backend and pass are.\n\n", kMostShrunk) +
+           list_of(story);
+  if (!first.shrunk->red_alone) return heading_of(story) + "Not shrunk: not red when run again, alone.\n\n" + list_of(story);
   const Record& smallest = first.shrunk->smallest;
   return heading_of(story) + fmt::format("smallest, after {} tries:\n\n", first.shrunk->tries) + code_block(smallest.case_line) +
          fmt::format("\n{}\n\n", smallest.reason) + code_block(smallest.repro) +

@@ -128,8 +128,7 @@ void note_alarms(const Record& record, const Calibration& calibration, Calibrati
 
 double factor_of(const std::vector<double>& sorted, int64_t cases) {
   constexpr size_t kMany = 2000;
-  constexpr int64_t kManyCases = 200;
-  const double margin = cases < kManyCases ? 2.5 : 1.5;
+  const double margin = cases < kManyCases ? kMarginOfFew : kMarginOfMany;
   const bool many = sorted.size() >= kMany;
   const double low = quantile(sorted, many ? 0.99 : 0.9), high = quantile(sorted, many ? 0.999 : 0.99);
   const double decades_beyond = many ? 3 : 4;  // from 1e-3, or 1e-2, to 1e-6; low to high is one

@@ -16,6 +16,10 @@ namespace attnbench {
 /// `sdpa_math` are one: both are LibTorch's matrix products and softmax, and in fp32 agree with each other better than with a
 /// third.
 inline constexpr int64_t kFewestResults = 200, kFewestCases = 50;
+
+/// A factor's least margin over the largest ratio seen: of fewer than kManyCases, and of more.
+inline constexpr int64_t kManyCases = 200;
+inline constexpr double kMarginOfFew = 2.5, kMarginOfMany = 1.5;
 inline constexpr size_t kFewestImplementations = 2;
 
 /// The factor of sorted ratios statistic / formula, at most 1. It is the larger of

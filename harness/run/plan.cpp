@@ -84,7 +84,7 @@ bool is_selected(const Declaration& declaration, const Selection& selection, con
 /// Canaries are there to watch over what the real backend is told, unless the run is about planted ones anyway.
 bool is_canary(const Declaration& declaration, const SuiteCase& suite_case, const Selection& selection, const Device& device) {
   if (std::ranges::find(suite_case.canaries, declaration.name) == suite_case.canaries.end()) return false;
-  if (!runs_on(declaration, device) || std::ranges::any_of(selection.backends, is_planted)) return false;
+  if (!runs_on(declaration, device) || names_planted(selection.backends)) return false;
   const std::string real = real_backend_of(declaration.name);
   return selection.backends.empty() || std::ranges::find(selection.backends, real) != selection.backends.end();
 }

@@ -1,9 +1,11 @@
 // Planted backends: each is a real one with one defect, which the judge has to see. A worker has them with --planted.
 #pragma once
 
+#include <algorithm>
 #include <optional>
 #include <string>
 #include <string_view>
+#include <vector>
 
 #include "harness/run/declaration.hpp"
 
@@ -12,6 +14,11 @@ namespace attnbench {
 /// "flash_varlen:last_key_dropped": the real backend, a colon, the defect. No real backend has a colon in its name.
 inline bool is_planted(std::string_view backend) {
   return backend.find(':') != std::string_view::npos;
+}
+
+/// Whether any of the backends is planted, so that a worker has to be asked for those.
+inline bool names_planted(const std::vector<std::string>& backends) {
+  return std::ranges::any_of(backends, is_planted);
 }
 
 /// "flash_varlen"; a real backend's own name.

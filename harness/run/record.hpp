@@ -28,7 +28,7 @@ struct Gate {
   double limit = 0;  ///< pass: value <= limit
   int64_t n = 0;     ///< elements (or effective sample size) behind it
   Verdict verdict = Verdict::pass;
-  double formula = 0;  ///< the limit before calibration, which is a factor of at most 1 (calibration.hpp)
+  double formula = 0;  ///< the limit before its factor (calibration.hpp) and the emulator's room (worker/verdict_gates.hpp)
 };
 std::string_view name_of(Gate::Verdict);
 
@@ -43,8 +43,8 @@ struct TensorErrors {
   double max_abs = 0, rel_l2 = 0, cosine = 1;
   double max_z = 0;
   int64_t elements = 0;
-  int64_t bad = 0;                               ///< elements beyond the z limit, or non-finite where the oracle is finite
-  std::map<std::string, Gate> gates;             ///< "nonfinite", "exact_zero", "z", "rms", "bias", "lse"
+  int64_t bad = 0;                    ///< elements beyond the limit of gate z, or non-finite where the oracle is finite
+  std::map<std::string, Gate> gates;  ///< "nonfinite", "exact_zero", "z", "rms", "bias", "lse"
   std::map<std::string, FieldRule> field_rules;  ///< "2x_eager", "assert_close", "cudnn_2e-2", "pytorch_test"
   std::optional<Element> first_bad;
   std::optional<Element> worst;

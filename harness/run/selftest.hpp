@@ -61,7 +61,7 @@ struct FalseAlarm {
 
 struct Selftest {
   std::vector<PlantedPair> pairs;    ///< in the order of the run, those outside included
-  std::vector<KnownSurvivor> stale;  ///< known, of pairs that ran, and survived no more
+  std::vector<KnownSurvivor> stale;  ///< known, of pairs that ran, and survived no more; not those that do so sometimes
   int64_t tensors = 0;               ///< of the real backends, judged
   std::vector<FalseAlarm> false_alarms;
   std::set<std::string> defects() const;  ///< of the pairs that count, each once however many backends have it

@@ -1,7 +1,6 @@
 #include "harness/run/shrink.hpp"
 
 #include <algorithm>
-#include <optional>
 #include <ranges>
 #include <set>
 #include <string>

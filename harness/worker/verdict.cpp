@@ -60,7 +60,7 @@ void Judge::judge_tensor(const JudgedTensor& t, const Outputs& outputs, Verdict&
   const Expected& x = y.expected(t);
   const Dtype dtype = y.rounding().dtype;
   const at::Tensor got = y.tokens(t, outputs);
-  const double limit = gated ? z_limit(s.elements(), y.limits(t.name)) : kInfinity;
+  const double limit = gated ? z_limit(s.elements(), y.scale(t, t.name)) : kInfinity;
   const ErrorStatistics statistics = measure_errors(got, x, dtype, limit, gated && y.only_outputs_rounded());
   TensorErrors errors = report(got, x.value, s, statistics);
   errors.gates = exact_gates(statistics);
@@ -81,10 +81,10 @@ void Judge::judge_given_output(const Outputs& outputs, Verdict& verdict) const {
     const std::string name = std::string(t->name) + "_given_o";
     const TokenShape s = y.shape(*t);
     const at::Tensor got = y.tokens(*t, outputs);
-    const double limit = z_limit(s.elements(), y.limits(name));
+    GateScale gate_scale = y.scale(*t, name);
+    const double limit = z_limit(s.elements(), gate_scale);
     const ErrorStatistics statistics = measure_errors(got, *x, y.rounding().dtype, limit, y.only_outputs_rounded());
     TensorErrors errors = report(got, x->value, s, statistics);
-    GateScale gate_scale = y.scale(*t, name);
     gate_scale.allowance = statistics.allowance;
     errors.gates = exact_gates(statistics);
     if (statistics.elements > 0) errors.gates.merge(error_gates(statistics, gate_scale));

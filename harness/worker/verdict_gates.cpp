@@ -13,18 +13,24 @@ constexpr double kMostGains = 3;    // of the least gain that counts
 // How far a correct kernel may be beyond the emulator, and how far that may carry the limit of z beyond its formula.
 constexpr double kEmulatorRoom = 1.25, kMostWidening = 1.5;
 
-/// What the emulator has, and how much of it is believed.
-struct Emulated {
-  double value = 0, most = 0;
+/// The least limit that the emulator's own value leaves a gate, but no more than `most`.
+double room(double emulators, double most) {
+  return std::min(kEmulatorRoom * emulators, most);
+}
+
+struct Judged {
+  const char* gate;
+  double value, formula;  ///< the statistic, and its limit by the formula
+  int64_t n;
+  bool power = true;
+  double of_ties = 0;  ///< part of the formula that no factor scales
+  double room = 0;
 };
 
-/// The gate of this name on `value`, whose limit by the formula is `formula`. A part of it, `of_ties`, stays as it is.
-Gate judged(const char* name, double value, double formula, int64_t n, bool power, const Limits& limits, double of_ties = 0,
-            const Emulated& emulated = {}) {
-  const double limit = limits.limit(name, n, formula - of_ties) + of_ties;
-  const double with_room = std::min(kEmulatorRoom * emulated.value, emulated.most);
-  Gate gate{value, std::max(limit, with_room), n, Gate::Verdict::pass, formula};
-  if (!power)
+Gate judged(const Judged& j, const Limits& limits) {
+  const double limit = limits.limit(j.gate, j.n, j.formula - j.of_ties) + j.of_ties;
+  Gate gate{j.value, std::max(limit, j.room), j.n, Gate::Verdict::pass, j.formula};
+  if (!j.power)
     gate.verdict = Gate::Verdict::no_power;
   else if (!(gate.value <= gate.limit))
     gate.verdict = Gate::Verdict::fail;
@@ -44,7 +50,8 @@ Gate rms_gate(const ErrorStatistics& s, const GateScale& scale) {
   const double ordinary = ratio * std::max(scale.emulator_rms, c.rms_floor) + 3 * scale.allowance;
   const double drift = drift_of(scale) * s.signal;
   const double formula = std::isfinite(ratio) ? std::hypot(ordinary, drift) : 0;
-  return judged("rms", s.rms_z, formula, static_cast<int64_t>(n), power, scale.limits);
+  return judged({.gate = "rms", .value = s.rms_z, .formula = formula, .n = static_cast<int64_t>(n), .power = power},
+                scale.limits);
 }
 
 Gate bias_gate(const ErrorStatistics& s, const GateScale& scale) {
@@ -57,16 +64,27 @@ Gate bias_gate(const ErrorStatistics& s, const GateScale& scale) {
              c.gain_deviations * c.gain_deviations / 3 * s.gain_step * together;
     };
     const double error = bound(alike);
-    return judged("bias", std::abs(s.gain_beside_rounded), error + drift, s.elements, error <= kMostGains * least, scale.limits,
-                  error - bound(1));
+    return judged({.gate = "bias",
+                   .value = std::abs(s.gain_beside_rounded),
+                   .formula = error + drift,
+                   .n = s.elements,
+                   .power = error <= kMostGains * least,
+                   .of_ties = error - bound(1)},
+                  scale.limits);
   }
   const double ties = scale.u / std::sqrt(3 * scale.distinct);  // 0 where values do not repeat
   const double error = c.gain_deviations * std::hypot(s.gain_error, ties);
   const double of_scores = c.truncation * scale.score_terms * scale.score_size;
   const bool power = error + of_scores <= std::max(kMostGains * least, scale.telling_gain);
   const double limit = std::max(least, error), without_ties = std::max(least, c.gain_deviations * s.gain_error);
-  return judged("bias", std::abs(s.gain), limit + drift, s.elements, power, scale.limits, limit - without_ties,
-                {scale.emulator_gain, kEmulatorRoom * scale.u});
+  return judged({.gate = "bias",
+                 .value = std::abs(s.gain),
+                 .formula = limit + drift,
+                 .n = s.elements,
+                 .power = power,
+                 .of_ties = limit - without_ties,
+                 .room = room(scale.emulator_gain, kEmulatorRoom * scale.u)},
+                scale.limits);
 }
 
 Gate count_gate(int64_t violations, int64_t elements) {
@@ -76,6 +94,10 @@ Gate count_gate(int64_t violations, int64_t elements) {
 double z_formula(int64_t elements, const Limits& limits) {
   const GateConstants& c = limits.constants();
   return std::max(c.z_floor, deviations(std::max<int64_t>(elements, 1), limits.variance_freedom, c));
+}
+
+double z_room(const GateScale& scale, double formula) {
+  return room(scale.emulator_z, kMostWidening * formula);
 }
 
 }  // namespace
@@ -89,8 +111,9 @@ double deviations(int64_t errors, double variance_freedom, const GateConstants& 
   return std::sqrt(variance_freedom < kInfinity ? variance_freedom * std::expm1(tail / variance_freedom) : tail);
 }
 
-double z_limit(int64_t elements, const Limits& limits) {
-  return limits.limit("z", elements, z_formula(elements, limits));
+double z_limit(int64_t elements, const GateScale& scale) {
+  const double formula = z_formula(elements, scale.limits);
+  return std::max(scale.limits.limit("z", elements, formula), z_room(scale, formula));
 }
 
 std::map<std::string, Gate> exact_gates(const ErrorStatistics& s) {
@@ -102,9 +125,8 @@ std::map<std::string, Gate> exact_gates(const ErrorStatistics& s) {
 
 std::map<std::string, Gate> error_gates(const ErrorStatistics& s, const GateScale& scale) {
   const double formula = z_formula(s.elements, scale.limits);
-  return {{"z", judged("z", s.max_z, formula, s.elements, true, scale.limits, 0, {scale.emulator_z, kMostWidening * formula})},
-          {"rms", rms_gate(s, scale)},
-          {"bias", bias_gate(s, scale)}};
+  const Judged z{.gate = "z", .value = s.max_z, .formula = formula, .n = s.elements, .room = z_room(scale, formula)};
+  return {{"z", judged(z, scale.limits)}, {"rms", rms_gate(s, scale)}, {"bias", bias_gate(s, scale)}};
 }
 
 double lse_limit(int64_t rows, const Limits& limits) {
@@ -113,8 +135,8 @@ double lse_limit(int64_t rows, const Limits& limits) {
 
 std::map<std::string, Gate> lse_gates(const ErrorStatistics& s, const Limits& limits) {
   const double formula = limits.constants().lse;
-  return {{"lse", judged("lse", s.max_z, formula, s.elements, true, limits)},
-          {"rms", judged("rms", s.rms_z, formula, s.elements, true, limits)}};
+  return {{"lse", judged({.gate = "lse", .value = s.max_z, .formula = formula, .n = s.elements}, limits)},
+          {"rms", judged({.gate = "rms", .value = s.rms_z, .formula = formula, .n = s.elements}, limits)}};
 }
 
 }  // namespace attnbench

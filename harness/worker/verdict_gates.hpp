@@ -1,9 +1,10 @@
 // The gates and their limits. No limit depends on what is judged, except that gradients given the kernel's own
 // O take D from it. A value that is not a number fails: every limit is asked as !(value <= limit).
 //
-// A limit is factor x formula; what repeated values (T) add to the gain's is not scaled, since few of the calibrated tensors have
-// any. The constants of the formulas, and the factors (at most 1, from the errors of correct
-// implementations), are data: harness/run/calibration.hpp. The constants that stand below are those of the file.
+// A limit is factor x formula, or the room that the emulator's own value leaves, if that is more; what repeated values (T) add to
+// the gain's is not scaled, since few of the calibrated tensors have any. The constants of the formulas, and the factors (at most
+// 1, from the errors of correct implementations), are data: harness/run/calibration.hpp. The constants that stand below are those
+// of the file, but for those of the room (1.25, 1.5, 1.25 u) and of power (1.5, 3), which stand in the code.
 //
 // z = (x - x64) / sigma at each of N elements; x64 and sigma: oracle and error model (error_model.hpp), as are u and b. Formulas:
 //   nonfinite   elements that are not finite where the oracle is, or the other way round, or of another kind        limit 0
@@ -33,8 +34,7 @@
 //   t  RMS(b / sigma) of gradients given O, else 0: b is the part of sigma that keeps its sign, so it adds up linearly
 //   M  length of the tensor's sum: keys (o, dq), queries x group (dk, dv);  X  RMS(x64 / sigma)
 //   c M  drift, relative to the value, of an accumulator that truncates each of M sums: 2^-26 on a GPU's tensor cores, 0 on a
-//   CPU;
-//      e more where a dropout multiplies all by 1 / (1 - p), a number of float32
+//      CPU; e more where a dropout multiplies all by 1 / (1 - p), a number of float32
 //   e  standard deviation of g if the errors of a row are fully coherent:
 //      sqrt(sum_r (sum |x64| / sigma)^2) / sum(x64^2 / sigma^2)
 //   g' g with round(x64), the expected value in the output's dtype, in place of x64: the error of rounding the output, which is
@@ -51,14 +51,11 @@
 //      of sqrt(2 ln(2 N / 1e-6)) stands sqrt(nu ((2 N / 1e-6)^(2 / nu) - 1))
 //   6.5, 4      sigmas a single element of a correct kernel may reach however small the tensor
 //   0.2 u       least gain that counts: a fifth of the largest relative rounding error
-//   A  |s| 65536 next to scores that large, where P is rounded, else 0: a GPU's tensor cores may have such a score wrong by c d
-//   A,
-//      and those of a row on both sides of a power of two by different parts of it. This flattens the softmax, always the same
-//      way
-// No power, so that the gate says nothing: rms if n = 0 or r > 1.5; bias if c d A + 5.39 hypot(...), or the limit of g' by its
+//   c d B  what c makes of a score of d terms: B is |s| 65536 where fill=deep_negative and P is rounded, else 0. Scores of a row
+//      on both sides of a power of two are off by different parts of that, which flattens the softmax, always the same way
+// No power, so that the gate says nothing: rms if n = 0 or r > 1.5; bias if c d B + 5.39 hypot(...), or the limit of g' by its
 // formula, is above 3 times the least gain that counts: 0.6 u, which is what truncation costs; of layers of `llama` only if it is
-// above 0.02 too, since a wrong scale is what it has to see there. 1.5 and 3 stand in the code: they say
-// when to be silent, not what may pass.
+// above 0.02 too, since a wrong scale is what it has to see there.
 #pragma once
 
 #include <cstdint>
@@ -95,7 +92,7 @@ struct GateScale {
   double samples = 0;        ///< n, effective sample size
   double distinct = 0;       ///< T, different values; infinity: all are
   double same_gain = 0;      ///< e of dropout's 1 / (1 - p), else 0
-  double score_size = 0;     ///< A, size of scores so large that what truncation does to them counts; else 0
+  double score_size = 0;     ///< B, size of scores so large that what truncation does to them counts; else 0
   double score_terms = 0;    ///< d, terms of a score
   double allowance = 0;      ///< t = RMS(b/sigma), gradients given O; else 0
   double telling_gain = 0;   ///< a limit of the gain that is no larger says something, however coarse the dtype's u makes it
@@ -106,8 +103,8 @@ struct GateScale {
 /// is an estimate of so many degrees of freedom.
 double deviations(int64_t errors, double variance_freedom, const GateConstants& c);
 
-/// max(6.5, deviations), the sub-Gaussian bound of N elements, times its factor.
-double z_limit(int64_t elements, const Limits& limits);
+/// The limit of gate z: max(6.5, deviations), the sub-Gaussian bound of N elements, times its factor, or the emulator's room.
+double z_limit(int64_t elements, const GateScale& scale);
 
 /// Gates "nonfinite" and "exact_zero": counts of violations, limit 0.
 std::map<std::string, Gate> exact_gates(const ErrorStatistics& s);

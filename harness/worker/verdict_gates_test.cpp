@@ -92,9 +92,9 @@ TEST(Gates, ZOfAnEstimatedVariance) {
   GateScale s = scale();
   s.limits.variance_freedom = 31;
   expect_limit("z", &ErrorStatistics::max_z, quiet(131072), s, 11.7499);  // sqrt(31 ((2^18 / 1e-6)^(2/31) - 1))
-  EXPECT_EQ(z_limit(131072, s.limits), deviations(131072, 31, c));
+  EXPECT_EQ(z_limit(131072, s), deviations(131072, 31, c));
   s.limits.variance_freedom = 1e9;
-  EXPECT_NEAR(z_limit(131072, s.limits), z_limit(131072, scale().limits), 1e-4);
+  EXPECT_NEAR(z_limit(131072, s), z_limit(131072, scale()), 1e-4);
   const auto chance = [](double t) { return 1 - t / std::sqrt(2 + t * t); };
   EXPECT_LE(chance(deviations(1, 2, c)), c.false_alarms);
   EXPECT_GT(chance(deviations(1, kInfinity, c)), 1e4 * c.false_alarms);
@@ -168,7 +168,7 @@ TEST(Gates, LimitsAreTheFormulaTimesTheFactorOfTheirCell) {
   set("bias", 0.1);
   GateScale s = scale();
   s.limits.calibration = &calibrated;
-  expect_limit("z", &ErrorStatistics::max_z, quiet(10000), s, z_limit(10000, scale().limits) / 2);
+  expect_limit("z", &ErrorStatistics::max_z, quiet(10000), s, z_limit(10000, scale()) / 2);
   expect_limit("rms", &ErrorStatistics::rms_z, quiet(10000), s, 0.9 * 0.848);
   expect_limit("bias", &ErrorStatistics::gain, quiet(10000), s, 0.02 * kU);
   expect_limit("bias", &ErrorStatistics::gain, quiet(100000), s, 0.2 * kU);

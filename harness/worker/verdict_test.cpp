@@ -107,7 +107,9 @@ TEST(RightOutputs, WhoseErrorsAreAlikePass) {
         "attention b=2 hq=20 hkv=5 d=64 lq=158 lk=15 dtype=fp16 layout=padded pad=holes scale=0 fill=deep_negative seed=32522",
         "attention hq=16 hkv=1 d=128 lq=31 lk=32 dtype=fp16 fill=shifted_negative dout=ones seed=6298"}) {
     const JudgedCase b(line, flash());
-    expect_passes(b.judge.judge(b.right, Pass::backward), line);
+    const Verdict verdict = b.judge.judge(b.right, Pass::backward);
+    expect_passes(verdict, line);
+    for (const auto& [tensor, errors] : verdict.errors) EXPECT_EQ(errors.bad, 0) << tensor << " " << line;
   }
 }
 
@@ -157,6 +159,16 @@ TEST(OrdinaryErrors, AreThoseOfEachGatedTensor) {
       }
     }
   }
+}
+
+TEST(OrdinaryErrors, KnowHugeScoresWherePIsRounded) {
+  const auto size = [](const Profile& profile, const std::string& fill) {
+    const JudgedCase b("attention hq=1 lq=33 d=64 fill=" + fill, profile);
+    return b.judge.yardstick().scale(kOutput, "o").score_size;
+  };
+  EXPECT_EQ(size(flash(), "deep_negative"), 65536.0 / 8);
+  EXPECT_EQ(size(flash(), "shifted_negative"), 0);
+  EXPECT_EQ(size(inside(), "deep_negative"), 0);
 }
 
 TEST(OrdinaryErrors, OfTiedScoresAreAsManyAsThereAreScores) {

@@ -26,7 +26,7 @@ bool within_z_limit(const Yardstick& y, std::string_view tensor, const Outputs& 
     if (tensor != t->name) continue;
     const bool given = y.rounding().conditional() && (t == &kQueryGradient || t == &kKeyGradient);
     const std::string gated_as = std::string(t->name) + (given ? "_given_o" : "");
-    const double limit = z_limit(y.shape(*t).elements(), y.limits(gated_as));
+    const double limit = z_limit(y.shape(*t).elements(), y.scale(*t, gated_as));
     if (!given) return within(y.tokens(*t, outputs), y.expected(*t), limit);
     const ConditionalGradients gradients = y.given(outputs.o);
     return within(y.tokens(*t, outputs), t == &kQueryGradient ? gradients.dq : gradients.dk, limit);
