@@ -64,6 +64,15 @@ TEST_F(Findings, AreShrunkWhereThatIsAskedFor) {
   EXPECT_EQ(results().records.size(), 8u) << "what was tried on the way is no result of the run";
 }
 
+TEST_F(Findings, OfAPlantedBackendAreShrunkByAWorkerThatHasIt) {
+  const Answer answer = run({"--case", "attention d=64 lq=9", "--backend", "flash_varlen:caught", "--pass", "forward", "--out",
+                             path("out"), "--device", "cpu", "--check-only"},
+                            "--planted");
+  ASSERT_EQ(count(results(), Status::failed), 1) << answer.out;
+  run({"findings", path("out"), "--shrink", "--device", "cpu"});
+  EXPECT_THAT(report(), HasSubstr("attnbench --case \"attention d=1 lq=0\" --backend flash_varlen:caught --pass forward"));
+}
+
 /// Wrong where it has to differ alone: by its case line it would pass.
 TEST_F(Findings, AreShrunkByTheTermsOfTheirVerdict) {
   const char* worker = "--wrong expect=must_differ --least-lq 65 --on flash_varlen/backward";

@@ -24,10 +24,12 @@ using Clock = std::chrono::steady_clock;
 constexpr const char* kSuite = "fuzz";
 constexpr int64_t kBatch = 64;  // of --minutes: what is found is shrunk after each
 
-/// One red result, and the smallest case that was red in the same way; unset: the others of its kind were too many.
+/// One red result, and the smallest case that was red in the same way; unset: not shrunk yet, or the others of its kind were
+/// too many.
 struct Finding {
   uint64_t number = 0;
   Record found;
+  bool one_too_many = false;
   std::optional<ShrunkRecord> shrunk;
 };
 
@@ -36,7 +38,8 @@ using Story = std::vector<const Finding*>;
 
 std::string story_key(const Finding& finding) {
   const Record& found = finding.found;
-  const std::string left = !finding.shrunk             ? "not shrunk"
+  const std::string left = finding.one_too_many        ? "one too many"
+                           : !finding.shrunk           ? "not shrunk yet"
                            : finding.shrunk->red_alone ? finding.shrunk->smallest.case_line
                                                        : "not red again";
   return fmt::format("{} {} {} {}", found.backend, name_of(found.pass), name_of(found.status), left);
@@ -82,9 +85,10 @@ std::string list_of(const Story& story) {
 
 std::string text_of(const Story& story) {
   const Finding& first = *story.front();
-  if (!first.shrunk)
+  if (first.one_too_many)
     return heading_of(story) + fmt::format("Not shrunk: {} others of this backend and pass are.\n\n", kMostShrunk) +
            list_of(story);
+  if (!first.shrunk) return heading_of(story) + "Not shrunk yet.\n\n" + list_of(story);
   if (!first.shrunk->red_alone) return heading_of(story) + "Not shrunk: not red when run again, alone.\n\n" + list_of(story);
   const Record& smallest = first.shrunk->smallest;
   return heading_of(story) + fmt::format("smallest, after {} tries:\n\n", first.shrunk->tries) + code_block(smallest.case_line) +
@@ -166,21 +170,23 @@ class Fuzzer {
     }
     // Several workers answer in any order.
     std::ranges::stable_sort(red, {}, [&](const Record& record) { return numbers_.at(record.case_line); });
-    write_report();
+    const size_t known = findings_.size();
     for (const Record& record : red) {
-      findings_.push_back(shrink_record(record));
+      const bool one_too_many = ++red_runs_[{record.backend, record.pass}] > kMostShrunk;
+      findings_.push_back({numbers_.at(record.case_line), record, one_too_many, std::nullopt});
+    }
+    write_report();
+    for (size_t i = known; i < findings_.size(); ++i) {
+      if (findings_[i].one_too_many) continue;
+      shrink(findings_[i]);
       write_report();
     }
   }
 
-  Finding shrink_record(const Record& found) {
-    Finding finding{numbers_.at(found.case_line), found, std::nullopt};
-    if (++red_runs_[{found.backend, found.pass}] > kMostShrunk) return finding;
-    const auto are_alike = [](const Record& a, const Record& b) { return have_like_status(a, b); };
-    finding.shrunk = RecordShrinker(pool_, fields_, are_alike, [this] { folder_.sync_if_due(); }).shrink(found);
+  void shrink(Finding& finding) {
+    finding.shrunk = RecordShrinker(pool_, fields_, are_red_alike, [this] { folder_.sync_if_due(); }).shrink(finding.found);
     if (finding.shrunk->red_alone)
       fmt::print(stderr, "smallest, after {} tries: {}\n", finding.shrunk->tries, finding.shrunk->smallest.repro);
-    return finding;
   }
 
   void write_report() const { write_file(folder_.path() / kFuzzFile, report()); }

@@ -8,6 +8,7 @@
 #include <fmt/format.h>
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
+#include <unistd.h>
 
 #include "harness/run/exit_code.hpp"
 #include "harness/run/fuzz.hpp"
@@ -155,6 +156,20 @@ TEST_F(Fuzz, AnInterruptKeepsWhatWasJudged) {
   const Answer again = run({"--resume", path("out")});
   EXPECT_EQ(again.exit_code, kExitUsage);
   EXPECT_THAT(again.out, HasSubstr("was not made by a run; cannot be resumed"));
+}
+
+TEST_F(Fuzz, AnInterruptWhileItShrinksLeavesAllThatIsRedInItsReport) {
+  const pid_t process =
+      start({"fuzz", "--count", "30", "--pass", "forward", "--backend", "flash_varlen", "--out", path("out"), "--device", "cpu"},
+            "--status failed --delay-ms 20");
+  wait_for(31);
+  while (!fs::exists(folder_ / "out" / kFuzzFile)) usleep(1000);
+  kill(process, SIGINT);
+  EXPECT_EQ(finish(process).exit_code, kExitInterrupted);
+  const int red = count(results(), Status::failed);
+  ASSERT_GT(red, 2);
+  EXPECT_THAT(report(), HasSubstr(fmt::format("red results of gated backends: {}\n", red)));
+  EXPECT_THAT(report(), HasSubstr("Not shrunk yet."));
 }
 
 TEST_F(Fuzz, BadRequestsAreSentences) {

@@ -1,4 +1,5 @@
 // attnbench: the command line. It alone knows cases, the run and the reports.
+#include <algorithm>
 #include <cstdio>
 #include <cstdlib>
 #include <exception>
@@ -16,6 +17,7 @@
 #include "harness/run/interrupt.hpp"
 #include "harness/run/list_cases.hpp"
 #include "harness/run/merge_runs.hpp"
+#include "harness/run/planted.hpp"
 #include "harness/run/run_suites.hpp"
 #include "harness/run/selftest.hpp"
 #include "reports/audit_report.hpp"
@@ -114,7 +116,7 @@ std::vector<ShrunkRecord> shrink_causes(const std::vector<Cause>& causes, const 
   fields.attention = options.attention;
   fields.assume_sm = options.assume_sm;
   const auto are_alike = [](const Record& a, const Record& b) {
-    return have_like_status(a, b) && signature_of(a) == signature_of(b);
+    return are_red_alike(a, b) && signature_of(a) == signature_of(b);
   };
   RecordShrinker shrinker(pool, fields, are_alike, [] {});
   std::vector<ShrunkRecord> shrunk;
@@ -144,6 +146,7 @@ int execute(const FindingsCommand& command, const std::vector<std::string>&) {
   std::vector<ShrunkRecord> shrunk;
   WorkerOptions worker = command.worker;
   if (!run.headers.empty()) take_attention_of(run.headers.front(), worker);
+  worker.planted = std::ranges::any_of(run.records, [](const Record& record) { return is_planted(record.backend); });
   if (command.shrink) shrunk = shrink_causes(causes_of(run), worker, folder / "worker.log");
   write_file(file, findings_markdown(run, shrunk));
   fmt::print("{}", causes_console(run, style_of_stdout()));

@@ -1,8 +1,10 @@
 #include "harness/run/shrink_record.hpp"
 
+#include <algorithm>
 #include <optional>
 #include <utility>
 
+#include "harness/run/alarms.hpp"
 #include "harness/run/case_keys.hpp"
 #include "harness/run/errors.hpp"
 #include "harness/run/gate.hpp"
@@ -30,9 +32,12 @@ class OneRecord : public ResultSink {
 
 }  // namespace
 
-bool have_like_status(const Record& a, const Record& b) {
+bool are_red_alike(const Record& a, const Record& b) {
   const auto kind = [](const Record& record) { return record.status == Status::error ? Status::failed : record.status; };
-  return kind(a) == kind(b);
+  const auto has_nonfinite = [](const Record& record) {
+    return std::ranges::any_of(alarms_of(record), [](const Alarm& alarm) { return alarm.gate == "nonfinite"; });
+  };
+  return kind(a) == kind(b) && (a.status == Status::error || b.status == Status::error || has_nonfinite(a) == has_nonfinite(b));
 }
 
 RecordShrinker::RecordShrinker(WorkerPool& pool, RunFields fields, AreAlike are_alike, std::function<void()> tick)

@@ -18,8 +18,9 @@ struct ShrunkRecord {
 /// Is the second record red in the way of the first? The records are red, both.
 using AreAlike = std::function<bool(const Record& found, const Record& other)>;
 
-/// Wrong and crashed are the same to whoever shrinks; to be mistrusted, or to refuse what is declared, is another matter.
-bool have_like_status(const Record& a, const Record& b);
+/// Wrong and crashed are the same to whoever shrinks; to be mistrusted, to refuse what is declared, or to have NaN where the
+/// other has a number, is another matter.
+bool are_red_alike(const Record& a, const Record& b);
 
 class RecordShrinker {
  public:

@@ -8,6 +8,7 @@
 #include <gtest/gtest.h>
 
 #include "harness/run/random_case.hpp"
+#include "harness/run/shrink_record.hpp"
 
 namespace attnbench {
 namespace {
@@ -85,6 +86,22 @@ TEST(Shrink, KeepsWhatTheFailureNeeds) {
   expect_smallest([](const Case& c) { return c.problem.window && c.problem.window->left > 5 && c.problem.window->right >= 0; },
                   "attention d=1 lq=0 window=6:0");
   expect_smallest([](const Case& c) { return c.problem.tail > 5; }, "attention d=1 lq=0 tail=6");
+}
+
+TEST(RedAlike, AreWrongAndCrashedButNotNanAndANumber) {
+  Record wrong, nan, crashed, mistrusted;
+  wrong.status = nan.status = Status::failed;
+  wrong.errors["o"].gates["z"] = {9, 7, 100, Gate::Verdict::fail, 7};
+  nan.errors = wrong.errors;
+  nan.errors["o"].gates["nonfinite"] = {3, 0, 100, Gate::Verdict::fail, 0};
+  crashed.status = Status::error;
+  mistrusted.status = Status::mistrusted;
+  EXPECT_TRUE(are_red_alike(wrong, wrong));
+  EXPECT_TRUE(are_red_alike(wrong, crashed));
+  EXPECT_TRUE(are_red_alike(nan, crashed));
+  EXPECT_FALSE(are_red_alike(nan, wrong));
+  EXPECT_FALSE(are_red_alike(wrong, nan));
+  EXPECT_FALSE(are_red_alike(wrong, mistrusted));
 }
 
 TEST(Shrink, TriesNoMoreThanItMayAndNothingTwice) {
