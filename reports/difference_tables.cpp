@@ -49,7 +49,7 @@ TextTable table_of(const std::string& dtype, const std::string& tensor, const Pa
   std::size_t cases = 0;
   for (const auto& [pair, largest] : pairs) cases = std::max(cases, largest.cases.size());
   TextTable table{fmt::format("Largest differences of {}, {} ({} case{})", tensor, dtype, cases, cases == 1 ? "" : "s"),
-                  {{"max |a-b| \\ rel. L2", Side::left}},
+                  {{"rel. L2 below, max |a-b| above", Side::left}},
                   {},
                   1,
                   ""};

@@ -55,8 +55,9 @@
 // Measured with LibTorch's fp32 kernels on a CPU (flash and math, lengths 1 to 512, all fills): without this term 47 of 360
 // verdicts were false alarms, o up to 4.6 times its z limit; with it 0 of 800, the largest z at 0.38 of its limit.
 //
-// fp32 arithmetic may take a subnormal P or dS for 0, in every profile: var += c^2/3 for each visible key, weighted as hB and hS
-// are, c = 2^-126 for P and 2^-120 for dS (a flushed P is multiplied by dP - D, here at most 64).
+// fp32 arithmetic may take a subnormal P or dS for 0, in every profile: var += c^2/3 for each visible key, weighted as hP (by
+// (M V)^2: a dropout lifts what is lost), hB and hS are, c = 2^-126 for P and 2^-120 for dS (a flushed P is multiplied by dP - D,
+// here at most 64).
 #pragma once
 
 #include "harness/run/declaration.hpp"

@@ -42,6 +42,11 @@ Eigen::Array<double, 1, Eigen::Dynamic> kept_sum(const Block& b, int64_t i, cons
   return ((b.M.row(i) != 0).template cast<double>().matrix() * V).array();
 }
 
+/// `value` where a query sees a key.
+Array visible(const Block& b, double value) {
+  return (b.P != 0).select(Array::Constant(b.rows, b.keys.size(), value), 0);
+}
+
 /// O, its variance and the LSE; returns O.
 Matrix forward(const HeadProblem& h, const Operands& x, const Block& b, const Array& vP, HeadAnswer& out) {
   Entries lse = entries(out.lse), lse_sigma = entries(out.lse_sigma), o_freedom = entries(out.o_freedom);
@@ -54,7 +59,9 @@ Matrix forward(const HeadProblem& h, const Operands& x, const Block& b, const Ar
   const Column total = w.rowwise().sum();
   if (b.drops()) w *= b.M;
   const Matrix wV = w.matrix() * V;
-  if (r.scores) w += b.drops() ? Array(b.moved * b.M) : b.moved;
+  Array others = visible(b, kFlushedP2);
+  if (r.scores) others += b.moved;
+  w += b.drops() ? Array(others * b.M) : others;
   if (b.drops()) w *= b.M;
   w += vP;
   if (r.accumulation > 0) w += P2.colwise() * (r.accumulation * b.n);
@@ -101,11 +108,6 @@ Array products_with_values(const Operands& x, const Block& b) {
   Array dP = b.rows_of(x.G) * b.keys_of(x.V).transpose();
   if (b.drops()) dP *= b.M;
   return dP;
-}
-
-/// `value` where a query sees a key.
-Array visible(const Block& b, double value) {
-  return (b.P != 0).select(Array::Constant(b.rows, b.keys.size(), value), 0);
 }
 
 /// The one key of a row has P = 1 and dP = D, so that dS is 0; what the arithmetic leaves of it would be counted as a source.

@@ -63,6 +63,18 @@ TEST(TwoOraclesOfEager, KnowThatSDsIsAsUncertainAsDs) {
   }
 }
 
+/// What fp32 takes for 0 of P, and 1 / (1 - p) of it, is an error of O.
+TEST(TwoOraclesOfDropout, KnowThatFp32FlushesP) {
+  const Case c = parse_case("attention hq=4 d=240 lq=5 lk=16 scale=2 dropout=0.9:1421103 seed=5778038492828048029");
+  const Inputs inputs = make_inputs_and_mask(c, Conventions::Poison::finite);
+  for (OracleKind kind : {OracleKind::eigen, OracleKind::torch}) {
+    const Expected o = Oracle(kind, c, inputs, inside(), Conventions::EmptyRow::zero).reference().o;
+    const at::Tensor tiny = (o.value.abs() < 0x1p-120).logical_and(o.value != 0);
+    ASSERT_GT(tiny.sum().item<int64_t>(), 0);
+    EXPECT_LT((o.value.abs() / o.variance.sqrt()).masked_select(tiny).max().item<double>(), 6.5) << name_of(kind);
+  }
+}
+
 /// V of the first key is 0, so that its dP has no error; D has that of the other key's, and dS of both comes from D.
 TEST(TwoOraclesOfFp32, KnowThatDHasTheErrorsOfAllKeys) {
   const Case c = parse_case("attention hq=1 d=2 lq=1 lk=2 dtype=fp32 scale=0");

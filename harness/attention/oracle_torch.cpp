@@ -118,6 +118,7 @@ Tensor TorchHeads::output(const Block& b, const Tensor& vP) {
   const Tensor O = b.weights().matmul(b.V), total = w.sum(-1, true), accumulated = b.n * r_.accumulation;
   const Tensor wV = b.M.defined() ? (w * b.M).matmul(b.V) : w.matmul(b.V);
   if (r_.scores) w += b.shifted;
+  w.add_(b.P != 0, kFlushedP2);
   if (b.M.defined()) w *= b.M.square();
   if (vP.defined()) w += vP;
   if (r_.accumulation > 0) w += b.weights2() * accumulated;

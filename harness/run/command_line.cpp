@@ -94,7 +94,7 @@ std::pair<uint64_t, uint64_t> parse_seeds(const std::string& text) {
   const auto first = whole_number(std::string_view(text).substr(0, dots));
   const auto last = dots == std::string::npos ? first : whole_number(std::string_view(text).substr(dots + 2));
   if (!first || !last || *first < 0 || *last < *first || static_cast<uint64_t>(*last - *first) >= kMost)
-    refuse("--seeds", text, fmt::format("A..B, as in 1..50, with 0 <= A <= B, at most {} of them", kMost));
+    refuse("--seeds", text, fmt::format("one seed or A..B, as in 1..50, with 0 <= A <= B, at most {} of them", kMost));
   return {static_cast<uint64_t>(*first), static_cast<uint64_t>(*last)};
 }
 

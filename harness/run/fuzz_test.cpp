@@ -78,9 +78,22 @@ TEST_F(Fuzz, OfManyRedCasesOnlySomeAreShrunk) {
   EXPECT_EQ(repros, others) << "each can be run again";
 }
 
+TEST_F(Fuzz, FindingsOfBackendsAndPassesAreToldApart) {
+  const Answer answer = fuzz({"--count", "12", "--gate", "all"}, "--status failed");
+  EXPECT_EQ(answer.exit_code, kExitGate) << answer.out;
+  for (const char* backend : {"flash_varlen", "eager"})
+    for (const char* pass : {"forward", "backward"}) {
+      const std::string heading = fmt::format("\n## {} {}: failed, ", backend, pass), text = report();
+      ASSERT_THAT(text, HasSubstr(heading));
+      const std::string story = text.substr(text.find(heading), text.find("\n## ", text.find(heading) + 1) - text.find(heading));
+      EXPECT_THAT(story, HasSubstr(fmt::format("--backend {} --pass {} ", backend, pass)));
+      EXPECT_THAT(story, testing::ContainsRegex("found as number [0-9]+, [0-9]+"));
+    }
+}
+
 TEST_F(Fuzz, APlantedBackendIsShrunkWhereItIsGated) {
   const std::vector<std::string> planted{"--count", "20", "--backend", "flash_varlen:caught", "--pass", "forward"};
-  const Answer answer = fuzz(joined(planted, {"--gate", "flash_varlen:caught"}), "--planted");
+  const Answer answer = fuzz(joined(planted, {"--gate", "flash_varlen:caught"}));
   EXPECT_EQ(answer.exit_code, kExitGate) << answer.out;
   EXPECT_THAT(report(), HasSubstr("## flash_varlen:caught forward: failed, "));
   EXPECT_THAT(report(), HasSubstr("--backend flash_varlen:caught --pass forward --device cpu\n"));

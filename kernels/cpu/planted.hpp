@@ -264,14 +264,15 @@ class Planted : public Sound {
     if (is(Defect::unseen_keys_stale)) std::fill_n(dK.row(keys - 1), d, 0x1p-10f);
   }
   float dq_scale(float scale) const { return is(Defect::dq_unscaled) ? 1 : is(Defect::dq_zero) ? 0 : scale; }
-  /// Q was multiplied by score_scale(scale).
+  /// Q was multiplied by score_scale(scale); at scale 0 there is nothing of it left.
   float dk_factor(float scale) const {
+    if (scale == 0) return 0;
     const float sound = scale / score_scale(scale);
     return is(Defect::dk_unscaled) ? 1 / scale : is(Defect::dk_scaled_twice) ? scale : is(Defect::dk_zero) ? 0 : sound;
   }
   float dv_factor() const { return is(Defect::dv_zero) ? 0 : 1; }
   void stored(Tile rows, int64_t count, int64_t d, float scale) const {
-    if (!is(Defect::dq_truncated)) return;
+    if (!is(Defect::dq_truncated) || scale == 0) return;
     for (int64_t row = 0; row < count; ++row)
       for (int64_t x = 0; x < d; ++x) rows.row(row)[x] = truncated(rows.row(row)[x] * scale) / scale;
   }
