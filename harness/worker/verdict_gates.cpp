@@ -74,8 +74,7 @@ Gate bias_gate(const ErrorStatistics& s, const GateScale& scale) {
   }
   const double ties = scale.u / std::sqrt(3 * scale.distinct);  // 0 where values do not repeat
   const double error = c.gain_deviations * std::hypot(s.gain_error, ties);
-  const double of_scores = c.truncation * scale.score_terms * scale.score_size;
-  const bool power = error + of_scores <= std::max(kMostGains * least, scale.telling_gain);
+  const bool power = error + c.truncation * scale.huge_scores <= std::max(kMostGains * least, scale.telling_gain);
   const double limit = std::max(least, error), without_ties = std::max(least, c.gain_deviations * s.gain_error);
   return judged({.gate = "bias",
                  .value = std::abs(s.gain),

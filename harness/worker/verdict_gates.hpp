@@ -92,8 +92,7 @@ struct GateScale {
   double samples = 0;        ///< n, effective sample size
   double distinct = 0;       ///< T, different values; infinity: all are
   double same_gain = 0;      ///< e of dropout's 1 / (1 - p), else 0
-  double score_size = 0;     ///< B, size of scores so large that what truncation does to them counts; else 0
-  double score_terms = 0;    ///< d, terms of a score
+  double huge_scores = 0;    ///< d B: terms times size of scores so large that what truncation does to them counts; else 0
   double allowance = 0;      ///< t = RMS(b/sigma), gradients given O; else 0
   double telling_gain = 0;   ///< a limit of the gain that is no larger says something, however coarse the dtype's u makes it
   bool only_outputs_rounded = false;  ///< in a dtype of low precision: the gain is that beside round(x64)

@@ -77,8 +77,7 @@ TEST(Gates, KnowWhatTheEmulatorHas) {
 /// A GPU's tensor cores may have scores of 65536 wrong by more than truncated P would show; ordinary ones are no matter.
 TEST(Gates, HaveNoBiasNextToHugeScoresOnAGpu) {
   GateScale s = scale();
-  s.score_terms = 64;
-  s.score_size = 65536.0 / 8;
+  s.huge_scores = 64 * 65536.0 / 8;
   expect_no_power("bias", quiet(10000), s);
   Calibration of_cpu = judge_test::formula_alone();
   of_cpu.constants.truncation = 0;

@@ -164,9 +164,9 @@ TEST(OrdinaryErrors, AreThoseOfEachGatedTensor) {
 TEST(OrdinaryErrors, KnowHugeScoresWherePIsRounded) {
   const auto size = [](const Profile& profile, const std::string& fill) {
     const JudgedCase b("attention hq=1 lq=33 d=64 fill=" + fill, profile);
-    return b.judge.yardstick().scale(kOutput, "o").score_size;
+    return b.judge.yardstick().scale(kOutput, "o").huge_scores;
   };
-  EXPECT_EQ(size(flash(), "deep_negative"), 65536.0 / 8);
+  EXPECT_EQ(size(flash(), "deep_negative"), 64 * 65536.0 / 8);
   EXPECT_EQ(size(flash(), "shifted_negative"), 0);
   EXPECT_EQ(size(inside(), "deep_negative"), 0);
 }

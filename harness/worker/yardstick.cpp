@@ -118,8 +118,8 @@ GateScale Yardstick::scale(const JudgedTensor& t, const std::string& gated_as) c
   if (c_.fill == Fill::deep_negative) {
     // The float32 sums of Q K^T err as much as the dtype rounds, and by their order: not as the emulator's.
     s.emulator_rms = std::max(s.emulator_rms, 1.0);
-    if (rounding_.p) s.score_size = std::abs(inputs_.scale) * kDeepNegative * kDeepNegative;
-    s.score_terms = static_cast<double>(c_.problem.d);
+    const double size = std::abs(inputs_.scale) * kDeepNegative * kDeepNegative;
+    if (rounding_.p) s.huge_scores = static_cast<double>(c_.problem.d) * size;
   }
   s.samples = ordinary_.at(gated_as).samples;
   s.distinct = ordinary_.at(gated_as).distinct;
