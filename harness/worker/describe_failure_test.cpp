@@ -26,7 +26,8 @@ struct Ones {
     got = ones.clone();
   }
   TensorFailure describe() const {
-    return describe_failure(got, expected, shape, measure_errors(got, expected, context.dtype, context.z_limit), context);
+    return describe_failure(got, expected, shape, measure_errors({{got, &expected, context.z_limit}}, context.dtype).front(),
+                            context);
   }
 };
 

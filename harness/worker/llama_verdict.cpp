@@ -38,12 +38,12 @@ TensorErrors errors_of(const std::string& name, const at::Tensor& got, const Lay
   const Dtype dtype = tensor.dtype;
   GateScale scale;
   scale.limits = limits_of(name, dtype, y);
-  ErrorStatistics s = measure_errors(got, x, dtype, z_limit(shape.elements(), scale));
+  ErrorStatistics s = measure_errors({{got, &x, z_limit(shape.elements(), scale)}}, dtype).front();
   s.gain_error = std::max(s.gain_error, factor_of_few_draws(scale.limits.constants()) * tensor.gain_deviation);
-  TensorErrors errors = report(got, x.value, shape, s);
+  TensorErrors errors = report(shape, s);
   errors.gates = exact_gates(s);
   if (s.elements == 0) return errors;
-  const ErrorStatistics ordinary = measure_errors(tensor.ordinary, x, dtype, kInfinity);
+  const ErrorStatistics ordinary = measure_errors({{tensor.ordinary, &x}}, dtype).front();
   scale.u = std::ldexp(1.0, dtype == Dtype::bf16 ? -8 : dtype == Dtype::fp16 ? -11 : -24);
   scale.emulator_rms = ordinary.rms_z;
   scale.samples = std::min(ordinary.samples, tensor.samples);

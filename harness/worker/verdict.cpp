@@ -1,5 +1,6 @@
 #include "harness/worker/verdict.hpp"
 
+#include <algorithm>
 #include <utility>
 
 #include <ATen/TensorOperators.h>
@@ -39,6 +40,58 @@ FailureContext context_of(const Yardstick& y, const JudgedTensor& t, const std::
   return {y.rounding().dtype, limit, emulator_rms, t.over_keys ? 1 : y.test_case().problem.group(), t.over_keys};
 }
 
+/// A tensor, as what it is judged, and what it is held against.
+struct Claim {
+  const JudgedTensor* tensor;
+  std::string name;  ///< the tensor's, or that with "_given_o"
+  Compared compared;
+  bool given_o() const { return name != tensor->name; }
+};
+
+/// Those of the pass that are well formed.
+std::vector<Claim> claims_of(const Yardstick& y, const Outputs& outputs, Pass pass, Verdict& verdict) {
+  std::vector<Claim> claims;
+  for (const JudgedTensor* t : {&kOutput, &kQueryGradient, &kKeyGradient, &kValueGradient}) {
+    if (pass == Pass::forward && t != &kOutput) break;
+    if (const auto sentence = malformed(t->name, outputs.*t->tensor, form_of(*t, y))) {
+      fail_malformed(verdict, *sentence);
+      continue;
+    }
+    // Else end to end, and gated given O.
+    const double limit = y.gates(t->name) ? z_limit(y.shape(*t).elements(), y.scale(*t, t->name)) : kInfinity;
+    claims.push_back({t, t->name, {y.tokens(*t, outputs), &y.expected(*t), limit}});
+  }
+  return claims;
+}
+
+/// dq and dk once more, given the kernel's own O.
+void add_given_output(const Yardstick& y, const ConditionalGradients& given, std::vector<Claim>& claims) {
+  for (size_t i = 0, plain = claims.size(); i < plain; ++i) {
+    const JudgedTensor* t = claims[i].tensor;
+    if (t != &kQueryGradient && t != &kKeyGradient) continue;
+    const std::string name = std::string(t->name) + "_given_o";
+    const double limit = z_limit(y.shape(*t).elements(), y.scale(*t, name));
+    claims.push_back({t, name, {claims[i].compared.got, t == &kQueryGradient ? &given.dq : &given.dk, limit}});
+  }
+}
+
+std::vector<Compared> compared_of(const std::vector<Claim>& claims) {
+  std::vector<Compared> compared;
+  for (const Claim& claim : claims) compared.push_back(claim.compared);
+  return compared;
+}
+
+/// Errors and gates.
+TensorErrors errors_of(const Yardstick& y, const Claim& claim, const ErrorStatistics& statistics) {
+  TensorErrors errors = report(y.shape(*claim.tensor), statistics);
+  errors.gates = exact_gates(statistics);
+  if (!y.gates(claim.name) || statistics.elements == 0) return errors;
+  GateScale scale = y.scale(*claim.tensor, claim.name);
+  if (claim.given_o()) scale.allowance = statistics.allowance;
+  errors.gates.merge(error_gates(statistics, scale));
+  return errors;
+}
+
 }  // namespace
 
 Judge::Judge(std::shared_ptr<const Yardstick> yardstick, const Conventions& conventions)
@@ -51,45 +104,32 @@ bool Judge::padding_is_zero(const JudgedTensor& t) const {
   return t.over_keys && !(conventions_.empty_row == Conventions::EmptyRow::uniform && yardstick_->has_empty_rows());
 }
 
-void Judge::judge_tensor(const JudgedTensor& t, const Outputs& outputs, Verdict& verdict) const {
-  if (const auto sentence = malformed(t.name, outputs.*t.tensor, form_of(t, *yardstick_)))
-    return fail_malformed(verdict, *sentence);
+void Judge::judge_tensors(const Outputs& outputs, Pass pass, Verdict& verdict) const {
   const Yardstick& y = *yardstick_;
-  const bool gated = y.gates(t.name);  // else end to end, and gated given O
-  const TokenShape s = y.shape(t);
-  const Expected& x = y.expected(t);
   const Dtype dtype = y.rounding().dtype;
-  const at::Tensor got = y.tokens(t, outputs);
-  const double limit = gated ? z_limit(s.elements(), y.scale(t, t.name)) : kInfinity;
-  const ErrorStatistics statistics = measure_errors(got, x, dtype, limit, gated && y.only_outputs_rounded());
-  TensorErrors errors = report(got, x.value, s, statistics);
-  errors.gates = exact_gates(statistics);
-  if (gated && statistics.elements > 0) errors.gates.merge(error_gates(statistics, y.scale(t, t.name)));
-  errors.field_rules = field_rules(t.name, field_errors(got, x, dtype, field_tolerances(dtype)), y.eager_error(t));
-  const SequenceLengths& lengths = y.inputs().lengths;
-  if (!y.padding(t).empty() && padding_is_zero(t))
-    judge_padding(t.name, outputs.*t.tensor, y.padding(t), t.over_keys ? lengths.k_pitch : lengths.q_pitch, s, errors, verdict);
-  apply_gates(t.name, errors, verdict);
-  if (has_failed(errors)) errors.failure = describe_failure(got, x, s, statistics, context_of(y, t, t.name, limit));
-  verdict.errors[t.name] = std::move(errors);
-}
-
-void Judge::judge_given_output(const Outputs& outputs, Verdict& verdict) const {
-  const Yardstick& y = *yardstick_;
-  const ConditionalGradients given = y.given(outputs.o);
-  for (const auto& [t, x] : {std::pair{&kQueryGradient, &given.dq}, std::pair{&kKeyGradient, &given.dk}}) {
-    const std::string name = std::string(t->name) + "_given_o";
+  std::vector<Claim> claims = claims_of(y, outputs, pass, verdict);
+  const std::vector<FieldErrors> by_field = field_errors(compared_of(claims), dtype, field_tolerances(dtype));
+  ConditionalGradients given;
+  const auto is_claimed = [&](const JudgedTensor* t) { return std::ranges::count(claims, t, &Claim::tensor) > 0; };
+  if (y.rounding().conditional() && is_claimed(&kOutput) && is_claimed(&kQueryGradient) && is_claimed(&kKeyGradient)) {
+    given = y.given(outputs.o);
+    add_given_output(y, given, claims);
+  }
+  const std::vector<ErrorStatistics> all = measure_errors(compared_of(claims), dtype, y.only_outputs_rounded());
+  for (size_t i = 0; i < claims.size(); ++i) {
+    const auto& [t, name, compared] = claims[i];
     const TokenShape s = y.shape(*t);
-    const at::Tensor got = y.tokens(*t, outputs);
-    GateScale gate_scale = y.scale(*t, name);
-    const double limit = z_limit(s.elements(), gate_scale);
-    const ErrorStatistics statistics = measure_errors(got, *x, y.rounding().dtype, limit, y.only_outputs_rounded());
-    TensorErrors errors = report(got, x->value, s, statistics);
-    gate_scale.allowance = statistics.allowance;
-    errors.gates = exact_gates(statistics);
-    if (statistics.elements > 0) errors.gates.merge(error_gates(statistics, gate_scale));
+    TensorErrors errors = errors_of(y, claims[i], all[i]);
+    if (!claims[i].given_o()) {
+      errors.field_rules = field_rules(name, by_field[i], y.eager_error(*t));
+      const SequenceLengths& lengths = y.inputs().lengths;
+      if (!y.padding(*t).empty() && padding_is_zero(*t))
+        judge_padding(name, outputs.*t->tensor, y.padding(*t), t->over_keys ? lengths.k_pitch : lengths.q_pitch, s, errors,
+                      verdict);
+    }
     apply_gates(name, errors, verdict);
-    if (has_failed(errors)) errors.failure = describe_failure(got, *x, s, statistics, context_of(y, *t, name, limit));
+    if (has_failed(errors))
+      errors.failure = describe_failure(compared.got, *compared.expected, s, all[i], context_of(y, *t, name, compared.z_limit));
     verdict.errors[name] = std::move(errors);
   }
 }
@@ -106,14 +146,15 @@ void Judge::judge_lse(const Outputs& outputs, Verdict& verdict) const {
   Expected x = y.reference().lse;
   if (y.has_empty_rows()) x.value = at::where(x.value == -kInfinity, lse_of_empty_row(conventions_.lse_empty), x.value);
   const Limits limits = y.limits("lse");
-  const ErrorStatistics statistics = measure_errors(got, x, Dtype::fp32, lse_limit(s.elements(), limits));
-  TensorErrors errors = report(got, x.value, s, statistics);
+  const double limit = lse_limit(s.elements(), limits);
+  const ErrorStatistics statistics = measure_errors({{got, &x, limit}}, Dtype::fp32).front();
+  TensorErrors errors = report(s, statistics);
   errors.gates = exact_gates(statistics);
   if (statistics.elements > 0) errors.gates.merge(lse_gates(statistics, limits));
   if (!padding.empty() && rows_of(outputs.lse, padding, s.heads, 1).isnan().any().item<bool>())
     fail(verdict, "lse: a padded row is NaN: it was not written");
   apply_gates("lse", errors, verdict);
-  const FailureContext context{Dtype::fp32, lse_limit(s.elements(), limits), 0, y.test_case().problem.group(), false};
+  const FailureContext context{Dtype::fp32, limit, 0, y.test_case().problem.group(), false};
   if (has_failed(errors)) errors.failure = describe_failure(got, x, s, statistics, context);
   verdict.errors["lse"] = std::move(errors);
 }
@@ -141,15 +182,9 @@ Verdict Judge::judge(const Outputs& outputs, Pass pass) const {
     return verdict;
   }
   judge_mask(outputs, verdict);
-  // Gradients are judged given the kernel's own O only after that O was: a wrong O must not excuse them.
-  judge_tensor(kOutput, outputs, verdict);
-  if (pass == Pass::forward) {
-    judge_lse(outputs, verdict);
-    return verdict;
-  }
-  for (const JudgedTensor* t : {&kQueryGradient, &kKeyGradient, &kValueGradient}) judge_tensor(*t, outputs, verdict);
-  const bool complete = verdict.errors.count("o") && verdict.errors.count("dq") && verdict.errors.count("dk");
-  if (yardstick_->rounding().conditional() && complete) judge_given_output(outputs, verdict);
+  // Gradients are judged given the kernel's own O, and that O with them: a wrong O must not excuse them.
+  judge_tensors(outputs, pass, verdict);
+  if (pass == Pass::forward) judge_lse(outputs, verdict);
   return verdict;
 }
 

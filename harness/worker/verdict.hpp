@@ -31,8 +31,7 @@ class Judge {
 
  private:
   bool padding_is_zero(const JudgedTensor& t) const;
-  void judge_tensor(const JudgedTensor& t, const Outputs& outputs, Verdict& verdict) const;
-  void judge_given_output(const Outputs& outputs, Verdict& verdict) const;
+  void judge_tensors(const Outputs& outputs, Pass pass, Verdict& verdict) const;
   void judge_lse(const Outputs& outputs, Verdict& verdict) const;
   void judge_mask(const Outputs& outputs, Verdict& verdict) const;
 

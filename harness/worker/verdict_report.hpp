@@ -24,8 +24,8 @@ std::optional<std::string> malformed(const std::string& name, const at::Tensor& 
 void fail(Verdict& verdict, std::string sentence);
 void fail_malformed(Verdict& verdict, std::string sentence);
 
-/// What the record says about a tensor's errors, gates and field rules apart. got, expected: the same tokens.
-TensorErrors report(const at::Tensor& got, const at::Tensor& expected, const TokenShape& shape, const ErrorStatistics& s);
+/// What the record says about a tensor's errors, gates and field rules apart.
+TensorErrors report(const TokenShape& shape, const ErrorStatistics& s);
 
 /// Does a gate of this tensor fail?
 bool has_failed(const TensorErrors& errors);

@@ -40,12 +40,19 @@ struct ErrorStatistics {
   /// gate. Rows with freedom 0 do not count.
   double samples = 0;
   std::optional<int64_t> first_bad, worst;
+  double worst_got = 0, worst_expected = 0;  ///< of the worst element
 };
 
-/// `got`: float64 tokens on the device of `expected`, of the same shape. Rows with freedom 0 share one rounding: they have a z,
+/// Tokens and what they are compared with.
+struct Compared {
+  at::Tensor got;  ///< float64, on the device of `expected`, of the same shape
+  const Expected* expected = nullptr;
+  double z_limit = kInfinity;
+};
+
+/// Of each tensor; on a GPU in not many more operations than one takes. Rows with freedom 0 share one rounding: they have a z,
 /// but no part in the gain. only_outputs_rounded: the gain beside round(x64) is measured too.
-ErrorStatistics measure_errors(const at::Tensor& got, const Expected& expected, Dtype dtype, double z_limit,
-                               bool only_outputs_rounded = false);
+std::vector<ErrorStatistics> measure_errors(const std::vector<Compared>& tensors, Dtype dtype, bool only_outputs_rounded = false);
 
 /// Which elements fail by themselves, [the same sizes], bool: not finite where the other is, not exactly 0 where the variance is,
 /// or |z| > z_limit. Float64 tensors on one device.
@@ -65,7 +72,9 @@ struct FieldErrors {
 struct Tolerance {
   double relative = 0, absolute = 0;
 };
-FieldErrors field_errors(const at::Tensor& got, const Expected& expected, Dtype dtype, const std::vector<Tolerance>& tolerances);
+/// Of each tensor, its limit of z left aside.
+std::vector<FieldErrors> field_errors(const std::vector<Compared>& tensors, Dtype dtype,
+                                      const std::vector<Tolerance>& tolerances);
 
 /// max abs and rel-L2 difference of float64 tokens a and b, relative to a; infinity where one is not finite and the other
 /// differs. Of every two tensors, a before b: (0, 1), (0, 2), …, (1, 2), …

@@ -33,9 +33,9 @@ TEST(Samples, AreRowsByTheirEnergyAndFreedom) {
   x.variance = at::full_like(x.value, 1.0);
   x.freedom = at::tensor({2.0, 1.0, 0.0}, at::kDouble).view({3, 1});
   const at::Tensor got = at::tensor({1.0, 1.0, 2.0, 0.0, 5.0, 5.0}, at::kDouble).view({3, 1, 2});
-  EXPECT_EQ(measure_errors(got, x, Dtype::bf16, kInfinity).samples, 2);
+  EXPECT_EQ(measure_errors({{got, &x}}, Dtype::bf16).front().samples, 2);
   x.freedom.zero_();
-  EXPECT_EQ(measure_errors(got, x, Dtype::bf16, kInfinity).samples, 0);
+  EXPECT_EQ(measure_errors({{got, &x}}, Dtype::bf16).front().samples, 0);
 }
 
 double distinct(const Expected& x) {
@@ -62,7 +62,7 @@ TEST(FieldRules, SayWhatTheFieldsTestsWouldHaveSaid) {
     const at::Tensor tokens = at::tensor(got, at::kDouble).view({-1, 1, 1});
     std::map<std::string, bool> passed;
     for (const auto& [name, rule] :
-         field_rules(tensor, field_errors(tokens, x, Dtype::fp16, field_tolerances(Dtype::fp16)), eager))
+         field_rules(tensor, field_errors({{tokens, &x}}, Dtype::fp16, field_tolerances(Dtype::fp16)).front(), eager))
       passed[name] = rule.passed;
     return passed;
   };

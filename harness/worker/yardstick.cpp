@@ -77,8 +77,10 @@ Yardstick::Yardstick(const Case& c, const Inputs& inputs, const Profile& profile
                            {&kValueGradient, "dv", &reference_.dv},
                            {&kQueryGradient, std::string("dq") + given_o, &gradients.dq},
                            {&kKeyGradient, std::string("dk") + given_o, &gradients.dk}});
-  for (const JudgedTensor* t : kAllJudged)
-    eager_error_[t->name] = field_errors(tokens(*t, eager_), expected(*t), c.problem.dtype, {}).max_abs;
+  std::vector<Compared> eager_tokens;
+  for (const JudgedTensor* t : kAllJudged) eager_tokens.push_back({tokens(*t, eager_), &expected(*t)});
+  const std::vector<FieldErrors> errors = field_errors(eager_tokens, c.problem.dtype, {});
+  for (size_t i = 0; i < errors.size(); ++i) eager_error_[kAllJudged[i]->name] = errors[i].max_abs;
 }
 
 bool Yardstick::holds_for(Conventions::EmptyRow empty_row, const at::Tensor& kept) const {
@@ -140,10 +142,15 @@ bool Yardstick::only_outputs_rounded() const {
 
 void Yardstick::note_ordinary(const Outputs& emulated, const std::vector<Gated>& all) {
   std::vector<const Expected*> values;
-  for (const Gated& gated : all) values.push_back(gated.against);
+  std::vector<Compared> compared;
+  for (const Gated& gated : all) {
+    values.push_back(gated.against);
+    compared.push_back({tokens(*gated.tensor, emulated), gated.against});
+  }
   const std::vector<double> distinct = distinct_values(values);
+  const std::vector<ErrorStatistics> errors = measure_errors(compared, c_.problem.dtype);
   for (size_t i = 0; i < all.size(); ++i) {
-    const ErrorStatistics s = measure_errors(tokens(*all[i].tensor, emulated), *all[i].against, c_.problem.dtype, kInfinity);
+    const ErrorStatistics& s = errors[i];
     ordinary_[all[i].gated_as] = {s.rms_z, s.max_z, std::abs(s.gain), s.samples, distinct[i]};
   }
 }
