@@ -28,14 +28,21 @@ using namespace emulation;
 
 constexpr int64_t kBatchRows = 1 << 18;  ///< (sequence, head, token) rows: in float32 with 128 channels 128 MiB of each tensor
 
-/// Storage rows of tokens, and their places in a batch [sequences x longest].
+/// Storage rows of tokens, and their places in a batch [sequences x longest]: int64, where the tokens are.
 struct Places {
-  std::vector<int64_t> rows, places;
+  Tensor rows, places;
+};
 
+class PlacesOnHost {
+ public:
   void add(int64_t row, int64_t place) {
-    rows.push_back(row);
-    places.push_back(place);
+    rows_.push_back(row);
+    places_.push_back(place);
   }
+  Places to(c10::Device device) const { return {to_tensor(rows_, device), to_tensor(places_, device)}; }
+
+ private:
+  std::vector<int64_t> rows_, places_;
 };
 
 /// Key heads [first, first + count), and with them their query heads.
@@ -67,7 +74,6 @@ class Emulation {
   Tensor sum_over_group(Tensor gradient) const;
   Tensor factors_of(const std::vector<Sequence>& sequences, int64_t first, int64_t heads) const;
   ScoreOptions options_of(const std::vector<Sequence>& sequences, const KeyHeads& part) const;
-  Tensor index(const std::vector<int64_t>& values) const { return to_tensor(values, inputs_.q.device()); }
 
   const Problem& problem_;
   const Inputs& inputs_;
@@ -150,18 +156,18 @@ Tensor Emulation::gather(const Tensor& tensor, const KeyHeads& part, const Place
                          int64_t longest) const {
   const int64_t all = tensor.size(-2), channels = tensor.size(-1), rows = tensor.numel() / (all * channels);
   const Tensor tokens =
-      heads_of(tensor.detach().reshape({rows, all, channels}), part).index_select(0, index(from.rows)).to(arithmetic_.operand);
+      heads_of(tensor.detach().reshape({rows, all, channels}), part).index_select(0, from.rows).to(arithmetic_.operand);
   const int64_t heads = tokens.size(1);
   Tensor batch = at::zeros({sequences * longest, heads, channels}, tokens.options());
-  batch = batch.index_copy_(0, index(from.places), tokens).view({sequences, longest, heads, channels}).transpose(1, 2);
+  batch = batch.index_copy_(0, from.places, tokens).view({sequences, longest, heads, channels}).transpose(1, 2);
   if (all != problem_.hq) batch = batch.repeat_interleave(problem_.group(), 1);
   return batch.reshape({-1, longest, channels});
 }
 
 /// The reverse, of [sequences, heads, longest, channels].
 void Emulation::scatter(const Tensor& storage, const KeyHeads& part, const Tensor& batch, const Places& to) const {
-  const Tensor tokens = batch.transpose(1, 2).flatten(0, 1).index_select(0, index(to.places));
-  heads_of(storage, part).index_copy_(0, index(to.rows), tokens.to(storage.scalar_type()));
+  const Tensor tokens = batch.transpose(1, 2).flatten(0, 1).index_select(0, to.places);
+  heads_of(storage, part).index_copy_(0, to.rows, tokens.to(storage.scalar_type()));
 }
 
 /// The rounded gradients of the key heads, from [sequences, query heads, keys, channels].
@@ -197,21 +203,23 @@ ScoreOptions Emulation::options_of(const std::vector<Sequence>& sequences, const
   options.slopes = at::tensor(slopes, at::kFloat).view({1, -1, 1, 1}).to(inputs_.q.device());
   std::vector<int64_t> offsets;
   for (const Sequence& s : sequences) offsets.push_back(problem_.align == Align::bottom_right ? s.real_keys - s.queries() : 0);
-  options.offsets = index(offsets).view({-1, 1, 1, 1});
+  options.offsets = to_tensor(offsets, inputs_.q.device()).view({-1, 1, 1, 1});
   return options;
 }
 
 void Emulation::emulate(const std::vector<Sequence>& sequences, const KeyHeads& part) const {
   const auto count = static_cast<int64_t>(sequences.size());
   const auto [queries, keys] = longest_of(sequences);
-  Places all_queries, keys_read, real_keys;
+  PlacesOnHost queries_on_host, read_on_host, real_on_host;
   for (int64_t n = 0; n < count; ++n) {
     const Sequence& s = sequences[n];
     const auto [begin, end] = s.keys_read();
-    for (int64_t i = 0; i < s.queries(); ++i) all_queries.add(s.q_rows[i], n * queries + i);
-    for (int64_t j = begin; j < end; ++j) keys_read.add(s.k_rows[j], n * keys + j);
-    for (int64_t j = 0; j < s.real_keys; ++j) real_keys.add(s.k_rows[j], n * keys + j);
+    for (int64_t i = 0; i < s.queries(); ++i) queries_on_host.add(s.q_rows[i], n * queries + i);
+    for (int64_t j = begin; j < end; ++j) read_on_host.add(s.k_rows[j], n * keys + j);
+    for (int64_t j = 0; j < s.real_keys; ++j) real_on_host.add(s.k_rows[j], n * keys + j);
   }
+  const c10::Device device = inputs_.q.device();
+  const Places all_queries = queries_on_host.to(device), keys_read = read_on_host.to(device), real_keys = real_on_host.to(device);
   const ScoreOptions options = options_of(sequences, part);
   Batch batch(arithmetic_, options, sequences, gather(inputs_.q, part, all_queries, count, queries),
               gather(inputs_.k, part, keys_read, count, keys), gather(inputs_.v, part, keys_read, count, keys),

@@ -177,8 +177,11 @@ void Heads::add_group(std::vector<int64_t> sequences, int64_t head, int64_t head
       k_places.push_back(static_cast<int64_t>(i) * group.longest.stored_keys + row);
     }
   }
+  std::vector<int64_t> key_heads;
+  for (int64_t of_query = head; of_query < head + heads; ++of_query) key_heads.push_back(of_query / problem_.group());
   group.sequences = std::move(sequences);
   group.head = head, group.heads = heads;
+  group.key_heads = to_tensor(key_heads, device_);
   group.q_tokens = to_tensor(q_tokens, device_), group.k_tokens = to_tensor(k_tokens, device_);
   group.q_places = to_tensor(q_places, device_), group.k_places = to_tensor(k_places, device_);
   groups_.push_back(std::move(group));
@@ -197,12 +200,6 @@ Tensor Heads::key_tokens(const Tensor& rows, const Group& group) const {
   return to_tokens(rows, group.k_places, group.heads);
 }
 
-Tensor Heads::key_heads(const Group& group) const {
-  std::vector<int64_t> heads;
-  for (int64_t head = group.head; head < group.head + group.heads; ++head) heads.push_back(head / problem_.group());
-  return to_tensor(heads, device());
-}
-
 /// Float64 [sequences x heads, stored keys, channels]: for each query head its key head, real keys first.
 Tensor Heads::keys_of(const Tensor& real, const std::vector<Tensor>& padding, const Group& group) const {
   std::vector<Tensor> tokens{real.index_select(0, group.k_tokens)};
@@ -212,7 +209,7 @@ Tensor Heads::keys_of(const Tensor& real, const std::vector<Tensor>& padding, co
     for (int64_t row = inputs_.lengths.k[group.sequences[i]]; row < group.longest.stored_keys; ++row)
       places.push_back(static_cast<int64_t>(i) * group.longest.stored_keys + row);
   }
-  return in_rows(at::cat(tokens).index_select(1, key_heads(group)), at::cat({group.k_places, to_tensor(places, device())}),
+  return in_rows(at::cat(tokens).index_select(1, group.key_heads), at::cat({group.k_places, to_tensor(places, device())}),
                  static_cast<int64_t>(group.sequences.size()), group.longest.stored_keys);
 }
 

@@ -18,6 +18,7 @@ struct Group {
   SequenceOfHeads longest;         ///< in each respect
   at::Tensor q_tokens, k_tokens;   ///< int64: which of the case's tokens are theirs
   at::Tensor q_places, k_places;   ///< int64: where those lie in rows [sequence, up to the longest]
+  at::Tensor key_heads;            ///< int64 [heads]: the key head of each query head
 };
 
 /// All heads of a case as tokens, where the oracle computes.
@@ -31,8 +32,6 @@ class Heads {
   const Rounding& rounding() const { return rounding_; }
   int64_t queries() const { return q_offsets_.back(); }
   int64_t keys() const { return k_offsets_.back(); }
-  /// int64 [heads]: the key head of each query head of the group.
-  at::Tensor key_heads(const Group& group) const;
 
   HeadProblem head_problem(const Group& group) const;
   /// Its part of a tensor over queries [tokens, hq, channels]: float64 [sequences x heads, queries, channels].

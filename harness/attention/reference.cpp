@@ -51,22 +51,22 @@ Tensor rounding_variance(const Rounding& r, const Tensor& x) {
 }
 
 /// to [tokens, key heads, …] += share [tokens of the group, heads, …].
-void add_to_key_heads(const Tensor& to, const Group& group, const Tensor& key_heads, const Tensor& share) {
-  to.index_copy_(0, group.k_tokens, to.index_select(0, group.k_tokens).index_add_(1, key_heads, share));
+void add_to_key_heads(const Tensor& to, const Group& group, const Tensor& share) {
+  to.index_copy_(0, group.k_tokens, to.index_select(0, group.k_tokens).index_add_(1, group.key_heads, share));
 }
 
 /// Adds each head's share of dk or dv to its key head, with the rounding of the partial sum where the profile rounds it.
 void add_share(const Heads& heads, const Group& group, const Tensor& value, const Tensor& variance, Expected& to) {
-  const Tensor share = heads.key_tokens(value, group), key_heads = heads.key_heads(group);
+  const Tensor share = heads.key_tokens(value, group);
   Tensor of_share = heads.key_tokens(variance, group);
   if (heads.rounding().gqa_partials) of_share = of_share + rounding_variance(heads.rounding(), share.contiguous());
-  add_to_key_heads(to.value, group, key_heads, share);
-  add_to_key_heads(to.variance, group, key_heads, of_share);
+  add_to_key_heads(to.value, group, share);
+  add_to_key_heads(to.variance, group, of_share);
 }
 
 /// The same for sums without a variance.
 void add_sums(const Heads& heads, const Group& group, const Tensor& sums, const Tensor& to) {
-  add_to_key_heads(to, group, heads.key_heads(group), heads.key_tokens(sums, group));
+  add_to_key_heads(to, group, heads.key_tokens(sums, group));
 }
 
 /// What depends on the sum over the group: its rounding, its systematic part, in fp32 its accumulation. A key that no

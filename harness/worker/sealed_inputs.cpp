@@ -48,21 +48,27 @@ void change_signs(const at::Tensor& tensor, const SealedInputs::HeadSigns& from,
   bits.bitwise_xor_(at::tensor(masks, at::kLong).to(bits.options()).unsqueeze(-1));
 }
 
-/// sum of word_i * (2 i + 1) * c in 64 bits: the weights are odd, so that one changed word always shows.
-at::Tensor weighted_sum(const at::Tensor& words) {
-  constexpr uint64_t kOdd = 0x9e3779b97f4a7c15u;
-  constexpr auto kFirst = static_cast<int64_t>(kOdd), kStep = static_cast<int64_t>(2 * kOdd);
-  const at::Tensor weights = at::arange(words.numel(), words.options().dtype(at::kLong)).mul_(kStep).add_(kFirst);
-  return weights.mul_(words).sum();
+int64_t words_of(const at::Tensor& tensor) {
+  return static_cast<int64_t>(tensor.storage().nbytes()) / 8;
 }
 
-/// Of each whole storage; all are waited for once.
+/// Odd numbers (2 i + 1) c in 64 bits, so that a sum of words times these shows every one that changed.
+at::Tensor weights_of(int64_t words, c10::Device device) {
+  constexpr uint64_t kOdd = 0x9e3779b97f4a7c15u;
+  constexpr auto kFirst = static_cast<int64_t>(kOdd), kStep = static_cast<int64_t>(2 * kOdd);
+  return at::arange(words, at::TensorOptions(device).dtype(at::kLong)).mul_(kStep).add_(kFirst);
+}
+
+/// Of each whole storage, all on one device; all are waited for once.
 std::vector<int64_t> fingerprints_of(const NamedTensors& tensors) {
   const MemoryScope unwatched(MemoryMode::off);
+  int64_t most = sizeof(int64_t);
+  for (const auto& [name, tensor] : tensors) most = std::max(most, words_of(tensor));
+  const at::Tensor weights = weights_of(most, tensors.front().second.device());
+  const auto weighted_sum = [&](const at::Tensor& words) { return (weights.narrow(0, 0, words.numel()) * words).sum(); };
   std::vector<at::Tensor> sums;
   for (const auto& [name, tensor] : tensors) {
-    const auto bytes = static_cast<int64_t>(tensor.storage().nbytes());
-    const int64_t words = bytes / 8, rest = bytes % 8;
+    const int64_t words = words_of(tensor), rest = static_cast<int64_t>(tensor.storage().nbytes()) % 8;
     sums.push_back(weighted_sum(storage_as(tensor, at::kLong, 0, words)));
     if (rest > 0) sums.back() += weighted_sum(storage_as(tensor, at::kByte, words * 8, rest));
   }
