@@ -12,9 +12,9 @@ namespace attnbench {
 /// What becomes of products between Q K^T and P V.
 struct EagerScores {
   double scale = 1;
-  double softcap = 0;                     ///< 0: none
-  at::Tensor slopes, sinks;               ///< of ALiBi and of the sinks, float32 [hq, 1, 1]; undefined: none
-  std::shared_ptr<EagerDropout> dropout;  ///< null: none
+  double softcap = 0;                          ///< 0: none
+  at::Tensor slopes = {}, sinks = {};          ///< of ALiBi and of the sinks, float32 [hq, 1, 1]; undefined: none
+  std::shared_ptr<EagerDropout> dropout = {};  ///< null: none
   bool has_options() const { return softcap != 0 || slopes.defined() || sinks.defined(); }
 };
 

@@ -15,7 +15,7 @@ struct AttentionCall {
   std::vector<int64_t> q_lengths, k_lengths;  ///< of each sequence
   bool causal = true;
   Align align = Align::bottom_right;
-  std::optional<SlidingWindow> window;
+  std::optional<SlidingWindow> window = {};
 };
 
 /// o [query tokens, hq, d]. A backend that declares strides=transposed gets views as they are, another one copies without gaps.

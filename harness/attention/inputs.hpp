@@ -57,7 +57,7 @@ Inputs to_device(const Inputs& inputs, const Device& device);
 /// stored. What a query does not read has no meaning. It says what the call did, and the backward of a forward keeps what it
 /// kept.
 struct Outputs {
-  at::Tensor o, lse, dq, dk, dv, kept;
+  at::Tensor o, lse, dq, dk, dv, kept = {};
 };
 
 }  // namespace attnbench

@@ -39,11 +39,11 @@ struct Metadata {
   bool timed = true;  ///< measured after it passed; suites that only judge say timed=no
   /// On a GPU it is timed in the regime `cooled` too, whose idle takes most of the time of a run that times.
   bool cooled = true;
-  int64_t repeats = 0;                ///< calls after the judged one whose results are held against its bits
-  std::vector<std::string> backends;  ///< that run it; empty: all of its operation
-  std::optional<Pass> pass;           ///< the one in which they do; unset: both
-  std::optional<Semantics> instead;   ///< must_differ: what the result has to equal
-  std::string message;                ///< what the error (must_throw), else the layer's warning, has to say, or a part of it
+  int64_t repeats = 0;                     ///< calls after the judged one whose results are held against its bits
+  std::vector<std::string> backends = {};  ///< that run it; empty: all of its operation
+  std::optional<Pass> pass = {};           ///< the one in which they do; unset: both
+  std::optional<Semantics> instead = {};   ///< must_differ: what the result has to equal
+  std::string message = "";                ///< what the error (must_throw), else the layer's warning, has to say, or a part of it
   bool operator==(const Metadata&) const = default;
 };
 

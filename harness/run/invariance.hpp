@@ -39,7 +39,7 @@ struct Invariance {
   int64_t elements = 0;        ///< of the tensor
   int64_t changed = 0;         ///< elements that differ, in the result where most do
   double max_ulp = 0;          ///< largest distance of all in units of the last place; inf: one side is not finite
-  std::string where;           ///< the first result that differs: "call 37", "call 2, with 1 thread"; empty: there is but one
+  std::string where = "";      ///< the first result that differs: "call 37", "call 2, with 1 thread"; empty: there is but one
   Element first{};             ///< its first element that differs
   double judged = 0, got = 0;  ///< the values there
 };

@@ -37,7 +37,7 @@ struct Request {
   std::string case_line;                           ///< identity and metadata
   std::vector<std::pair<std::string, Pass>> runs;  ///< backend and pass, each backend's forward first
   bool check_only = false;
-  std::string dump;           ///< folder for what was computed; empty: none
+  std::string dump = "";      ///< folder for what was computed; empty: none
   int64_t audit_repeats = 0;  ///< calls of the audit that follows the judging; 0: no audit
 };
 

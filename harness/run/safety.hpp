@@ -17,8 +17,8 @@ struct SafetyQuery {
   Dtype dtype = Dtype::bf16;
   bool backward = false;
   bool dropout = false;
-  std::string implementation;  ///< "flash_attn", "attnbench", "pytorch_flash", …
-  std::string version;         ///< "2.8.3"; compared number by number
+  std::string implementation = "";  ///< "flash_attn", "attnbench", "pytorch_flash", …
+  std::string version = "";         ///< "2.8.3"; compared number by number
 };
 
 /// Of a problem on an SM; of no implementation and version yet.

@@ -11,11 +11,11 @@ namespace attnbench {
 
 struct SuiteCase {
   Case c;
-  std::string where;  ///< "cases/smoke.suite:12", or "--case"
-  std::string suite;  ///< in whose file it stands, which another may include; empty: in none
+  std::string where;       ///< "cases/smoke.suite:12", or "--case"
+  std::string suite = "";  ///< in whose file it stands, which another may include; empty: in none
   /// Planted backends (planted.hpp), `# canary=flash_varlen:lse_rounded+…`, that run on it beside the real ones: a judge that
   /// lets one of them through has lost its sight.
-  std::vector<std::string> canaries;
+  std::vector<std::string> canaries = {};
 };
 
 struct Suite {

@@ -20,7 +20,7 @@ struct Window {
   std::function<Outputs()> forward;
   std::function<Outputs()> backward;
   /// Reads the inputs anew into what the window keeps of them; empty: it keeps nothing. Called before a series of timed calls.
-  std::function<void()> refresh;
+  std::function<void()> refresh = {};
 };
 
 /// A case made ready in one backend: everything that is not to be timed has been done.

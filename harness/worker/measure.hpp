@@ -16,11 +16,11 @@ namespace attnbench {
 
 /// One timed span of one backend and pass.
 struct Operation {
-  std::string id;                  ///< for messages: "flash_varlen backward op"
-  std::function<void()> call;      ///< may throw: then this operation ends without a time
-  std::function<void()> announce;  ///< called before a series of calls, untimed: a crash has a name
-  bool in_every_regime = true;     ///< else only in those that take all windows
-  std::function<void()> vary;      ///< called before each sample, untimed: it gets other inputs; empty: they stay
+  std::string id;                   ///< for messages: "flash_varlen backward op"
+  std::function<void()> call;       ///< may throw: then this operation ends without a time
+  std::function<void()> announce;   ///< called before a series of calls, untimed: a crash has a name
+  bool in_every_regime = true;      ///< else only in those that take all windows
+  std::function<void()> vary = {};  ///< called before each sample, untimed: it gets other inputs; empty: they stay
 };
 
 struct MeasureOptions {
