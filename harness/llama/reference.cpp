@@ -7,102 +7,30 @@
 #include <ATen/TensorOperators.h>
 #include <ATen/ops/arange.h>
 #include <ATen/ops/cat.h>
-#include <ATen/ops/empty_like.h>
 #include <ATen/ops/logsumexp.h>
 #include <ATen/ops/nonzero.h>
 #include <ATen/ops/ones.h>
 #include <ATen/ops/ones_like.h>
 #include <ATen/ops/pow.h>
-#include <ATen/ops/softmax.h>
 #include <ATen/ops/stack.h>
 #include <ATen/ops/where.h>
 #include <ATen/ops/zeros_like.h>
 #include <torch/csrc/autograd/autograd.h>
-#include <torch/csrc/autograd/custom_function.h>
 
 #include "harness/attention/error_model.hpp"
 #include "harness/attention/parallel.hpp"
 #include "harness/attention/spacing.hpp"
 #include "harness/attention/torch_dtype.hpp"
+#include "harness/llama/stored.hpp"
 
 namespace attnbench {
 namespace {
 
+using namespace storing;
 using at::Tensor;
-using torch::autograd::AutogradContext;
 using torch::autograd::variable_list;
 
-enum class Arithmetic : int64_t { exact, noisy, rounded };
-
 constexpr double kLargestFp16 = 65504, kInfiniteFp16 = 65520;  ///< what rounds to infinity
-
-/// In fp32 what errs is not the storing but the sums of float32, of a few hundred terms.
-constexpr double kFp32Sums = 8;
-
-/// How one pass through the layer stores.
-struct Storing {
-  Arithmetic arithmetic = Arithmetic::exact;
-  Dtype dtype = Dtype::bf16;
-  at::Generator generator;  ///< of the noise
-
-  Tensor operator()(const Tensor& x) const {
-    if (arithmetic == Arithmetic::rounded) return x.to(torch_dtype(dtype)).to(at::kDouble);
-    if (arithmetic == Arithmetic::exact) return x;
-    const double width = dtype == Dtype::fp32 ? kFp32Sums : 1;
-    const Tensor noise = at::empty_like(x).uniform_(-0.5, 0.5, generator).mul_(spacing(dtype, x)).mul_(width);
-    return x + at::where(x != 0, noise, 0.0);
-  }
-};
-
-/// Stores a tensor on the way forward, and its gradient on the way back; either may be left alone.
-struct Store : torch::autograd::Function<Store> {
-  static Tensor forward(AutogradContext* ctx, const Tensor& x, int64_t storing, bool values, bool gradients) {
-    ctx->saved_data["storing"] = storing;
-    ctx->saved_data["gradients"] = gradients;
-    return values ? (*reinterpret_cast<const Storing*>(storing))(x) : x.clone();
-  }
-  static variable_list backward(AutogradContext* ctx, const variable_list& gradients) {
-    const auto* storing = reinterpret_cast<const Storing*>(ctx->saved_data["storing"].toInt());
-    return {ctx->saved_data["gradients"].toBool() ? (*storing)(gradients[0]) : gradients[0], Tensor(), Tensor(), Tensor()};
-  }
-};
-
-/// Softmax, whose backward dS = P (dP - D) has a D with the error of float32 sums. Where one key is seen dP = D, and that is all
-/// that there is of dS.
-struct Softmax : torch::autograd::Function<Softmax> {
-  static Tensor forward(AutogradContext* ctx, const Tensor& scores, int64_t storing) {
-    const Tensor P = at::softmax(scores, -1);
-    ctx->save_for_backward({P});
-    ctx->saved_data["storing"] = storing;
-    return P;
-  }
-  static variable_list backward(AutogradContext* ctx, const variable_list& gradients) {
-    const Tensor P = ctx->get_saved_variables()[0], dP = gradients[0];
-    const auto* storing = reinterpret_cast<const Storing*>(ctx->saved_data["storing"].toInt());
-    Tensor D = (P * dP).sum(-1, true);
-    if (storing->arithmetic == Arithmetic::noisy) {
-      const Tensor size = (P * dP.square()).sum(-1, true).sqrt() * (kFp32Sums * ulp(Dtype::fp32, 1) / 2);
-      D = D + at::empty_like(D).uniform_(-1, 1, storing->generator) * size;
-    }
-    return {P * (dP - D), Tensor()};
-  }
-};
-
-int64_t address(const Storing& in) {
-  return reinterpret_cast<int64_t>(&in);
-}
-Tensor stored(const Tensor& x, const Storing& in) {
-  return Store::apply(x, address(in), true, true);
-}
-Tensor given(const Tensor& x, const Storing& in) {
-  return Store::apply(x, address(in), false, true);
-}
-
-/// x, which is stored in `from`, as `to` has it.
-Tensor cast(const Tensor& x, const Storing& from, const Storing& to) {
-  const bool narrows = from.dtype == Dtype::fp32 && to.dtype != Dtype::fp32;
-  return Store::apply(given(x, from), address(to), narrows, true);
-}
 
 /// weight x / rms(x) over the last axis: the quotient is stored as x is, the product as `out`.
 Tensor normalised(const Tensor& x, const Tensor& weight, const Storing& in, const Storing& out) {
@@ -308,7 +236,7 @@ Layer::Attention Layer::probabilities(const Tensor& q, const Tensor& k) const {
   const bool uniform = semantics_.uniform_rows && in_.mask.defined();
   const Tensor unseen = at::where(none, uniform ? tied(scores) : scores, -INFINITY);
   const Tensor masked = at::where(sees, scores, unseen);
-  Tensor P = Softmax::apply(masked, address(promoted_));
+  Tensor P = softmax_stored(masked, promoted_);
   P = at::where(uniform ? sees | none : sees, P, 0.0);
   if (semantics_.fp16_overflow) P = P * at::where(products.ge(kInfiniteFp16).any(-1, true), NAN, 1.0);  // infinity - infinity
   if (profile_.p != Profile::Probabilities::not_rounded)
