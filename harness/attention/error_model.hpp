@@ -45,6 +45,8 @@
 //   hP = max(u P M, f / l), hB = max(u P M, f), 0 where M is;  D's part of sD2 by hP is (hP dO.v)^2
 //   var o: M V in place of V beside the errors of S;  var dv: (P M)^2 in place of P^2
 //   dP = M o dO.v everywhere, where eager rounds dO.v, and M sqrt(sum_x dO^2 v^2) in edP
+//   dS = -P D of a key that is left out; equal P make them equal, so that all go to one side of a tie. Eager's var dq has, over
+//   those keys, max(sum_j v K^2, (sum_j sqrt(v) K)^2) in place of sum_j v K^2
 // That 1 / (1 - p) is a number of fp32 is an error that is the same in all of a tensor: verdict_gates.hpp.
 //
 // GQA: + ulp(partial)^2/12 for each head's dk and dv where the profile rounds partials.

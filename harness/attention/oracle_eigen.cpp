@@ -188,6 +188,14 @@ void add_dq_dk(const HeadProblem& h, const Operands& x, const Block& b, const Gr
   dk_variance.middleRows(b.keys.begin, b.keys.size()).noalias() += s2 * (w.matrix().transpose() * b.rows_of(x.Q2));
 }
 
+/// Of dq: what the dS of keys that a dropout left out, -P D, add to the variance that independent ones would have. Where P are
+/// equal so are they, and one that lies at a tie takes all of them to the same side.
+Array rounded_together(const Operands& x, const Block& b, const Array& variance) {
+  const Array left_out = (b.M == 0).select(variance, 0);
+  const Array together = (left_out.sqrt().matrix() * b.keys_of(x.K)).array().square();
+  return (together - (left_out.matrix() * b.keys_of(x.K2)).array()).cwiseMax(0);
+}
+
 /// Eager: dP, dS and s dS are replayed; what is uncertain about T and dP moves dS of its own key, by x, and through l and D those
 /// of the others. With r = P (dP - D), J of the softcap, else 1: dS = r J, S' = dS/dT, mu = r (J S' + dJ/dT), x = mu^2 vT + (P
 /// J)^2 vdP.
@@ -208,6 +216,7 @@ void add_eager_dq_dk(const HeadProblem& h, const Operands& x, const Block& b, co
 
   Array variance = s2 * ((Array(own + g.wq).matrix() * K2).array() + PK2.colwise() * of_d + dSK2.colwise() * of_l);
   variance += (stored.variance.matrix() * K2).array() + rounding_variances(h.rounding.dtype, dq).array();
+  if (b.drops()) variance += rounded_together(x, b, stored.variance);
   for (int64_t i = 0; i < b.rows; ++i)
     if (b.read[i].size() == 0) variance.row(i).setZero();
   rows(out.dq).middleRows(b.first, b.rows) = dq;
