@@ -16,74 +16,15 @@
 
 #include <ATen/TensorOperators.h>
 #include <ATen/ops/arange.h>
-#include <ATen/ops/equal.h>
 
-#include "harness/llama/reference.hpp"
 #include "harness/run/suite.hpp"
-#include "harness/run/test_device.hpp"
-#include "harness/worker/lent_layer.hpp"
-#include "harness/worker/test_calibration.hpp"
+#include "harness/worker/test_wanted_layer.hpp"
 
-namespace attnbench {
+namespace attnbench::llama_test {
 namespace {
 
 using testing::AllOf;
 using testing::HasSubstr;
-
-/// A layer that computes, or throws, what a test wants.
-class WantedLayer : public LlamaBackend {
- public:
-  using Body = std::function<LlamaOutputs(const Case&, const LlamaInputs&, Pass, const Profile&)>;
-  explicit WantedLayer(Body body, bool padded_rows_zero = false, Conventions::EmptyRow empty_row = Conventions::EmptyRow::zero)
-      : body_(std::move(body)) {
-    declaration_.name = "wanted";
-    declaration_.operation = "llama";
-    declaration_.conventions = {
-        .empty_row = empty_row, .lse_empty = Conventions::LseEmpty::none, .padded_rows_zero = padded_rows_zero};
-    Capabilities& can = declaration_.capabilities;
-    can.devices = {"cpu"};
-    can.dtypes = {Dtype::bf16, Dtype::fp16, Dtype::fp32};
-    can.passes = {Pass::forward, Pass::backward};
-    can.layouts = {Layout::padded, Layout::packed};
-    can.masks = {Mask::causal, Mask::none};
-    can.aligns = {Align::bottom_right, Align::top_left};
-    can.strides = {Strides::contiguous};
-    can.window = can.tail = true;
-    can.max_head_dim = 512;
-    can.returns_lse = false;
-  }
-  const Declaration& declaration() const override { return declaration_; }
-  LlamaOutputs run(const Case& c, const LlamaInputs& inputs, Pass pass) const override {
-    return body_(c, inputs, pass, declaration_.profile);
-  }
-
- private:
-  Declaration declaration_;
-  Body body_;
-};
-
-Record record_of(const Case& c, WantedLayer::Body body, Pass pass = Pass::backward, bool padded_rows_zero = false,
-                 Conventions::EmptyRow empty_row = Conventions::EmptyRow::zero) {
-  Bench bench{kCpu, {}, judge_test::formula_alone()};
-  bench.layers.push_back(std::make_unique<WantedLayer>(std::move(body), padded_rows_zero, empty_row));
-  Request request;
-  request.case_line = format_line(c);
-  request.runs = {{"wanted", pass}};
-  Record got;
-  run_llama_case(c, request, bench, {[](const Stage&) {}, [&](const Record& record) { got = record; }, [](const Comparison&) {}});
-  return got;
-}
-
-LlamaOutputs right_layer(const Case& c, const LlamaInputs& inputs, Pass pass, const Profile& profile) {
-  LlamaOutputs outputs = ordinary_layer(c, inputs, {}, profile, pass);
-  outputs.ran = c.llama->runs;
-  return outputs;
-}
-
-/// 0 and -0 are the same.
-bool same_values(const at::Tensor& a, const at::Tensor& b) {
-  return a.defined() == b.defined() && (!a.defined() || at::equal(a, b));
-}
 
 /// What a case of the suite says of a layer that does what is right; empty: it expects that.
 std::string said_of_what_is_right(const Case& c) {
@@ -416,73 +357,5 @@ TEST(LlamaCases, OfALayerThatIsNotThereAreErrors) {
   EXPECT_THAT(got.reason, HasSubstr("no layer 'nobody'"));
 }
 
-std::string reason_of(const std::string& line, WantedLayer::Body body, Pass pass = Pass::backward) {
-  const Record record = record_of(parse_case(line), std::move(body), pass);
-  return record.status == Status::passed ? "" : record.reason;
-}
-
-/// Right, but for what `spoil` does to inputs or outputs, with the number of the call.
-WantedLayer::Body spoiled(std::function<void(const LlamaInputs&, LlamaOutputs&, int call)> spoil) {
-  return [spoil = std::move(spoil), calls = std::make_shared<int>(0)](const Case& c, const LlamaInputs& inputs, Pass pass,
-                                                                      const Profile& profile) {
-    LlamaOutputs outputs = right_layer(c, inputs, pass, profile);
-    spoil(inputs, outputs, ++*calls);
-    return outputs;
-  };
-}
-
-constexpr const char* kPlain = "llama hq=2 d=64 s=24 lens=17+24 pad=left past=3 cache=on seed=7";
-
-TEST(LlamaCalls, ThatWriteToAnInputAreSeen) {
-  EXPECT_EQ(reason_of(kPlain, right_layer), "");
-  EXPECT_EQ(reason_of(kPlain, spoiled([](const LlamaInputs& in, LlamaOutputs&, int) { in.mask.fill_(true); })),
-            "wrote to its input mask");
-  EXPECT_EQ(reason_of(kPlain, spoiled([](const LlamaInputs& in, LlamaOutputs&, int) {
-                        in.hidden.zero_();
-                        in.dout.zero_();
-                      })),
-            "wrote to its input hidden, dout");
-  const auto past_its_end = [](const LlamaInputs&, LlamaOutputs& out, int) {
-    static_cast<char*>(out.out.mutable_data_ptr())[out.out.nbytes() + 64] = 0;
-  };
-  EXPECT_THAT(reason_of(kPlain, spoiled(past_its_end)), HasSubstr("past the end of a block"));
-}
-
-TEST(LlamaCalls, AreJudgedAgainWithOtherValues) {
-  const auto second = [](const LlamaInputs&, LlamaOutputs& out, int call) {
-    if (call == 2) out.dwk *= 2;
-  };
-  EXPECT_THAT(reason_of(kPlain, spoiled(second)), AllOf(HasSubstr("called again, with V negated: "), HasSubstr("dwk")));
-  LlamaOutputs kept;
-  const auto from_the_first = [&](const LlamaInputs&, LlamaOutputs& out, int call) {
-    if (call == 1) kept = out;
-    out = kept;
-  };
-  EXPECT_THAT(reason_of(kPlain, spoiled(from_the_first)), HasSubstr("called again, with V negated: "));
-  const auto into_the_first = [&](const LlamaInputs&, LlamaOutputs& out, int call) {
-    if (call == 1) kept = out;
-    kept.out.copy_(out.out);
-    out.out = kept.out;
-  };
-  EXPECT_THAT(reason_of(kPlain, spoiled(into_the_first)), HasSubstr("out"));
-}
-
-TEST(LlamaCalls, WithNegatedValuesGiveTheSameNumbers) {
-  for (const char* line : {"llama hq=4 hkv=2 d=64 s=16 lora=4 qk_norm=on norm=same past=3 cache=on weights=on seed=8",
-                           "llama hq=2 d=64 s=16 int8=on seed=9"}) {
-    const Case c = parse_case(line);
-    const LlamaInputs inputs = make_llama_inputs(c);
-    const auto computed = [&](bool negated) {
-      return ordinary_layer(c, LentInputs(inputs, negated, at::kCPU).lent, {}, {}, Pass::backward);
-    };
-    const LlamaOutputs as_they_are = computed(false), again = with_values_as_they_are(computed(true));
-    for (at::Tensor LlamaOutputs::*output : {&LlamaOutputs::out, &LlamaOutputs::cache_k, &LlamaOutputs::cache_v,
-                                             &LlamaOutputs::weights, &LlamaOutputs::dhidden, &LlamaOutputs::dwo})
-      EXPECT_TRUE(same_values(as_they_are.*output, again.*output)) << line;
-    for (const Differentiated& d : kDifferentiated)
-      EXPECT_TRUE(same_values(as_they_are.*d.gradient, again.*d.gradient)) << line << " " << d.gradient_name;
-  }
-}
-
 }  // namespace
-}  // namespace attnbench
+}  // namespace attnbench::llama_test
