@@ -63,6 +63,16 @@ TEST(TwoOraclesOfEager, KnowThatSDsIsAsUncertainAsDs) {
   }
 }
 
+/// Where all P are equal so are the dS of the keys that a row does not keep, and one that lies at a tie moves all of them.
+TEST(TwoOraclesOfEager, KnowThatEqualGradientsRoundTogether) {
+  const Case c = parse_case("attention hq=16 lq=64 lk=512 d=32 dtype=bf16 fill=deep_negative dropout=0.9:1");
+  const Inputs inputs = make_inputs_and_mask(c, Conventions::Poison::finite);
+  const Expected a = Oracle(OracleKind::eigen, c, inputs, eager(), Conventions::EmptyRow::uniform).reference().dq;
+  const Expected b = Oracle(OracleKind::torch, c, inputs, eager(), Conventions::EmptyRow::uniform).reference().dq;
+  expect_same(a, b, "dq");
+  EXPECT_GT(a.variance.select(2, 0).max().item<double>(), 0.1) << "0.03 where they were independent";
+}
+
 /// What fp32 takes for 0 of P, and 1 / (1 - p) of it, is an error of O.
 TEST(TwoOraclesOfDropout, KnowThatFp32FlushesP) {
   const Case c = parse_case("attention hq=4 d=240 lq=5 lk=16 scale=2 dropout=0.9:1421103 seed=5778038492828048029");

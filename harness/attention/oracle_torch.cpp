@@ -58,7 +58,7 @@ class TorchHeads : private torch_oracle::Blocks {
   void choose_samples();
   Tensor rows(int64_t count, int64_t channels) const { return at::zeros({h_.heads, count, channels}, options_); }
   Stored stored_ds(const Gradient& g, const Tensor& error2) const;
-  Tensor rounded_together(const Block& b, const Tensor& variance) const;
+  Tensor rounded_together(const Block& b, const Tensor& variance, const Tensor& K2) const;
   void set_ds(const Block& b, Gradient& g) const;
   Tensor dp(const Block& b) const;
   Tensor output(const Block& b, const Tensor& vP);
@@ -237,9 +237,9 @@ Stored TorchHeads::stored_ds(const Gradient& g, const Tensor& error2) const {
 
 /// Of dq: what the dS of keys that a dropout left out, -P D, add to the variance that independent ones would have. Where P are
 /// equal so are they, and one that lies at a tie takes all of them to the same side.
-Tensor TorchHeads::rounded_together(const Block& b, const Tensor& variance) const {
+Tensor TorchHeads::rounded_together(const Block& b, const Tensor& variance, const Tensor& K2) const {
   const Tensor left_out = variance.masked_fill(b.M != 0, 0);
-  return (left_out.sqrt().matmul(b.K).square_() - left_out.matmul(b.K.square())).clamp_min_(0);
+  return (left_out.sqrt().matmul(b.K).square_() - left_out.matmul(K2)).clamp_min_(0);
 }
 
 /// Eager: what is uncertain about the stored T and dP, at its own key and through l and D at the others; then about dS itself.
@@ -254,7 +254,7 @@ void TorchHeads::add_eager_dq_dk(const Block& b, const Gradient& g) {
   const Tensor dq = dS.value.matmul(b.K);
   const Tensor shared = b.weights_of_d().matmul(b.K).square_() * of_d + g.dS.matmul(b.K).square_() * of_l;
   Tensor variance = ((own + fp32).matmul(K2) + shared) * s2_ + dS.variance.matmul(K2) + ulp_variance(dq);
-  if (b.M.defined()) variance += rounded_together(b, dS.variance);
+  if (b.M.defined()) variance += rounded_together(b, dS.variance, K2);
   of_rows(dq_, b).copy_(dq);
   of_rows(dq_var_, b).copy_(at::where(b.reads_any, variance, 0.0));
   of_keys(dk_, b).add_(dS.value.mT().matmul(b.Q));
