@@ -21,7 +21,7 @@
 #include "harness/attention/parallel.hpp"
 #include "harness/attention/spacing.hpp"
 #include "harness/attention/torch_dtype.hpp"
-#include "harness/llama/stored.hpp"
+#include "harness/llama/storing.hpp"
 
 namespace attnbench {
 namespace {
@@ -236,7 +236,7 @@ Layer::Attention Layer::probabilities(const Tensor& q, const Tensor& k) const {
   const bool uniform = semantics_.uniform_rows && in_.mask.defined();
   const Tensor unseen = at::where(none, uniform ? tied(scores) : scores, -INFINITY);
   const Tensor masked = at::where(sees, scores, unseen);
-  Tensor P = softmax_stored(masked, promoted_);
+  Tensor P = softmax(masked, promoted_);
   P = at::where(uniform ? sees | none : sees, P, 0.0);
   if (semantics_.fp16_overflow) P = P * at::where(products.ge(kInfiniteFp16).any(-1, true), NAN, 1.0);  // infinity - infinity
   if (profile_.p != Profile::Probabilities::not_rounded)

@@ -1,4 +1,4 @@
-#include "harness/llama/stored.hpp"
+#include "harness/llama/storing.hpp"
 
 #include <ATen/TensorOperators.h>
 #include <ATen/ops/empty_like.h>
@@ -79,7 +79,7 @@ Tensor cast(const Tensor& x, const Storing& from, const Storing& to) {
   return Store::apply(given(x, from), address(to), narrows, true);
 }
 
-Tensor softmax_stored(const Tensor& scores, const Storing& in) {
+Tensor softmax(const Tensor& scores, const Storing& in) {
   return Softmax::apply(scores, address(in));
 }
 

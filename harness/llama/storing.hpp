@@ -30,6 +30,6 @@ at::Tensor given(const at::Tensor& x, const Storing& in);
 at::Tensor cast(const at::Tensor& x, const Storing& from, const Storing& to);
 /// Softmax over the last axis. Its backward dS = P (dP - D) has, where `in` is noisy, a D with the error of float32 sums. Where
 /// one key is seen dP = D, and that is all that there is of dS.
-at::Tensor softmax_stored(const at::Tensor& scores, const Storing& in);
+at::Tensor softmax(const at::Tensor& scores, const Storing& in);
 
 }  // namespace attnbench::storing
