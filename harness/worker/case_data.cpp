@@ -83,8 +83,8 @@ int64_t CaseData::predicted_bytes() const {
   const int64_t q_rows = padded ? sequences * lengths.q_pitch : lengths.total_q() + p.tail;
   const int64_t k_rows = padded ? sequences * lengths.k_pitch : lengths.total_k() + p.tail;
   const int64_t elements = (q_rows * p.hq + k_rows * p.hkv) * (p.d + p.dv);
-  // Inputs that lie far apart: as they are, and as numbers that are weighted for their fingerprints.
-  const double far = case_.strides == Strides::far ? 4 * 0x1p31 * static_cast<double>(bytes_of(p.dtype)) + 2 * 0x1p31 * 2 : 0;
+  // Inputs that lie far apart: as they are, and for the fingerprint of one its weights and products with them.
+  const double far = case_.strides == Strides::far ? (4 + 2) * 0x1p31 * static_cast<double>(bytes_of(p.dtype)) : 0;
   // The mask of a dropout: as handed out twice, the judge's copy, and by sequence.
   const int64_t columns = padded ? lengths.k_pitch : lengths.max_k();
   const double masks = p.dropout.p > 0 ? 4 * static_cast<double>(q_rows * p.hq) * static_cast<double>(columns) : 0;

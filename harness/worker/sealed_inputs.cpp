@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <limits>
 
+#include <ATen/TensorOperators.h>
 #include <ATen/ops/arange.h>
 #include <ATen/ops/empty.h>
 #include <ATen/ops/stack.h>
@@ -52,17 +53,17 @@ int64_t words_of(const at::Tensor& tensor) {
   return static_cast<int64_t>(tensor.storage().nbytes()) / 8;
 }
 
-/// Odd numbers (2 i + 1) c in 64 bits, so that a sum of words times these shows every one that changed.
+/// Odd numbers (2 i + 1) c in 64 bits: one word that changed always changes the sum of words times these.
 at::Tensor weights_of(int64_t words, c10::Device device) {
   constexpr uint64_t kOdd = 0x9e3779b97f4a7c15u;
   constexpr auto kFirst = static_cast<int64_t>(kOdd), kStep = static_cast<int64_t>(2 * kOdd);
   return at::arange(words, at::TensorOptions(device).dtype(at::kLong)).mul_(kStep).add_(kFirst);
 }
 
-/// Of each whole storage, all on one device; all are waited for once.
+/// Of each whole storage, at least one, all on one device; all are waited for once.
 std::vector<int64_t> fingerprints_of(const NamedTensors& tensors) {
   const MemoryScope unwatched(MemoryMode::off);
-  int64_t most = sizeof(int64_t);
+  int64_t most = sizeof(int64_t);  // a rest has fewer bytes than a word
   for (const auto& [name, tensor] : tensors) most = std::max(most, words_of(tensor));
   const at::Tensor weights = weights_of(most, tensors.front().second.device());
   const auto weighted_sum = [&](const at::Tensor& words) { return (weights.narrow(0, 0, words.numel()) * words).sum(); };
