@@ -33,6 +33,7 @@ struct Places {
   Tensor rows, places;
 };
 
+/// Places before they are where the tokens are.
 class PlacesOnHost {
  public:
   void add(int64_t row, int64_t place) {

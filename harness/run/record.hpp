@@ -101,8 +101,8 @@ struct Safety {
   bool backward_d_above_64_sm_below_8 = false;  ///< d: the head dim
   std::string verdict = "ok";                   ///< ok | refused | silently_unsafe
   std::string reason, source;
-  std::optional<int> assumed_sm =
-      {};  ///< the case's assume_sm, else --assume-sm: asked about instead of the device's; 75 = SM 7.5
+  /// The case's assume_sm, else --assume-sm: asked about instead of the device's; 75 = SM 7.5.
+  std::optional<int> assumed_sm = {};
 };
 
 /// Where the seconds of a record went (worker/spending.hpp). What the backends of a case share stands in the record that asked

@@ -7,12 +7,9 @@
 #include <functional>
 #include <limits>
 #include <memory>
-#include <set>
 
 #include <ATen/ops/div.h>
 #include <ATen/ops/mul.h>
-#include <fmt/format.h>
-#include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
 #include "harness/worker/test_defective.hpp"

@@ -3,7 +3,6 @@
 #include "harness/worker/llama_case.hpp"
 
 #include <cmath>
-#include <functional>
 #include <map>
 #include <memory>
 #include <set>

@@ -1,4 +1,4 @@
-#include "harness/worker/stretches.hpp"
+#include "harness/worker/row_stretches.hpp"
 
 #include <algorithm>
 
@@ -16,17 +16,18 @@ using at::Tensor;
 /// Elements of a stretch: on a CPU a dozen such arrays stay in a core's cache, on a GPU in little memory.
 constexpr int64_t kCpuElements = 1 << 14, kGpuElements = 1 << 23;
 
-std::vector<Stretch> stretches_of(const std::vector<Tensor>& tensors) {
-  std::vector<Stretch> stretches;
+}  // namespace
+
+std::vector<RowStretch> row_stretches(const std::vector<Tensor>& tensors, int64_t elements, bool together) {
+  std::vector<RowStretch> stretches;
   int64_t channels = 0, room = 0;  // rows that the last stretch may still take
   for (size_t i = 0; i < tensors.size(); ++i) {
-    const bool cpu = tensors[i].is_cpu();
+    if (!together || tensors[i].size(1) != channels) channels = tensors[i].size(1), room = 0;
     const int64_t rows = tensors[i].size(0);
-    if (cpu || tensors[i].size(1) != channels) channels = tensors[i].size(1), room = 0;
     for (int64_t first = 0, taken = 0; first < rows; first += taken) {
       if (room == 0) {
         stretches.emplace_back();
-        room = std::max<int64_t>(1, (cpu ? kCpuElements : kGpuElements) / channels);
+        room = std::max<int64_t>(1, elements / channels);
       }
       taken = std::min(room, rows - first);
       stretches.back().parts.push_back({i, first, taken});
@@ -36,41 +37,35 @@ std::vector<Stretch> stretches_of(const std::vector<Tensor>& tensors) {
   return stretches;
 }
 
-}  // namespace
-
-int64_t Stretch::rows() const {
-  int64_t rows = 0;
-  for (const Part& part : parts) rows += part.rows;
-  return rows;
-}
-
-Tensor Stretch::of(const std::vector<Tensor>& all) const {
+Tensor RowStretch::of(const std::vector<Tensor>& all) const {
   std::vector<Tensor> rows;
-  for (const Part& part : parts) rows.push_back(all[part.tensor].narrow(0, part.first, part.rows));
+  for (const RowPart& part : parts) rows.push_back(all[part.tensor].narrow(0, part.first, part.rows));
   return rows.size() == 1 ? rows.front() : at::cat(rows);
 }
 
-Tensor Stretch::by_parts(const std::function<Tensor(int64_t first, int64_t rows)>& answer) const {
+Tensor RowStretch::by_parts(const std::function<Tensor(int64_t first, int64_t rows)>& answer) const {
   std::vector<Tensor> answers;
   int64_t first = 0;
-  for (const Part& part : parts) {
+  for (const RowPart& part : parts) {
     answers.push_back(answer(first, part.rows));
     first += part.rows;
   }
   return at::stack(answers);
 }
 
-std::vector<Tensor> by_stretches(const std::vector<Tensor>& tensors, const std::function<Tensor(const Stretch&)>& measure) {
-  const std::vector<Stretch> stretches = stretches_of(tensors);
+std::vector<Tensor> by_stretches(const std::vector<Tensor>& tensors, const std::function<Tensor(const RowStretch&)>& measure) {
   std::vector<Tensor> of_tensors(tensors.size(), at::zeros({0, 0}, at::kDouble));
+  if (tensors.empty()) return of_tensors;
+  const bool cpu = tensors.front().is_cpu();
+  const std::vector<RowStretch> stretches = row_stretches(tensors, cpu ? kCpuElements : kGpuElements, !cpu);
   if (stretches.empty()) return of_tensors;
   std::vector<Tensor> answers(stretches.size());
   for_each_piece(tensors.front().device(), static_cast<int64_t>(answers.size()),
                  [&](int64_t i) { answers[i] = measure(stretches[i]); });
   const Tensor all = at::cat(answers).to(at::kCPU);
   std::vector<int64_t> parts(tensors.size(), 0);
-  for (const Stretch& stretch : stretches)
-    for (const Part& part : stretch.parts) ++parts[part.tensor];
+  for (const RowStretch& stretch : stretches)
+    for (const RowPart& part : stretch.parts) ++parts[part.tensor];
   int64_t first = 0;
   for (size_t i = 0; i < tensors.size(); first += parts[i++])
     if (parts[i] > 0) of_tensors[i] = all.narrow(0, first, parts[i]);

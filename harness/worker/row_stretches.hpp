@@ -11,25 +11,27 @@
 namespace attnbench {
 
 /// Neighbouring rows of one of several tensors.
-struct Part {
+struct RowPart {
   size_t tensor = 0;
   int64_t first = 0, rows = 0;
 };
 
-/// Parts that have as many channels, in the order of the tensors and their rows.
-struct Stretch {
-  std::vector<Part> parts;
+/// Parts that have the same number of channels, in the order of the tensors and their rows.
+struct RowStretch {
+  std::vector<RowPart> parts;
 
-  int64_t rows() const;
-  /// Their rows of `all`, one tensor [rows, …] for each that the stretch is made of.
+  /// Their rows of `all`, which has a tensor [rows, …] for each of those that were cut into stretches.
   at::Tensor of(const std::vector<at::Tensor>& all) const;
   /// [parts, …]: what `answer` says about `rows` rows from `first` on, for each part. They are rows of the stretch.
   at::Tensor by_parts(const std::function<at::Tensor(int64_t first, int64_t rows)>& answer) const;
 };
 
+/// How tensors [rows, channels] are cut: stretches of so many elements; together: of neighbours with as many channels too.
+std::vector<RowStretch> row_stretches(const std::vector<at::Tensor>& tensors, int64_t elements, bool together);
+
 /// What `measure` (float64 [parts, …]) says about stretches of tensors [rows, channels] on one device: of each tensor
 /// [parts, …] on the CPU; [0, 0] of one without rows.
 std::vector<at::Tensor> by_stretches(const std::vector<at::Tensor>& tensors,
-                                     const std::function<at::Tensor(const Stretch&)>& measure);
+                                     const std::function<at::Tensor(const RowStretch&)>& measure);
 
 }  // namespace attnbench

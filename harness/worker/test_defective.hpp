@@ -35,7 +35,6 @@ class Defective final : public Backend {
   }
   const Declaration& declaration() const override { return declaration_; }
   Run prepare(const Case& c, const Inputs& inputs, Pass pass) const override { return defect_.prepare(real_, c, inputs, pass); }
-  const Defect& defect() const { return defect_; }
 
  private:
   const Backend& real_;

@@ -48,7 +48,7 @@ struct Claim {
   bool given_o() const { return name != tensor->name; }
 };
 
-/// Those of the pass that are well formed.
+/// Those of the pass that are well formed. What is not is the first that the verdict tells, whatever is wrong with the others.
 std::vector<Claim> claims_of(const Yardstick& y, const Outputs& outputs, Pass pass, Verdict& verdict) {
   std::vector<Claim> claims;
   for (const JudgedTensor* t : {&kOutput, &kQueryGradient, &kKeyGradient, &kValueGradient}) {
@@ -82,7 +82,7 @@ std::vector<Compared> compared_of(const std::vector<Claim>& claims) {
 }
 
 /// Errors and gates.
-TensorErrors errors_of(const Yardstick& y, const Claim& claim, const ErrorStatistics& statistics) {
+TensorErrors errors_of_claim(const Yardstick& y, const Claim& claim, const ErrorStatistics& statistics) {
   TensorErrors errors = report(y.shape(*claim.tensor), statistics);
   errors.gates = exact_gates(statistics);
   if (!y.gates(claim.name) || statistics.elements == 0) return errors;
@@ -119,7 +119,7 @@ void Judge::judge_tensors(const Outputs& outputs, Pass pass, Verdict& verdict) c
   for (size_t i = 0; i < claims.size(); ++i) {
     const auto& [t, name, compared] = claims[i];
     const TokenShape s = y.shape(*t);
-    TensorErrors errors = errors_of(y, claims[i], all[i]);
+    TensorErrors errors = errors_of_claim(y, claims[i], all[i]);
     if (!claims[i].given_o()) {
       errors.field_rules = field_rules(name, by_field[i], y.eager_error(*t));
       const SequenceLengths& lengths = y.inputs().lengths;

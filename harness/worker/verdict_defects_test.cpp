@@ -341,6 +341,11 @@ TEST(Defect, MissingAndMisshapenOutputsFailWithASentence) {
   EXPECT_NE(reason([](Outputs& x) { x.dk = x.dk.narrow(0, 0, 100); }, Pass::backward).find("[100, 2, 64], expected [129, 2, 64]"),
             std::string::npos);
   EXPECT_NE(reason([](Outputs& x) { x.dv = x.dv.to(at::kFloat); }, Pass::backward).find("dtype Float"), std::string::npos);
+  const auto wrong_and_missing = [](Outputs& x) {
+    x.o = x.o * 2;
+    x.dq = at::Tensor();
+  };
+  EXPECT_EQ(reason(wrong_and_missing, Pass::backward), "dq is missing from the outputs") << "the plainest fault";
   EXPECT_EQ(reason([](Outputs& x) { x.o = x.o.to(at::kMeta); }, Pass::forward), "o is on meta, expected on cpu as the inputs");
 }
 

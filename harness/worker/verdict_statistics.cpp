@@ -18,7 +18,7 @@
 #include "harness/attention/spacing.hpp"
 #include "harness/attention/tokens.hpp"
 #include "harness/attention/torch_dtype.hpp"
-#include "harness/worker/stretches.hpp"
+#include "harness/worker/row_stretches.hpp"
 
 namespace attnbench {
 namespace {
@@ -120,8 +120,8 @@ class Measurement {
   std::vector<Tensor> columns() const;
 
  private:
-  Tensor measure(const Stretch& stretch) const;
-  Tensor allowances2(const Stretch& stretch, const Tensor& sigma) const;
+  Tensor measure(const RowStretch& stretch) const;
+  Tensor allowances2(const RowStretch& stretch, const Tensor& sigma) const;
 
   std::vector<Tensor> got_, value_, variance_, freedom_;  ///< [rows, channels], freedom_: [rows]
   std::vector<Tensor> allowance_;                         ///< [rows, channels], undefined where there is none
@@ -142,14 +142,14 @@ Measurement::Measurement(const std::vector<Compared>& tensors, Dtype dtype, bool
 }
 
 std::vector<Tensor> Measurement::columns() const {
-  return by_stretches(got_, [this](const Stretch& stretch) { return measure(stretch); });
+  return by_stretches(got_, [this](const RowStretch& stretch) { return measure(stretch); });
 }
 
 /// Sum of (b / sigma)^2 over each row of a stretch, [rows].
-Tensor Measurement::allowances2(const Stretch& stretch, const Tensor& sigma) const {
+Tensor Measurement::allowances2(const RowStretch& stretch, const Tensor& sigma) const {
   std::vector<Tensor> of_parts;
   int64_t first = 0;
-  for (const Part& part : stretch.parts) {
+  for (const RowPart& part : stretch.parts) {
     const Tensor& all = allowance_[part.tensor];
     const Tensor of_sigma = sigma.narrow(0, std::exchange(first, first + part.rows), part.rows);
     of_parts.push_back(all.defined() ? (all.narrow(0, part.first, part.rows) / of_sigma).square_().sum(1)
@@ -159,7 +159,7 @@ Tensor Measurement::allowances2(const Stretch& stretch, const Tensor& sigma) con
 }
 
 /// The columns; an element without a z counts as one without an error.
-Tensor Measurement::measure(const Stretch& stretch) const {
+Tensor Measurement::measure(const RowStretch& stretch) const {
   const Tensor got = stretch.of(got_), value = stretch.of(value_), variance = stretch.of(variance_);
   const Tensor difference = got - value, finite = difference.abs() < kInfinity, exact = variance == 0;
   const Tensor measured = finite.logical_and(exact.logical_not());
@@ -186,7 +186,7 @@ Tensor Measurement::measure(const Stretch& stretch) const {
   const Tensor row = stretch.by_parts([&](int64_t first, int64_t rows) { return size.narrow(0, first, rows).argmax(); });
   std::vector<int64_t> begin_here, begin_in_tensor;
   int64_t next = 0;
-  for (const Part& part : stretch.parts) {
+  for (const RowPart& part : stretch.parts) {
     begin_here.push_back(std::exchange(next, next + part.rows));
     begin_in_tensor.push_back(part.first);
   }
@@ -201,7 +201,7 @@ void find_bad_elements(const Compared& t, Dtype dtype, ErrorStatistics& s) {
   const std::vector<Tensor> got{as_rows(t.got)}, value{as_rows(t.expected->value)}, variance{as_rows(t.expected->variance)};
   // By stretch: mismatches, those beyond the limit of z, the first mismatch or violation, the first of all; infinity: none.
   const Tensor parts =
-      by_stretches(got, [&](const Stretch& stretch) {
+      by_stretches(got, [&](const RowStretch& stretch) {
         const Tensor actual = stretch.of(got), x = stretch.of(value), of_x = stretch.of(variance);
         const Tensor mismatch = nonfinite_mismatch(actual, x, of_x, dtype);
         const Tensor outright = wrong_outright(mismatch, actual, x, of_x), beyond = beyond_limit(actual, x, of_x, t.z_limit);
@@ -327,7 +327,7 @@ std::vector<FieldErrors> field_errors(const std::vector<Compared>& tensors, Dtyp
                                       const std::vector<Tolerance>& tolerances) {
   std::vector<Tensor> got, value;
   for (const Compared& t : tensors) got.push_back(as_rows(t.got)), value.push_back(as_rows(t.expected->value));
-  const std::vector<Tensor> parts = by_stretches(got, [&](const Stretch& stretch) {
+  const std::vector<Tensor> parts = by_stretches(got, [&](const RowStretch& stretch) {
     const Tensor actual = stretch.of(got), x = rounded(stretch.of(value), dtype);
     Tensor error = (actual - x).abs_();
     // The two agree where all is finite; on a GPU it takes less time to compute the other than to ask which will do.
@@ -356,23 +356,20 @@ std::vector<Difference> differences_of(const std::vector<at::Tensor>& tokens) {
   if (count < 2) return differences;
   std::vector<Tensor> all;
   for (const Tensor& tensor : tokens) all.push_back(as_rows(tensor));
-  const Tensor parts =
-      by_stretches({all.front()},
-                   [&](const Stretch& stretch) {  // [1, 3, pairs]: max, sum of squares, of a's
-                     std::vector<Tensor> largest, error2, size2, stretches;
-                     for (const Tensor& tensor : all) stretches.push_back(stretch.of({tensor}));
-                     const Tensor stacked = at::stack(stretches);
-                     for (int64_t a = 0; a + 1 < count; ++a) {
-                       const Tensor left = stacked[a],
-                                    error = absolute_difference(left, stacked.narrow(0, a + 1, count - a - 1)).flatten(1);
-                       const Tensor size = at::where(left.abs() < kInfinity, left, 0.0).square().sum();
-                       largest.push_back(error.amax(1));
-                       error2.push_back(error.square().sum(1));
-                       size2.push_back(size.expand({error.size(0)}));
-                     }
-                     return at::stack({at::cat(largest), at::cat(error2), at::cat(size2)}).unsqueeze(0);
-                   })
-          .front();
+  const auto compare = [&](const RowStretch& stretch) {  // [1, 3, pairs]: max, sum of squares, of a's squares
+    std::vector<Tensor> largest, error2, size2, stretches;
+    for (const Tensor& tensor : all) stretches.push_back(stretch.of({tensor}));
+    const Tensor stacked = at::stack(stretches);
+    for (int64_t a = 0; a + 1 < count; ++a) {
+      const Tensor left = stacked[a], error = absolute_difference(left, stacked.narrow(0, a + 1, count - a - 1)).flatten(1);
+      const Tensor size = at::where(left.abs() < kInfinity, left, 0.0).square().sum();
+      largest.push_back(error.amax(1));
+      error2.push_back(error.square().sum(1));
+      size2.push_back(size.expand({error.size(0)}));
+    }
+    return at::stack({at::cat(largest), at::cat(error2), at::cat(size2)}).unsqueeze(0);
+  };
+  const Tensor parts = by_stretches({all.front()}, compare).front();
   for (int64_t pair = 0; pair < count * (count - 1) / 2; ++pair) {
     Difference& difference = differences.emplace_back();
     if (parts.size(0) == 0) continue;

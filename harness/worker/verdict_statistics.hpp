@@ -1,4 +1,4 @@
-// Errors of one tensor against its expected values, in units of the error model's sigma. Everything per element happens where
+// Errors of tensors against their expected values, in units of the error model's sigma. Everything per element happens where
 // the tensors are; only sums come to the host.
 #pragma once
 
@@ -43,7 +43,7 @@ struct ErrorStatistics {
   double worst_got = 0, worst_expected = 0;  ///< of the worst element
 };
 
-/// Tokens and what they are compared with.
+/// Tokens and what they are compared with. Where there are several, all are on one device.
 struct Compared {
   at::Tensor got;  ///< float64, on the device of `expected`, of the same shape
   const Expected* expected = nullptr;
