@@ -5,8 +5,8 @@ unpad them, run the packed kernel (here LibTorch's copy of FlashAttention-2), ru
 in the dtype itself, take the gradients of all three, and compare errors with twice those of the plain attention in the dtype.
 pytest's own time, imports and the first cases are not counted.
 
-With --float64 it computes attention and its gradients in float64 instead, every sequence as long as the longest and unmasked, and
-nothing else: faster than that no oracle can be that is made of LibTorch's operations, variances and judging left aside.
+With --float64 it draws tensors and computes attention and its gradients in float64 instead, every sequence as long as the longest,
+without masks: the scale of what values alone cost an oracle that is made of LibTorch's operations.
 
   build/release/bin/attnbench list --suite flash_attention_tests | .venv/bin/python scripts/flash_attention_tests.py [--float64]
 """
@@ -107,7 +107,7 @@ def check(case, device):
 
 
 def float64_alone(case, device):
-    """O, dQ, dK and dV of random tensors by six products and a softmax."""
+    """Draws a case's tensors; O, dQ, dK and dV by six products and a softmax."""
     heads, (_, queries), (_, keys) = case["b"] * case["hq"], case["q"], case["k"]
     draw_rows = lambda rows: torch.randn(heads, rows, case["d"], device=device, dtype=torch.float64)
     q, k, v, dout = draw_rows(queries), draw_rows(keys), draw_rows(keys), draw_rows(queries)
