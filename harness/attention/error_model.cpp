@@ -58,19 +58,4 @@ double rounding_variance(Dtype dtype, double x) {
   return spacing * spacing / 12;
 }
 
-float round_to(Dtype dtype, float x) {
-  switch (dtype) {
-    case Dtype::fp32:
-      return x;
-    case Dtype::fp16:
-      return static_cast<float>(static_cast<_Float16>(x));
-    case Dtype::bf16: {
-      const uint32_t bits = std::bit_cast<uint32_t>(x);
-      if ((bits & 0x7fffffffu) > 0x7f800000u) return x;  // NaN: adding could carry it into infinity
-      return std::bit_cast<float>((bits + 0x7fffu + (bits >> 16 & 1u)) & 0xffff0000u);
-    }
-  }
-  return x;
-}
-
 }  // namespace attnbench

@@ -103,7 +103,4 @@ double ulp(Dtype dtype, double x);
 /// ulp(x)^2/12: variance of rounding x to the dtype.
 double rounding_variance(Dtype dtype, double x);
 
-/// x rounded to the nearest value of the dtype, ties to even; beyond the largest: infinity.
-float round_to(Dtype dtype, float x);
-
 }  // namespace attnbench

@@ -6,6 +6,7 @@
 
 #include <gtest/gtest.h>
 
+#include "harness/attention/element.hpp"
 #include "harness/attention/test_reference.hpp"
 
 namespace attnbench {

@@ -48,7 +48,8 @@ struct HeadAnswer {
   std::vector<int64_t> sampled_heads;        ///< the head of each sample; those of a head stand in the order of its rows
 };
 
-/// The same with D = rowsum(dO o O) from the given O; dq_variance lacks bQ^2, which the reference holds.
+/// The same with D = rowsum(dO o O) from the given O, where the profile is conditional(); dq_variance lacks bQ^2, which the
+/// reference holds.
 struct HeadGradients {
   at::Tensor dq, dq_variance;  ///< [heads, queries, d]
   at::Tensor dk, dk_variance;  ///< [heads, stored_keys, d], each head's share

@@ -3,6 +3,8 @@
 #include <algorithm>
 #include <cmath>
 
+#include "harness/attention/element.hpp"
+
 namespace attnbench::eigen_oracle {
 namespace {
 

@@ -196,6 +196,7 @@ TEST_P(SequencesTogether, AreAnsweredAsOneByOne) {
           std::count_if(together.sampled_heads.begin(), together.sampled_heads.end(), [&](int64_t h) { return h / 2 == n; }),
           one.score_samples.numel())
           << what;
+      if (!all.rounding.conditional()) continue;
       const at::Tensor o = one.o * 1.01;
       at::Tensor all_o = together.o.clone();
       all_o.narrow(0, 2 * n, 2).narrow(1, 0, alone.queries).copy_(o);

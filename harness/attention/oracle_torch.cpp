@@ -1,333 +1,298 @@
-// The oracle in LibTorch: float64 tensor operations on any device, on heads of several sequences at once, in blocks of query
-// rows (oracle_torch_block.hpp): the answer that the blocks add up to, and its variances.
+// The oracle in LibTorch: float64 on any device, on heads of several sequences at once, in blocks of query rows. Products are
+// LibTorch's; what happens between them is done row by row (oracle_torch_rows.hpp). A block launches work and never waits for it.
 #include <algorithm>
+#include <cmath>
 #include <vector>
 
 #include <ATen/TensorOperators.h>
 #include <ATen/core/Tensor.h>
 #include <ATen/core/grad_mode.h>
-#include <ATen/ops/cat.h>
+#include <ATen/ops/bmm.h>
+#include <ATen/ops/empty.h>
 #include <ATen/ops/full.h>
+#include <ATen/ops/tensor.h>
 #include <ATen/ops/where.h>
 #include <ATen/ops/zeros.h>
 
-#include "harness/attention/oracle_torch_block.hpp"
+#include "harness/attention/oracle_torch_reads.hpp"
+#include "harness/attention/oracle_torch_rows.hpp"
 #include "harness/attention/tokens.hpp"
 
 namespace attnbench {
 namespace {
 
 using at::Tensor;
-using torch_oracle::Block;
-using torch_oracle::kAlone;
-using torch_oracle::kCertain;
-using torch_oracle::Stored;
+using torch_oracle::BlockRows;
+using torch_oracle::RowNumbers;
+using torch_oracle::Span;
 using torch_oracle::Stretch;
 
-constexpr int64_t kSampledKeys = 16;
+/// Elements of S in a block: on a CPU a few such matrices stay near the core, on a GPU they keep it busy.
+constexpr int64_t kCpuBlockElements = 1 << 20, kGpuBlockElements = 1 << 23;
+constexpr int64_t kMostCpuRows = 128;
 
-/// The first key of a row that is sampled; every 16th follows.
-int64_t first_sample(const Stretch& s, int64_t row) {
-  return s.begin + row * 7 % kSampledKeys;
+double* data_of(const Tensor& t) {
+  return t.defined() ? t.mutable_data_ptr<double>() : nullptr;
 }
 
-int64_t samples_of(const std::vector<Stretch>& stretches) {
-  int64_t count = 0;
-  for (size_t i = 0; i < stretches.size() && count < kScoreSamples; ++i) {
-    const int64_t keys = stretches[i].end - first_sample(stretches[i], static_cast<int64_t>(i));
-    if (!stretches[i].empty && keys > 0) count += (keys + kSampledKeys - 1) / kSampledKeys;
-  }
-  return count;
-}
-
-class TorchHeads : private torch_oracle::Blocks {
+class TorchHeads {
  public:
-  explicit TorchHeads(const HeadProblem& h);
+  explicit TorchHeads(const HeadProblem& h);  ///< which outlives it
   HeadAnswer answer();
   HeadGradients given_output(const Tensor& o);
 
  private:
-  struct Gradient {
-    Tensor dP, D, centred, dS, dS2;  ///< centred: dP - D; dP undefined where D is given
-    Tensor vdP;                      ///< eager: variance of the replayed dP; else undefined
-    Tensor eT;                       ///< fp32 accumulation of dP and of D, in dS; undefined where D is given
-    Tensor raw, raw2;                ///< P centred, which softcap's derivative is not in yet, and its square
-    Tensor sD2;                      ///< undefined: D is given and has no error
+  /// Rows of a block and the keys that they read.
+  struct Block {
+    Span span;
+    BlockRows rows;
+    std::vector<Tensor> memory;  ///< of what `rows` points to
+    Tensor Q, G, Q2, K, V, K2, absK;
+    Tensor P, W, w_mean, w_o, dS, w_q, w_k, w_v, PJ, eT, exact_dS, left_out, left_out_root;  ///< [heads, rows, keys]
   };
 
-  void choose_samples();
+  void upload_reads();
+  void hide_unread_keys();
+  int64_t step() const;
+  Tensor of_sequences(const std::vector<int64_t>& numbers, int64_t rows) const;
   Tensor rows(int64_t count, int64_t channels) const { return at::zeros({h_.heads, count, channels}, options_); }
-  Stored stored_ds(const Gradient& g, const Tensor& error2) const;
-  Tensor rounded_together(const Block& b, const Tensor& variance, const Tensor& K2) const;
-  void set_ds(const Block& b, Gradient& g) const;
-  Tensor dp(const Block& b) const;
-  Tensor output(const Block& b, const Tensor& vP);
-  void sample_scores(const Block& b);
-  Gradient gradient(const Block& b, const Tensor& O, const Tensor& vP) const;
-  Tensor ds_error2(const Block& b, const Gradient& g) const;
-  Tensor fp32_error2(const Block& b, const Gradient& g) const;
-  void add_dq_dk(const Block& b, const Gradient& g);
-  void add_eager_dq_dk(const Block& b, const Gradient& g);
-  void add_allowances(const Block& b, const Gradient& g);
-  void add_dv(const Block& b);
-  void add_sources(const Block& b, const Gradient& g);
-  Tensor sources(const Tensor& sum2, const Tensor& sum4, int64_t channels) const;
+  Tensor matrix(Block& b, double*& data) const;
+  Block block(int64_t first, bool given, const torch_oracle::OfScores& out);
+  void output(const Block& b);
+  void add_dq_dk(const Block& b);
+  void add_allowances_and_dv(const Block& b);
+  void add_uniform_dout(const Block& b);
+  Tensor filled_rows(const Block& b) const;
+  Tensor uniform_values(const Block& b) const;
+  HeadAnswer gathered(const Tensor& samples, const std::vector<int64_t>& owners) const;
 
-  Tensor queries_of_group_;  ///< float64 [1 or heads, 1, 1]
-  Tensor f2_, f2_ds_;
+  Tensor of_rows(const Tensor& all, const Span& s) const { return all.narrow(1, s.first, s.rows); }
+  Tensor of_keys(const Tensor& all, const Span& s) const { return all.narrow(1, s.key, s.keys); }
+
+  const HeadProblem& h_;
+  const Rounding& r_;
+  const double s2_;
+  const at::TensorOptions options_;
+  std::vector<std::vector<Stretch>> stretches_;  ///< by sequence and query
+  torch_oracle::Setting setting_;
+  Tensor begin_, end_, empty_, diagonals_, terms_, slopes_, sinks_, first_samples_;  ///< what the setting points to
+  Tensor key_seen_;                                                                  ///< bool [sequences, stored_keys]
+  Tensor Q_, K_, V_, G_, Q2_, K2_, V2_, G2_, absQ_, absK_;
   Tensor o_, o_var_, lse_, sigma_, o_nu_, dq_, dq_var_, dq_b_, dq_nu_;
   Tensor dk_, dk_var_, dk_b_, dv_, dv_var_, p2_, p4_, ds2_, ds4_, uniform_dout_;
-  std::vector<Tensor> samples_;
-  std::vector<int64_t> sampled_;  ///< samples so far of each head that is sampled
-  std::vector<int64_t> owners_;   ///< the head of each sample
 };
 
-TorchHeads::TorchHeads(const HeadProblem& h) : Blocks(h) {
-  std::vector<int64_t> terms;
-  for (const SequenceOfHeads& sequence : h.sequences) terms.push_back(sequence.queries * h.problem->group());
-  queries_of_group_ = of_heads(terms, 1).to(at::kDouble);
-  choose_samples();
-  f2_ = at::full({1}, r_.f * r_.f, options_), f2_ds_ = at::full({1}, r_.f_ds * r_.f_ds, options_);
+TorchHeads::TorchHeads(const HeadProblem& h)
+    : h_(h), r_(h.rounding), s2_(h.scale * h.scale), options_(h.q.options()), Q_(h.q), K_(h.k), V_(h.v), G_(h.dout) {
+  for (const SequenceOfHeads& sequence : h.sequences) stretches_.push_back(torch_oracle::read_keys(h, sequence));
+  setting_.on_gpu = h.q.is_cuda();
+  setting_.rounding = r_;
+  setting_.spacing = {ulp(r_.dtype, 1), ulp(r_.dtype, 0)};
+  setting_.scale = h.scale, setting_.softcap = h.problem->softcap;
+  setting_.kept = 1 - h.problem->dropout.p;
+  setting_.filler = h.empty_row == Conventions::EmptyRow::nan ? std::nan("") : 0;
+  setting_.queries = h.queries, setting_.stored_keys = h.stored_keys, setting_.d = h.d, setting_.dv = h.dv;
+  setting_.heads_of_sequence = h.heads / static_cast<int64_t>(h.sequences.size());
+  setting_.factors = data_of(h.factors);
+  upload_reads();
+  if (h.empty_row == Conventions::EmptyRow::nan || h.sequences.size() > 1) hide_unread_keys();
+  Q2_ = Q_.square(), K2_ = K_.square();
+  absQ_ = Q_.abs(), absK_ = K_.abs();
   // Rows that no block writes read no key.
-  o_ = rows(h.queries, h.dv), o_var_ = o_.clone();
-  lse_ = rows(h.queries, 1) - kInfinity, sigma_ = rows(h.queries, 1) + 4 * r_.e;
-  o_nu_ = rows(h.queries, 1) + 1, dq_nu_ = o_nu_.clone();
-  dq_ = rows(h.queries, h.d), dq_var_ = dq_.clone(), dq_b_ = dq_.clone();
-  dk_ = rows(h.stored_keys, h.d), dk_var_ = dk_.clone(), dk_b_ = dk_.clone();
-  dv_ = rows(h.stored_keys, h.dv), dv_var_ = dv_.clone();
-  p2_ = rows(h.stored_keys, 1), p4_ = p2_.clone(), ds2_ = p2_.clone(), ds4_ = p2_.clone();
-  uniform_dout_ = rows(h.factors.defined() ? h.stored_keys : 1, h.dv);
+  dq_ = rows(h.queries, h.d), dq_var_ = rows(h.queries, h.d);
+  dk_ = rows(h.stored_keys, h.d), dk_var_ = rows(h.stored_keys, h.d);
 }
 
-/// The first heads, as many as give enough samples.
-void TorchHeads::choose_samples() {
-  int64_t total = 0;
-  for (int64_t head = 0; head < h_.heads && total < kScoreSamples; ++head) {
-    total += samples_of(stretches_[sequence_of(head)]);
-    sampled_.push_back(0);
+/// int64 [sequences, rows] on the device.
+Tensor TorchHeads::of_sequences(const std::vector<int64_t>& numbers, int64_t rows) const {
+  return to_tensor(numbers, options_.device()).view({static_cast<int64_t>(h_.sequences.size()), rows});
+}
+
+void TorchHeads::upload_reads() {
+  std::vector<int64_t> begin, end, empty, diagonals, terms, seen;
+  for (size_t n = 0; n < stretches_.size(); ++n) {
+    for (const Stretch& s : stretches_[n]) begin.push_back(s.begin), end.push_back(s.end), empty.push_back(s.empty);
+    diagonals.push_back(torch_oracle::diagonal_of(*h_.problem, h_.sequences[n]));
+    terms.push_back(h_.sequences[n].queries * h_.problem->group());
+    const std::vector<int64_t> read = torch_oracle::keys_read(stretches_[n], h_.stored_keys, true);
+    seen.insert(seen.end(), read.begin(), read.end());
   }
+  begin_ = of_sequences(begin, h_.queries), end_ = of_sequences(end, h_.queries), empty_ = of_sequences(empty, h_.queries);
+  diagonals_ = of_sequences(diagonals, 1), terms_ = of_sequences(terms, 1);
+  key_seen_ = of_sequences(seen, h_.stored_keys) != 0;
+  const auto int64s = [](const Tensor& t) { return t.const_data_ptr<int64_t>(); };
+  setting_.begin = int64s(begin_), setting_.end = int64s(end_), setting_.empty = int64s(empty_);
+  setting_.diagonals = int64s(diagonals_), setting_.terms = int64s(terms_);
+  if (!h_.slopes.empty()) slopes_ = at::tensor(h_.slopes, options_);
+  if (!h_.sinks.empty()) sinks_ = at::tensor(h_.sinks, options_);
+  setting_.slopes = data_of(slopes_), setting_.sinks = data_of(sinks_);
 }
 
-/// Effective number of equal sources, from the sums of the squared and of the fourth powers.
-Tensor TorchHeads::sources(const Tensor& sum2, const Tensor& sum4, int64_t channels) const {
-  return at::where(sum4 > 0, (sum2.square() / sum4).clamp(1, static_cast<double>(channels)), 1.0);
-}
-
-/// O with its variance and the LSE of a block. vP, of the P that is multiplied by V, undefined: P is not rounded.
-Tensor TorchHeads::output(const Block& b, const Tensor& vP) {
-  Tensor w = b.P2 * b.eS2;
-  const Tensor O = b.weights().matmul(b.V), total = w.sum(-1, true), accumulated = b.n * r_.accumulation;
-  const Tensor wV = b.M.defined() ? (w * b.M).matmul(b.V) : w.matmul(b.V);
-  if (r_.scores) w += b.shifted;
-  w.add_(b.P != 0, kFlushedP2);
-  if (b.M.defined()) w *= b.M.square();
-  if (vP.defined()) w += vP;
-  if (r_.accumulation > 0) w += b.weights2() * accumulated;
-  Tensor variance = w.matmul(b.V.square()) - O * wV * 2 + O.square() * (total + accumulated) + ulp_variance(O);
-  if (r_.scores) variance += O.square() * b.shifted.sum(-1, true);
-  if (vP.defined() && b.fills) {  // equal P round alike
-    const Tensor sum = b.M.defined() ? (b.M != 0).to(at::kDouble).matmul(b.V) : b.V.sum(1, true);
-    variance += at::where(b.filled, vP.amax(-1, true) * sum.square(), 0.0);
+/// Keys that no query sees may hold NaN, which a probability of 0 does not cancel. No block reaches them but one with an empty
+/// row that is NaN whatever it reads, and one of several sequences, of which another one reads on.
+void TorchHeads::hide_unread_keys() {
+  const bool by_empty_rows = h_.empty_row != Conventions::EmptyRow::nan;
+  std::vector<int64_t> read;
+  for (const auto& stretches : stretches_) {
+    const std::vector<int64_t> keys = torch_oracle::keys_read(stretches, h_.stored_keys, by_empty_rows);
+    read.insert(read.end(), keys.begin(), keys.end());
   }
-  of_rows(o_, b).copy_(O);
-  of_rows(o_var_, b).copy_(at::where(b.reads_any, variance, 0.0));
-  of_rows(lse_, b).copy_(at::where(b.filled | b.reads_any.logical_not(), -kInfinity, b.L));
-  of_rows(sigma_, b).copy_(b.sL);
-  return O;
+  const Tensor seen = (of_sequences(read, h_.stored_keys) != 0).repeat_interleave(setting_.heads_of_sequence, 0).unsqueeze(-1);
+  K_ = at::where(seen, K_, 0.0);
+  V_ = at::where(seen, V_, 0.0);
 }
 
-/// Every 16th visible key of a row, starting at another one in each row.
-void TorchHeads::sample_scores(const Block& b) {
-  std::vector<int64_t> places, rows;
-  for (int64_t head = 0; head < static_cast<int64_t>(sampled_.size()); ++head) {
-    const std::vector<Stretch>& stretches = stretches_[sequence_of(head)];
-    for (int64_t i = b.first; i < b.first + b.rows && sampled_[head] < kScoreSamples; ++i) {
-      const Stretch& s = stretches[i];
-      for (int64_t j = first_sample(s, i); !s.empty && j < s.end; j += kSampledKeys, ++sampled_[head]) {
-        rows.push_back(head * b.rows + i - b.first);
-        places.push_back(rows.back() * b.keys + j - b.key);
-        owners_.push_back(head);
-      }
+/// Rows of a block.
+int64_t TorchHeads::step() const {
+  const int64_t elements = setting_.on_gpu ? kGpuBlockElements : kCpuBlockElements;
+  const int64_t rows = std::max<int64_t>(elements / std::max<int64_t>(h_.stored_keys * h_.heads, 1), 16);
+  return setting_.on_gpu ? rows : std::min(rows, kMostCpuRows);
+}
+
+Tensor TorchHeads::matrix(Block& b, double*& data) const {
+  const Tensor& made = b.memory.emplace_back(at::empty({h_.heads, b.span.rows, b.span.keys}, options_));
+  data = data_of(made);
+  return made;
+}
+
+/// Its softmax. Where no key is read there are no matrices.
+TorchHeads::Block TorchHeads::block(int64_t first, bool given, const torch_oracle::OfScores& out) {
+  Block b;
+  b.span = torch_oracle::span_of(stretches_, first, std::min(step(), h_.queries - first));
+  if (b.span.keys == 0) return b;
+  b.Q = of_rows(Q_, b.span), b.G = of_rows(G_, b.span), b.Q2 = of_rows(Q2_, b.span);
+  b.K = of_keys(K_, b.span), b.V = of_keys(V_, b.span), b.K2 = of_keys(K2_, b.span), b.absK = of_keys(absK_, b.span);
+  b.rows = {
+      .s = setting_, .m = {}, .heads = h_.heads, .first = first, .rows = b.span.rows, .key = b.span.key, .keys = b.span.keys};
+  const Tensor& numbers = b.memory.emplace_back(
+      at::empty({h_.heads * b.span.rows, static_cast<int64_t>(sizeof(RowNumbers) / sizeof(double))}, options_));
+  b.rows.numbers = reinterpret_cast<RowNumbers*>(numbers.mutable_data_ptr());
+  torch_oracle::Matrices& m = b.rows.m;
+  b.P = at::bmm(b.Q, b.K.mT()), m.P = data_of(b.P);
+  const Tensor& terms = b.memory.emplace_back(at::bmm(of_rows(absQ_, b.span), b.absK.mT()));
+  m.e2 = data_of(terms);
+  b.W = b.P, m.W = m.P;
+  if (h_.factors.defined() || r_.scores) b.W = matrix(b, m.W);
+  b.PJ = b.P, m.PJ = m.P;
+  if (setting_.softcap != 0) {
+    matrix(b, m.tanh), matrix(b, m.eJ2);
+    b.PJ = matrix(b, m.PJ);
+  }
+  if (r_.scores) matrix(b, m.vT), matrix(b, m.vP);
+  if (!given) b.w_mean = matrix(b, m.w_mean), b.w_o = matrix(b, m.w_o);
+  softmax_rows(b.rows, out);
+  return b;
+}
+
+/// bool [1 or heads, rows, 1]: empty and reads all stored keys.
+Tensor TorchHeads::filled_rows(const Block& b) const {
+  const Tensor filled = of_rows((empty_ != 0) & (begin_ < end_), b.span).unsqueeze(-1);
+  return h_.sequences.size() == 1 ? filled : filled.repeat_interleave(setting_.heads_of_sequence, 0);
+}
+
+/// Sum of V over the keys that a dropout has kept: [heads, rows, dv], or [heads, 1, dv] where all are.
+Tensor TorchHeads::uniform_values(const Block& b) const {
+  if (!h_.factors.defined()) return b.V.sum(1, true);
+  return (of_rows(h_.factors, b.span).narrow(2, b.span.key, b.span.keys) != 0).to(at::kDouble).matmul(b.V);
+}
+
+void TorchHeads::output(const Block& b) {
+  const Tensor O = at::bmm(b.W, b.V), mean = at::bmm(b.w_mean, b.V), squares = at::bmm(b.w_o, of_keys(V2_, b.span));
+  Tensor uniform;
+  if (b.span.fills) uniform = uniform_values(b);
+  output_rows(b.rows, {.O = data_of(O),
+                       .mean = data_of(mean),
+                       .squares = data_of(squares),
+                       .uniform = data_of(uniform),
+                       .uniform_rows = uniform.defined() ? uniform.size(1) : 0,
+                       .dout = data_of(G_),
+                       .o = data_of(o_),
+                       .variance = data_of(o_var_)});
+}
+
+void TorchHeads::add_dq_dk(const Block& b) {
+  const Tensor dq = at::bmm(b.dS, b.K), squares = at::bmm(b.w_q, b.K2);
+  torch_oracle::OfQueries q{.dq = data_of(dq), .squares = data_of(squares), .value = data_of(dq_), .variance = data_of(dq_var_)};
+  Tensor allowance, of_d, exact, left_out, left_out_root;
+  if (b.eT.defined()) {
+    allowance = at::bmm(b.eT, b.absK), of_d = at::bmm(b.PJ, b.K);
+    q.allowance = data_of(allowance), q.of_d = data_of(of_d), q.b = data_of(dq_b_);
+  }
+  if (r_.scores) {
+    exact = at::bmm(b.exact_dS, b.K);
+    q.exact = data_of(exact);
+    if (b.left_out.defined()) {
+      left_out = at::bmm(b.left_out, b.K2), left_out_root = at::bmm(b.left_out_root, b.K);
+      q.left_out = data_of(left_out), q.left_out_root = data_of(left_out_root);
     }
   }
-  if (places.empty()) return;
-  const Tensor S = b.S.flatten().index_select(0, to_tensor(places, options_.device()));
-  samples_.push_back(S - b.m.flatten().index_select(0, to_tensor(rows, options_.device())));
+  query_gradient_rows(b.rows, q);
+  // Eager's s dS is what is stored, and its variance that of s dS.
+  of_keys(dk_, b.span).baddbmm_(b.dS.mT(), b.Q, 1, r_.scores ? 1 : h_.scale);
+  of_keys(dk_var_, b.span).baddbmm_(b.w_k.mT(), b.Q2, 1, r_.scores ? 1 : s2_);
 }
 
-/// From centred.
-void TorchHeads::set_ds(const Block& b, Gradient& g) const {
-  g.raw = b.P * g.centred;
-  g.raw2 = g.raw.square();
-  g.dS = b.J.defined() ? g.raw * b.J : g.raw;
-  g.dS2 = b.J.defined() ? g.dS.square() : g.raw2;
+void TorchHeads::add_allowances_and_dv(const Block& b) {
+  of_keys(dk_b_, b.span).baddbmm_(b.eT.mT(), of_rows(absQ_, b.span), 1, std::abs(h_.scale));
+  of_keys(dv_, b.span).baddbmm_(b.W.mT(), b.G);
+  of_keys(dv_var_, b.span).baddbmm_(b.w_v.mT(), of_rows(G2_, b.span));
+  if (b.span.fills && r_.ds && !r_.scores) add_uniform_dout(b);
 }
 
-Tensor TorchHeads::dp(const Block& b) const {
-  const Tensor dP = b.G.matmul(b.V.mT());
-  return b.M.defined() ? dP * b.M : dP;
-}
-
-TorchHeads::Gradient TorchHeads::gradient(const Block& b, const Tensor& O, const Tensor& vP) const {
-  Gradient g;
-  g.dP = b.G.matmul(b.V.mT());
-  Tensor summed = b.G.square().matmul(b.V.square().mT()).sqrt_().add_(g.dP.abs()).mul_(r_.e * r_.k_dp);
-  if (r_.scores) {
-    const Stored dP = round_near(g.dP, summed * kCertain);
-    g.dP = dP.value, g.vdP = dP.variance;
-    summed = summed.zero_();
-  }
-  if (b.M.defined()) {
-    g.dP *= b.M, summed *= b.M;
-    if (r_.scores) g.vdP *= b.M.square();
-  }
-  g.D = r_.scores ? (b.P * g.dP).sum(-1, true) : (b.G * O).sum(-1, true);
-  Tensor eD =
-      r_.d_from_output ? (b.G * O).abs().sum(-1, true) * (2 * r_.e) : (b.P * g.dP.abs()).sum(-1, true) * (b.n.sqrt() + 2) * r_.e;
-  if (!r_.d_from_output) eD = eD + (b.P * summed).sum(-1, true);
-  g.eT = (summed + eD) * b.weights_of_d();
-  g.centred = g.dP - g.D;
-  // The one key of a row has P = 1 and dP = D: what the arithmetic leaves of dS = 0 would be counted as a source.
-  if (b.has_single) g.centred.masked_fill_((b.n == 1) & b.filled.logical_not(), 0);
-  set_ds(b, g);
-  g.sD2 = (g.raw2 * b.eS2).sum(-1, true);
-  if (!r_.d_from_output) return g;
-  g.sD2 += (b.G.square() * ulp_variance(O)).sum(-1, true);
-  const double kept = 1 - h_.problem->dropout.p;  // dP / M
-  if (vP.defined()) g.sD2 += (vP * g.dP.square()).sum(-1, true) * (kept * kept);
-  return g;
-}
-
-/// hS^2 of a rounded dS.
-Tensor TorchHeads::ds_error2(const Block& b, const Gradient& g) const {
-  Tensor hS2 = largest_error2(b, g.dS2, f2_ds_);
-  if (r_.ds_from_rounded_p) {
-    const Tensor error2 = largest_error2(b, b.P2, f2_) * g.centred.square();
-    hS2 += b.J.defined() ? error2 * b.J.square() : error2;
-  }
-  if (g.sD2.defined() && r_.d_from_output) hS2 += b.weights_of_d().square() * (g.sD2 * (r_.u * r_.u));
-  return hS2;
-}
-
-/// Of a dS that is not rounded.
-Tensor TorchHeads::fp32_error2(const Block& b, const Gradient& g) const {
-  Tensor error2 = (g.dS2 * b.eS2).add_(b.P != 0, kFlushedDs2);
-  return b.J.defined() ? error2.add_(g.raw2 * b.eJ2) : error2;
-}
-
-void TorchHeads::add_dq_dk(const Block& b, const Gradient& g) {
-  Tensor w = fp32_error2(b, g);
-  if (r_.ds) w += ds_error2(b, g).div_(3);
-  const Tensor dq = g.dS.matmul(b.K).mul_(h_.scale), accumulated = b.n * r_.accumulation;
-  const Tensor weights = r_.accumulation > 0 ? w + g.dS2 * accumulated : w;
-  Tensor variance = weights.matmul(b.K.square()) * s2_ + dq.square() * (b.eL2 + accumulated) + ulp_variance(dq);
-  if (g.sD2.defined()) variance += b.weights_of_d().matmul(b.K).square() * g.sD2 * s2_;
-  of_rows(dq_, b).copy_(dq);
-  of_rows(dq_var_, b).copy_(at::where(b.reads_any, variance, 0.0));
-  w += g.dS2 * (b.eL2 + queries_of_group_ * r_.accumulation);
-  if (g.sD2.defined()) w += b.weights_of_d().square() * g.sD2;
-  of_keys(dk_, b).add_(g.dS.mT().matmul(b.Q), h_.scale);
-  of_keys(dk_var_, b).add_(w.mT().matmul(b.Q.square()), s2_);
-}
-
-/// dS as it is stored and then s dS, which the products with K and Q read. error2: square of dS's error.
-Stored TorchHeads::stored_ds(const Gradient& g, const Tensor& error2) const {
-  return scaled(round_near(g.dS, (error2.sqrt() + g.eT).mul_(kCertain)));
-}
-
-/// Of dq: what the dS of keys that a dropout left out, -P D, add to the variance that independent ones would have. Where P are
-/// equal so are they, and one that lies at a tie takes all of them to the same side.
-Tensor TorchHeads::rounded_together(const Block& b, const Tensor& variance, const Tensor& K2) const {
-  const Tensor left_out = variance.masked_fill(b.M != 0, 0);
-  return (left_out.sqrt().matmul(b.K).square_() - left_out.matmul(K2)).clamp_min_(0);
-}
-
-/// Eager: what is uncertain about the stored T and dP, at its own key and through l and D at the others; then about dS itself.
-void TorchHeads::add_eager_dq_dk(const Block& b, const Gradient& g) {
-  const Tensor PJ2 = b.weights_of_d().square(), K2 = b.K.square(), slope = score_by_product(b);
-  const Tensor mu = g.raw * (b.J.defined() ? b.J * slope + b.kT : slope);
-  const Tensor fp32 = fp32_error2(b, g);
-  const Tensor own = (mu.square() * b.vT + PJ2 * g.vdP).mul_(kAlone);
-  const Tensor of_d = (g.raw2 * b.vS + b.P2 * g.vdP).sum(-1, true).mul_(kAlone), of_l = b.shifted.sum(-1, true);
-  const Tensor error2 = own + fp32 + PJ2 * of_d + g.dS2 * of_l;
-  const Stored dS = stored_ds(g, error2);
-  const Tensor dq = dS.value.matmul(b.K);
-  const Tensor shared = b.weights_of_d().matmul(b.K).square_() * of_d + g.dS.matmul(b.K).square_() * of_l;
-  Tensor variance = ((own + fp32).matmul(K2) + shared) * s2_ + dS.variance.matmul(K2) + ulp_variance(dq);
-  if (b.M.defined()) variance += rounded_together(b, dS.variance, K2);
-  of_rows(dq_, b).copy_(dq);
-  of_rows(dq_var_, b).copy_(at::where(b.reads_any, variance, 0.0));
-  of_keys(dk_, b).add_(dS.value.mT().matmul(b.Q));
-  of_keys(dk_var_, b).add_((error2 * s2_ + dS.variance).mT().matmul(b.Q.square()));
-}
-
-void TorchHeads::add_allowances(const Block& b, const Gradient& g) {
-  of_rows(dq_b_, b).copy_(g.eT.matmul(b.K.abs()) * std::abs(h_.scale));
-  of_keys(dk_b_, b).add_(g.eT.mT().matmul(b.Q.abs()), std::abs(h_.scale));
-}
-
-void TorchHeads::add_dv(const Block& b) {
-  Tensor w = b.P2 * b.eS2;
-  if (r_.scores) {
-    w += b.shifted + b.P2 * b.shifted.sum(-1, true);
-  } else {
-    w += b.P2 * (b.eL2 + queries_of_group_ * r_.accumulation);
-  }
-  w.add_(b.P != 0, kFlushedP2);
-  if (b.M.defined()) w *= b.M.square();
-  if (r_.scores) w += b.vP;
-  const bool rounds_p = r_.ds && !r_.scores;
-  if (rounds_p) w += weight_error2(b, f2_).div_(3);
-  of_keys(dv_, b).add_(b.weights().mT().matmul(b.G));
-  of_keys(dv_var_, b).add_(w.mT().matmul(b.G.square()));
-  if (!rounds_p || !b.fills) return;
-  const Tensor filled = at::where(b.filled, b.G, 0.0);
-  if (b.M.defined())
-    of_keys(uniform_dout_, b).add_((b.M != 0).to(at::kDouble).mT().matmul(filled));
-  else
-    uniform_dout_ += filled.sum(1, true);
-}
-
-void TorchHeads::add_sources(const Block& b, const Gradient& g) {
-  const Tensor P2 = b.weights2(), P4 = P2.square(), dS4 = g.dS2.square();
-  of_keys(p2_, b).add_(P2.sum(1).unsqueeze(-1));
-  of_keys(p4_, b).add_(P4.sum(1).unsqueeze(-1));
-  of_keys(ds2_, b).add_(g.dS2.sum(1).unsqueeze(-1));
-  of_keys(ds4_, b).add_(dS4.sum(1).unsqueeze(-1));
-  if (r_.scores) {
-    of_rows(o_nu_, b).fill_(h_.dv);
-    of_rows(dq_nu_, b).fill_(h_.d);
+void TorchHeads::add_uniform_dout(const Block& b) {
+  const Tensor dout = at::where(filled_rows(b), b.G, 0.0);
+  if (!h_.factors.defined()) {
+    uniform_dout_ += dout.sum(1, true);
     return;
   }
-  const Tensor o_nu = sources(P2.sum(-1, true), P4.sum(-1, true), h_.dv);
-  const Tensor dq_nu = sources(g.dS2.sum(-1, true), dS4.sum(-1, true), h_.d);
-  of_rows(o_nu_, b).copy_(at::where(b.filled, 0.0, o_nu));
-  of_rows(dq_nu_, b).copy_(at::where(b.filled, 0.0, dq_nu));
+  const Tensor kept = of_rows(h_.factors, b.span).narrow(2, b.span.key, b.span.keys) != 0;
+  of_keys(uniform_dout_, b.span).add_(kept.to(at::kDouble).mT().matmul(dout));
 }
 
 HeadAnswer TorchHeads::answer() {
+  const torch_oracle::Samples chosen = torch_oracle::choose_samples(h_, stretches_);
+  first_samples_ = to_tensor(chosen.first, options_.device());
+  setting_.first_samples = first_samples_.const_data_ptr<int64_t>();
+  setting_.sampled_heads = static_cast<int64_t>(chosen.first.size()) / std::max<int64_t>(h_.queries, 1);
+  const Tensor samples = at::zeros({static_cast<int64_t>(chosen.owners.size())}, options_);
+  V2_ = V_.square(), G2_ = G_.square();
+  o_ = rows(h_.queries, h_.dv), o_var_ = rows(h_.queries, h_.dv);
+  lse_ = rows(h_.queries, 1).fill_(-kInfinity), sigma_ = rows(h_.queries, 1).fill_(4 * r_.e);
+  o_nu_ = rows(h_.queries, 1).fill_(1), dq_nu_ = rows(h_.queries, 1).fill_(1);
+  dq_b_ = rows(h_.queries, h_.d), dk_b_ = rows(h_.stored_keys, h_.d);
+  dv_ = rows(h_.stored_keys, h_.dv), dv_var_ = rows(h_.stored_keys, h_.dv);
+  p2_ = rows(h_.stored_keys, 1), p4_ = rows(h_.stored_keys, 1), ds2_ = rows(h_.stored_keys, 1), ds4_ = rows(h_.stored_keys, 1);
+  uniform_dout_ = rows(h_.factors.defined() ? h_.stored_keys : 1, h_.dv);
   for (int64_t first = 0; first < h_.queries; first += step()) {
-    const Block b = block(first);
-    if (b.keys == 0) continue;
-    Tensor vP = b.vP;
-    if (r_.p && !r_.scores) vP = weight_error2(b, r_.p_normalised ? f2_ : f2_ / b.l.square()) / 3;
-    const Tensor O = output(b, vP);
-    sample_scores(b);
-    const Gradient g = gradient(b, O, vP);
-    if (r_.scores)
-      add_eager_dq_dk(b, g);
-    else
-      add_dq_dk(b, g);
-    add_allowances(b, g);
-    add_dv(b);
-    add_sources(b, g);
+    Block b = block(first, /*given=*/false,
+                    {.lse = data_of(lse_), .sigma = data_of(sigma_), .o_freedom = data_of(o_nu_), .samples = data_of(samples)});
+    if (b.span.keys == 0) continue;
+    output(b);
+    torch_oracle::Matrices& m = b.rows.m;
+    b.dS = at::bmm(b.G, b.V.mT()), m.dS = data_of(b.dS);
+    b.w_q = at::bmm(of_rows(G2_, b.span), of_keys(V2_, b.span).mT()), m.w_q = data_of(b.w_q);
+    b.w_k = b.w_o, m.w_k = m.w_o;
+    b.w_v = b.w_mean, m.w_v = m.w_mean;
+    b.eT = matrix(b, m.eT);
+    if (r_.scores) b.exact_dS = matrix(b, m.exact_dS);
+    if (r_.scores && h_.factors.defined()) b.left_out = matrix(b, m.left_out), b.left_out_root = matrix(b, m.left_out_root);
+    gradient_rows(b.rows, /*given=*/false, data_of(dq_nu_));
+    add_dq_dk(b);
+    add_allowances_and_dv(b);
+    if (!r_.scores) add_sources(b.rows, {.p2 = data_of(p2_), .p4 = data_of(p4_), .ds2 = data_of(ds2_), .ds4 = data_of(ds4_)});
   }
   // Uniform rows hold equal P, so that they round alike and their errors add up.
-  std::vector<int64_t> stored;
-  for (const SequenceOfHeads& sequence : h_.sequences) stored.push_back(std::max<int64_t>(sequence.stored_keys, 1));
-  const double most = r_.u / (1 - h_.problem->dropout.p);
-  const Tensor hB = (of_heads(stored, 1).to(at::kDouble).reciprocal() * most).clamp_min_(r_.f);
-  dv_var_ += uniform_dout_.square() * (hB.square() / 3);
+  std::vector<double> rounding;
+  for (const SequenceOfHeads& sequence : h_.sequences) {
+    const double P = 1 / static_cast<double>(std::max<int64_t>(sequence.stored_keys, 1));
+    const double hB = std::max(P * r_.u / setting_.kept, r_.f);
+    rounding.insert(rounding.end(), setting_.heads_of_sequence, hB * hB / 3);
+  }
+  dv_var_ += uniform_dout_.square() * at::tensor(rounding, options_).view({-1, 1, 1});
+  return gathered(samples, chosen.owners);
+}
+
+HeadAnswer TorchHeads::gathered(const Tensor& samples, const std::vector<int64_t>& owners) const {
   HeadAnswer out;
   out.o = o_, out.o_variance = o_var_, out.o_freedom = o_nu_.squeeze(-1);
   out.lse = lse_.squeeze(-1), out.lse_sigma = sigma_.squeeze(-1);
@@ -336,20 +301,22 @@ HeadAnswer TorchHeads::answer() {
   out.dv = dv_, out.dv_variance = dv_var_;
   out.p2 = p2_.squeeze(-1), out.p4 = p4_.squeeze(-1), out.ds2 = ds2_.squeeze(-1), out.ds4 = ds4_.squeeze(-1);
   out.key_seen = key_seen_;
-  out.score_samples = samples_.empty() ? at::zeros({0}, options_) : at::cat(samples_);
-  out.sampled_heads = owners_;
+  out.score_samples = samples;
+  out.sampled_heads = owners;
   return out;
 }
 
 HeadGradients TorchHeads::given_output(const Tensor& o) {
+  const Tensor given = o.contiguous();
   for (int64_t first = 0; first < h_.queries; first += step()) {
-    const Block b = block(first);
-    if (b.keys == 0) continue;
-    Gradient g;
-    g.D = (b.G * of_rows(o, b)).sum(-1, true);
-    g.centred = dp(b) - g.D;
-    set_ds(b, g);
-    add_dq_dk(b, g);
+    Block b = block(first, /*given=*/true, {});
+    if (b.span.keys == 0) continue;
+    given_output_rows(b.rows, data_of(given), data_of(G_));
+    torch_oracle::Matrices& m = b.rows.m;
+    b.dS = at::bmm(b.G, b.V.mT()), m.dS = data_of(b.dS);
+    b.w_q = matrix(b, m.w_q), b.w_k = matrix(b, m.w_k);
+    gradient_rows(b.rows, /*given=*/true, nullptr);
+    add_dq_dk(b);
   }
   return {dq_, dq_var_, dk_, dk_var_};
 }

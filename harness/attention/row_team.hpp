@@ -1,0 +1,97 @@
+// Work on rows of numbers that is written once and runs on a CPU and on a GPU: a step is a struct of pointers whose call works on
+// one row, together with the other threads of its team. On a GPU a team is a block of threads; on a CPU it is one thread, and
+// rows come one after the other.
+// A file that launches steps is compiled as CUDA where the build has a GPU's side, else as C++.
+#pragma once
+
+#include <cmath>
+#include <cstdint>
+
+#ifdef __CUDACC__
+#include <stdexcept>
+#include <string>
+
+#include <c10/cuda/CUDAStream.h>
+
+#define ATTNBENCH_ON_BOTH __host__ __device__
+#else
+#define ATTNBENCH_ON_BOTH
+#endif
+
+namespace attnbench {
+
+/// The threads that work on one row. All of them make the same calls, in the same order.
+class RowTeam {
+ public:
+  static constexpr int kMostThreads = 256;
+
+  /// f(i) for every i in [0, count), spread over the threads.
+  template <typename F>
+  ATTNBENCH_ON_BOTH void each(int64_t count, F f) const {
+#ifdef __CUDA_ARCH__
+    for (int64_t i = threadIdx.x; i < count; i += blockDim.x) f(i);
+#else
+    for (int64_t i = 0; i < count; ++i) f(i);
+#endif
+  }
+
+  /// Of all threads' numbers. On a GPU pairwise, so in an order of its own.
+  ATTNBENCH_ON_BOTH double sum(double x) const {
+    return combined(x, [](double a, double b) { return a + b; });
+  }
+  /// NaN where one of them is.
+  ATTNBENCH_ON_BOTH double max(double x) const {
+    return combined(x, [](double a, double b) { return a > b || a != a ? a : b; });
+  }
+
+  /// Whether this thread is the one that writes what the row has one of.
+  ATTNBENCH_ON_BOTH bool writes() const {
+#ifdef __CUDA_ARCH__
+    return threadIdx.x == 0;
+#else
+    return true;
+#endif
+  }
+
+ private:
+  template <typename F>
+  ATTNBENCH_ON_BOTH double combined(double x, [[maybe_unused]] F both) const {
+#ifdef __CUDA_ARCH__
+    __shared__ double of_warps[kMostThreads / 32];
+    for (int lane = 16; lane > 0; lane /= 2) x = both(x, __shfl_xor_sync(0xffffffffu, x, lane));
+    __syncthreads();  // who still reads what the last call left there
+    if (threadIdx.x % 32 == 0) of_warps[threadIdx.x / 32] = x;
+    __syncthreads();
+    x = of_warps[0];
+    for (unsigned warp = 1; warp < blockDim.x / 32; ++warp) x = both(x, of_warps[warp]);
+#endif
+    return x;
+  }
+};
+
+#ifdef __CUDACC__
+template <typename Step>
+__global__ void __launch_bounds__(RowTeam::kMostThreads) run_on_rows(const Step step) {
+  step(RowTeam(), blockIdx.x);
+}
+#endif
+
+/// step(team, row) for every row in [0, rows); `width`: elements of a row. On a GPU on LibTorch's current stream, which nobody
+/// waits for here. Throws std::runtime_error where CUDA refuses.
+template <typename Step>
+void for_each_row([[maybe_unused]] bool on_gpu, int64_t rows, [[maybe_unused]] int64_t width, const Step& step) {
+#ifdef __CUDACC__
+  if (on_gpu) {
+    if (rows == 0) return;
+    int threads = 32;
+    while (threads < RowTeam::kMostThreads && threads < width) threads *= 2;
+    run_on_rows<<<static_cast<unsigned>(rows), threads, 0, c10::cuda::getCurrentCUDAStream()>>>(step);
+    if (const cudaError_t status = cudaGetLastError(); status != cudaSuccess)
+      throw std::runtime_error(std::string("work on rows on the GPU: ") + cudaGetErrorString(status));
+    return;
+  }
+#endif
+  for (int64_t row = 0; row < rows; ++row) step(RowTeam(), row);
+}
+
+}  // namespace attnbench
