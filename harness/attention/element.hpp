@@ -43,4 +43,41 @@ ATTNBENCH_ON_BOTH inline float round_to(Dtype dtype, float x) {
   return static_cast<float>(std::nearbyint(x / spacing) * spacing);
 }
 
+/// Effective number of equal sources, from the sums of their squares and fourth powers.
+ATTNBENCH_ON_BOTH inline double effective_sources(double sum2, double sum4, int64_t most) {
+  if (!(sum4 > 0)) return 1;
+  const double count = sum2 * sum2 / sum4, channels = static_cast<double>(most);
+  return count < 1 ? 1 : count > channels ? channels : count;
+}
+
+/// The number that a low-precision dtype holds in these bits.
+ATTNBENCH_ON_BOTH inline float number_of(Dtype dtype, uint16_t bits) {
+  uint32_t wide = static_cast<uint32_t>(bits) << 16;
+  const uint32_t sign = wide & 0x80000000u;
+  if (dtype == Dtype::fp16) {
+    const uint32_t exponent = bits >> 10 & 0x1fu, fraction = bits & 0x3ffu;
+    if (exponent == 0) {
+      const float size = static_cast<float>(fraction) * 0x1p-24f;
+      return sign ? -size : size;
+    }
+    wide = sign | (exponent == 0x1fu ? 0xffu : exponent + 112) << 23 | fraction << 13;
+  }
+  float number;
+  memcpy(&number, &wide, sizeof number);
+  return number;
+}
+
+/// Numbers of a tensor: float64, or a case's.
+struct Numbers {
+  const void* data = nullptr;
+  bool is_float64 = true;
+  Dtype dtype = Dtype::fp32;  ///< where it is not
+
+  ATTNBENCH_ON_BOTH double at(int64_t i) const {
+    if (is_float64) return static_cast<const double*>(data)[i];
+    if (dtype == Dtype::fp32) return static_cast<const float*>(data)[i];
+    return number_of(dtype, static_cast<const uint16_t*>(data)[i]);
+  }
+};
+
 }  // namespace attnbench

@@ -9,6 +9,7 @@
 
 #include <ATen/TensorOperators.h>
 #include <ATen/ops/cat.h>
+#include <ATen/ops/empty.h>
 #include <ATen/ops/zeros.h>
 
 #include "harness/attention/kept.hpp"
@@ -65,23 +66,32 @@ std::vector<double> part_of(const std::vector<double>& by_head, const Group& gro
   return part;
 }
 
-/// Tokens [tokens, heads, channels] in rows: float64 [sequences x heads, longest, channels]; other rows are 0.
-Tensor in_rows(const Tensor& tokens, const Tensor& places, int64_t sequences, int64_t longest) {
-  const int64_t heads = tokens.size(1), channels = tokens.size(2);
-  return at::zeros({sequences * longest, heads, channels}, tokens.options().dtype(at::kDouble))
-      .index_copy_(0, places, tokens.to(at::kDouble))
-      .view({sequences, longest, heads, channels})
-      .transpose(1, 2)
-      .reshape({sequences * heads, longest, channels})
-      .contiguous();
+/// Of float64, or of a case's dtype.
+Numbers numbers_of(const Tensor& tensor) {
+  const at::ScalarType type = tensor.scalar_type();
+  const Dtype dtype = type == at::kBFloat16 ? Dtype::bf16 : type == at::kHalf ? Dtype::fp16 : Dtype::fp32;
+  return {tensor.const_data_ptr(), type == at::kDouble, dtype};
 }
 
-/// The other way: rows [sequences x heads, longest, …] to tokens [tokens, heads, …].
-Tensor to_tokens(const Tensor& rows, const Tensor& places, int64_t heads) {
-  return rows.unflatten(0, {-1, heads}).transpose(1, 2).flatten(0, 1).index_select(0, places);
+head_rows::Places places_of(const Tensor& tokens, const Tensor& places, int64_t longest, int64_t all_heads, const Group& group) {
+  return {tokens.const_data_ptr<int64_t>(),
+          places.const_data_ptr<int64_t>(),
+          tokens.numel(),
+          longest,
+          all_heads,
+          group.head,
+          group.heads};
 }
 
 }  // namespace
+
+head_rows::Places Group::queries(int64_t all_heads) const {
+  return places_of(q_tokens, q_places, longest.queries, all_heads, *this);
+}
+
+head_rows::Places Group::keys(int64_t all_heads) const {
+  return places_of(k_tokens, k_places, longest.stored_keys, all_heads, *this);
+}
 
 Heads::Heads(OracleKind kind, const Case& c, const Inputs& inputs, const Profile& profile, Conventions::EmptyRow empty_row)
     : problem_(c.problem),
@@ -97,15 +107,19 @@ Heads::Heads(OracleKind kind, const Case& c, const Inputs& inputs, const Profile
   k_offsets_ = offsets_of(inputs.lengths.k);
   q_ = rows_of(inputs.q, inputs.q_rows, p.hq, p.d).to(device_);
   dout_ = rows_of(inputs.dout, inputs.q_rows, p.hq, p.dv).to(device_);
-  k_ = rows_of(inputs.k, inputs.k_rows, p.hkv, p.d).to(device_);
-  v_ = rows_of(inputs.v, inputs.k_rows, p.hkv, p.dv).to(device_);
   reads_padding_ = p.layout == Layout::padded && empty_row == Conventions::EmptyRow::uniform;
+  std::vector<int64_t> key_rows = inputs.k_rows, terms;
   const int64_t pitch = inputs.lengths.k_pitch;
-  for (int64_t n = 0; reads_padding_ && n < static_cast<int64_t>(inputs.lengths.k.size()); ++n) {
+  for (int64_t n = 0; n < static_cast<int64_t>(inputs.lengths.k.size()); ++n) {
+    terms.insert(terms.end(), inputs.lengths.k[n], inputs.lengths.q[n] * p.group());
+    if (!reads_padding_) continue;
     const auto rows = padding_rows(inputs.k_rows, k_offsets_[n], k_offsets_[n + 1], n * pitch, pitch);
-    k_padding_.push_back(rows_of(inputs.k, rows, p.hkv, p.d).to(device_));
-    v_padding_.push_back(rows_of(inputs.v, rows, p.hkv, p.dv).to(device_));
+    first_padding_.push_back(static_cast<int64_t>(key_rows.size()));
+    key_rows.insert(key_rows.end(), rows.begin(), rows.end());
   }
+  terms_of_keys_ = to_tensor(terms, device_);
+  k_ = rows_of(inputs.k, key_rows, p.hkv, p.d).to(device_);
+  v_ = rows_of(inputs.v, key_rows, p.hkv, p.dv).to(device_);
   for (int64_t n = 0; p.dropout.p != 0 && n < static_cast<int64_t>(inputs.lengths.k.size()); ++n)
     kept_.push_back(kept_of_sequence(inputs, n).narrow(2, 0, sequence(n).stored_keys).to(device_));
   make_groups();
@@ -165,52 +179,53 @@ void Heads::add_group(std::vector<int64_t> sequences, int64_t head, int64_t head
     group.longest.keys = std::max(group.longest.keys, s.keys);
     group.longest.stored_keys = std::max(group.longest.stored_keys, s.stored_keys);
   }
-  std::vector<int64_t> q_tokens, k_tokens, q_places, k_places;
-  for (size_t i = 0; i < sequences.size(); ++i) {
-    const SequenceOfHeads s = sequence(sequences[i]);
+  const auto count = static_cast<int64_t>(sequences.size());
+  const int64_t queries = group.longest.queries, stored = group.longest.stored_keys;
+  std::vector<int64_t> q_tokens, k_tokens, q_places, k_places, q_token_at(count * queries, -1), k_token_at(count * stored, -1);
+  for (int64_t i = 0; i < count; ++i) {
+    const int64_t n = sequences[i];
+    const SequenceOfHeads s = sequence(n);
     for (int64_t row = 0; row < s.queries; ++row) {
-      q_tokens.push_back(q_offsets_[sequences[i]] + row);
-      q_places.push_back(static_cast<int64_t>(i) * group.longest.queries + row);
+      q_tokens.push_back(q_offsets_[n] + row);
+      q_places.push_back(i * queries + row);
+      q_token_at[q_places.back()] = q_tokens.back();
     }
     for (int64_t row = 0; row < s.keys; ++row) {
-      k_tokens.push_back(k_offsets_[sequences[i]] + row);
-      k_places.push_back(static_cast<int64_t>(i) * group.longest.stored_keys + row);
+      k_tokens.push_back(k_offsets_[n] + row);
+      k_places.push_back(i * stored + row);
+      k_token_at[k_places.back()] = k_tokens.back();
     }
+    for (int64_t row = s.keys; row < s.stored_keys; ++row) k_token_at[i * stored + row] = first_padding_[n] + row - s.keys;
   }
-  std::vector<int64_t> key_heads;
-  for (int64_t of_query = head; of_query < head + heads; ++of_query) key_heads.push_back(of_query / problem_.group());
   group.sequences = std::move(sequences);
   group.head = head, group.heads = heads;
-  group.key_heads = to_tensor(key_heads, device_);
-  group.q_tokens = to_tensor(q_tokens, device_), group.k_tokens = to_tensor(k_tokens, device_);
-  group.q_places = to_tensor(q_places, device_), group.k_places = to_tensor(k_places, device_);
+  const std::vector<Tensor> places = to_tensors({q_tokens, k_tokens, q_places, k_places, q_token_at, k_token_at}, device_);
+  group.q_tokens = places[0], group.k_tokens = places[1];
+  group.q_places = places[2], group.k_places = places[3];
+  group.q_token_at = places[4], group.k_token_at = places[5];
   groups_.push_back(std::move(group));
 }
 
+/// Float64 [sequences x heads, longest, channels] of tokens that `per_head` query heads share.
+Tensor Heads::gather(const Tensor& tokens, const Tensor& token_at, int64_t longest, int64_t per_head, const Group& group) const {
+  const auto sequences = static_cast<int64_t>(group.sequences.size());
+  const Tensor rows = at::empty({sequences * group.heads, longest, tokens.size(2)}, tokens.options().dtype(at::kDouble));
+  head_rows::gather(tokens.is_cuda(),
+                    {.tokens = numbers_of(tokens),
+                     .token_at = token_at.const_data_ptr<int64_t>(),
+                     .sequences = sequences,
+                     .longest = longest,
+                     .channels = tokens.size(2),
+                     .all_heads = tokens.size(1),
+                     .first = group.head,
+                     .heads = group.heads,
+                     .group = per_head},
+                    rows.mutable_data_ptr<double>());
+  return rows;
+}
+
 Tensor Heads::of_queries(const Tensor& tokens, const Group& group) const {
-  return in_rows(tokens.narrow(1, group.head, group.heads).index_select(0, group.q_tokens), group.q_places,
-                 static_cast<int64_t>(group.sequences.size()), group.longest.queries);
-}
-
-void Heads::place_queries(const Tensor& rows, const Group& group, const Tensor& tokens) const {
-  tokens.narrow(1, group.head, group.heads).index_copy_(0, group.q_tokens, to_tokens(rows, group.q_places, group.heads));
-}
-
-Tensor Heads::key_tokens(const Tensor& rows, const Group& group) const {
-  return to_tokens(rows, group.k_places, group.heads);
-}
-
-/// Float64 [sequences x heads, stored keys, channels]: for each query head its key head, real keys first.
-Tensor Heads::keys_of(const Tensor& real, const std::vector<Tensor>& padding, const Group& group) const {
-  std::vector<Tensor> tokens{real.index_select(0, group.k_tokens)};
-  std::vector<int64_t> places;
-  for (size_t i = 0; !padding.empty() && i < group.sequences.size(); ++i) {
-    tokens.push_back(padding[group.sequences[i]]);
-    for (int64_t row = inputs_.lengths.k[group.sequences[i]]; row < group.longest.stored_keys; ++row)
-      places.push_back(static_cast<int64_t>(i) * group.longest.stored_keys + row);
-  }
-  return in_rows(at::cat(tokens).index_select(1, group.key_heads), at::cat({group.k_places, to_tensor(places, device())}),
-                 static_cast<int64_t>(group.sequences.size()), group.longest.stored_keys);
+  return gather(tokens, group.q_token_at, group.longest.queries, 1, group);
 }
 
 /// Float64 [sequences x heads, longest queries, longest stored keys]; 0 beyond those of a shorter sequence.
@@ -229,8 +244,8 @@ HeadProblem Heads::head_problem(const Group& group) const {
   HeadProblem h;
   h.q = of_queries(q_, group);
   h.dout = of_queries(dout_, group);
-  h.k = keys_of(k_, k_padding_, group);
-  h.v = keys_of(v_, v_padding_, group);
+  h.k = gather(k_, group.k_token_at, group.longest.stored_keys, problem_.group(), group);
+  h.v = gather(v_, group.k_token_at, group.longest.stored_keys, problem_.group(), group);
   for (const int64_t n : group.sequences) h.sequences.push_back(sequence(n));
   h.heads = h.q.size(0);
   h.queries = group.longest.queries;
@@ -246,13 +261,6 @@ HeadProblem Heads::head_problem(const Group& group) const {
   h.empty_row = empty_row_;
   h.rounding = rounding_;
   return h;
-}
-
-Tensor Heads::terms_of_keys() const {
-  std::vector<int64_t> terms;
-  for (size_t n = 0; n < inputs_.lengths.k.size(); ++n)
-    terms.insert(terms.end(), inputs_.lengths.k[n], inputs_.lengths.q[n] * problem_.group());
-  return to_tensor(terms, device()).to(at::kDouble).view({-1, 1, 1});
 }
 
 }  // namespace attnbench

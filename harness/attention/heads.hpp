@@ -6,6 +6,7 @@
 
 #include <ATen/core/Tensor.h>
 
+#include "harness/attention/head_rows.hpp"
 #include "harness/attention/oracle.hpp"
 #include "harness/attention/reference.hpp"
 
@@ -13,12 +14,15 @@ namespace attnbench {
 
 /// Query heads [head, head + heads) of some sequences, which an oracle is asked about at once.
 struct Group {
-  std::vector<int64_t> sequences;  ///< ascending
-  int64_t head = 0, heads = 0;     ///< of each sequence
-  SequenceOfHeads longest;         ///< in each respect
-  at::Tensor q_tokens, k_tokens;   ///< int64: which of the case's tokens are theirs
-  at::Tensor q_places, k_places;   ///< int64: where those lie in rows [sequence, up to the longest]
-  at::Tensor key_heads;            ///< int64 [heads]: the key head of each query head
+  std::vector<int64_t> sequences;     ///< ascending
+  int64_t head = 0, heads = 0;        ///< of each sequence
+  SequenceOfHeads longest;            ///< in each respect
+  at::Tensor q_tokens, k_tokens;      ///< int64: which of the case's tokens are theirs
+  at::Tensor q_places, k_places;      ///< int64: where those lie in rows [sequence, up to the longest]
+  at::Tensor q_token_at, k_token_at;  ///< int64: the token of each such row, -1: none; padding follows the case's tokens
+
+  head_rows::Places queries(int64_t all_heads) const;
+  head_rows::Places keys(int64_t all_heads) const;
 };
 
 /// All heads of a case as tokens, where the oracle computes.
@@ -36,19 +40,16 @@ class Heads {
   HeadProblem head_problem(const Group& group) const;
   /// Its part of a tensor over queries [tokens, hq, channels]: float64 [sequences x heads, queries, channels].
   at::Tensor of_queries(const at::Tensor& tokens, const Group& group) const;
-  /// Writes an answer [sequences x heads, queries, …] to its place in a tensor over queries [tokens, hq, …].
-  void place_queries(const at::Tensor& rows, const Group& group, const at::Tensor& tokens) const;
-  /// An answer over keys [sequences x heads, stored keys, …] as [real tokens of the group, heads, …].
-  at::Tensor key_tokens(const at::Tensor& rows, const Group& group) const;
-  /// Queries x group heads that a row of dk or dv sums over: float64 [tokens, 1, 1].
-  at::Tensor terms_of_keys() const;
+  /// Queries x group heads that a row of dk or dv sums over: int64 [tokens].
+  const at::Tensor& terms_of_keys() const { return terms_of_keys_; }
 
  private:
   SequenceOfHeads sequence(int64_t n) const;
   void make_groups();
   void add_group(std::vector<int64_t> sequences, int64_t head, int64_t heads);
   at::Tensor factors_of(const Group& group) const;
-  at::Tensor keys_of(const at::Tensor& real, const std::vector<at::Tensor>& padding, const Group& group) const;
+  at::Tensor gather(const at::Tensor& tokens, const at::Tensor& token_at, int64_t longest, int64_t per_head,
+                    const Group& group) const;
 
   const Problem& problem_;
   const Inputs& inputs_;
@@ -57,10 +58,11 @@ class Heads {
   Rounding rounding_;
   std::vector<Group> groups_;
   std::vector<int64_t> q_offsets_, k_offsets_;
-  std::vector<double> slopes_, sinks_;             ///< by query head; empty: none
-  at::Tensor q_, k_, v_, dout_;                    ///< in the case's dtype
-  std::vector<at::Tensor> k_padding_, v_padding_;  ///< by sequence; empty unless empty rows are uniform
-  std::vector<at::Tensor> kept_;                   ///< of dropout: by sequence, bool [heads, queries, stored keys]; else empty
+  std::vector<double> slopes_, sinks_;  ///< by query head; empty: none
+  at::Tensor q_, k_, v_, dout_;         ///< in the case's dtype; k_, v_: where empty rows are uniform, padding behind the tokens
+  std::vector<int64_t> first_padding_;  ///< by sequence: where its padding begins there
+  at::Tensor terms_of_keys_;
+  std::vector<at::Tensor> kept_;  ///< of dropout: by sequence, bool [heads, queries, stored keys]; else empty
   bool reads_padding_ = false;
 };
 

@@ -31,10 +31,6 @@ using torch_oracle::Stretch;
 constexpr int64_t kCpuBlockElements = 1 << 20, kGpuBlockElements = 1 << 23;
 constexpr int64_t kMostCpuRows = 128;
 
-double* data_of(const Tensor& t) {
-  return t.defined() ? t.mutable_data_ptr<double>() : nullptr;
-}
-
 class TorchHeads {
  public:
   explicit TorchHeads(const HeadProblem& h);  ///< which outlives it

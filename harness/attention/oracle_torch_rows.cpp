@@ -92,13 +92,6 @@ ATTNBENCH_ON_BOTH double weight_variance(const Rounding& r, double W, double M, 
   return r.p ? weight_error2(r, W, M, r.p_normalised ? r.f : r.f / l) / 3 : 0;
 }
 
-/// Effective number of equal sources, from the sums of the squared and of the fourth powers.
-ATTNBENCH_ON_BOTH double sources(double sum2, double sum4, int64_t channels) {
-  if (!(sum4 > 0)) return 1;
-  const double count = sum2 * sum2 / sum4, most = static_cast<double>(channels);
-  return count < 1 ? 1 : count > most ? most : count;
-}
-
 /// Scores and the softmax of them.
 struct SoftmaxStep {
   BlockRows b;
@@ -193,7 +186,7 @@ ATTNBENCH_ON_BOTH void SoftmaxStep::weigh(const RowTeam& team, const Row& row, R
   numbers.largest_vP = team.max(largest);
   sum2 = team.sum(sum2), sum4 = team.sum(sum4);
   if (team.writes())
-    out.o_freedom[row.of_all] = r.scores ? static_cast<double>(b.s.dv) : row.filled ? 0 : sources(sum2, sum4, b.s.dv);
+    out.o_freedom[row.of_all] = r.scores ? static_cast<double>(b.s.dv) : row.filled ? 0 : effective_sources(sum2, sum4, b.s.dv);
 }
 
 ATTNBENCH_ON_BOTH void SoftmaxStep::operator()(const RowTeam& team, int64_t index) const {
@@ -462,7 +455,7 @@ ATTNBENCH_ON_BOTH void GradientStep::operator()(const RowTeam& team, int64_t ind
   sum2 = team.sum(sum2), sum4 = team.sum(sum4);
   if (!team.writes()) return;
   b.numbers[index] = numbers;
-  dq_freedom[row.of_all] = r.scores ? static_cast<double>(b.s.d) : row.filled ? 0 : sources(sum2, sum4, b.s.d);
+  dq_freedom[row.of_all] = r.scores ? static_cast<double>(b.s.d) : row.filled ? 0 : effective_sources(sum2, sum4, b.s.d);
 }
 
 struct QueryGradientStep {

@@ -11,19 +11,16 @@
 #include <ATen/TensorOperators.h>
 #include <ATen/ops/cat.h>
 #include <ATen/ops/diagonal.h>
-#include <ATen/ops/full_like.h>
+#include <ATen/ops/empty.h>
+#include <ATen/ops/empty_like.h>
 #include <ATen/ops/matmul.h>
-#include <ATen/ops/minimum.h>
 #include <ATen/ops/nan_to_num.h>
-#include <ATen/ops/ones.h>
 #include <ATen/ops/where.h>
-#include <ATen/ops/zeros.h>
-#include <ATen/ops/zeros_like.h>
 
+#include "harness/attention/head_rows.hpp"
 #include "harness/attention/heads.hpp"
 #include "harness/attention/oracle.hpp"
 #include "harness/attention/parallel.hpp"
-#include "harness/attention/spacing.hpp"
 #include "harness/attention/tokens.hpp"
 
 namespace attnbench {
@@ -45,42 +42,8 @@ void for_each_answer(const Heads& heads, const std::function<Answer(const Group&
   }
 }
 
-/// ulp(x)^2/12, of a float64 x: the bits of the exponent alone are the power of two at or below |x|.
-Tensor rounding_variance(const Rounding& r, const Tensor& x) {
-  return spacing(r.dtype, x).square_().div_(12);
-}
-
-/// to [tokens, key heads, …] += share [tokens of the group, heads, …].
-void add_to_key_heads(const Tensor& to, const Group& group, const Tensor& share) {
-  to.index_copy_(0, group.k_tokens, to.index_select(0, group.k_tokens).index_add_(1, group.key_heads, share));
-}
-
-/// Adds each head's share of dk or dv to its key head, with the rounding of the partial sum where the profile rounds it.
-void add_share(const Heads& heads, const Group& group, const Tensor& value, const Tensor& variance, Expected& to) {
-  const Tensor share = heads.key_tokens(value, group);
-  Tensor of_share = heads.key_tokens(variance, group);
-  if (heads.rounding().gqa_partials) of_share = of_share + rounding_variance(heads.rounding(), share.contiguous());
-  add_to_key_heads(to.value, group, share);
-  add_to_key_heads(to.variance, group, of_share);
-}
-
-/// The same for sums without a variance.
-void add_sums(const Heads& heads, const Group& group, const Tensor& sums, const Tensor& to) {
-  add_to_key_heads(to, group, heads.key_tokens(sums, group));
-}
-
-/// What depends on the sum over the group: its rounding, its systematic part, in fp32 its accumulation. A key that no
-/// query reads has a gradient of exactly 0: variance 0.
-void finish_sum(const Heads& heads, const Tensor& seen, Expected& sum) {
-  const Rounding& r = heads.rounding();
-  sum.variance += rounding_variance(r, sum.value);
-  if (sum.allowance.defined()) sum.variance += sum.allowance.square();
-  if (r.accumulation > 0) sum.variance += sum.value.square().mul_(heads.terms_of_keys() * r.accumulation);
-  sum.variance.masked_fill_(seen.logical_not(), 0);
-}
-
-void add_allowance(Expected& x) {
-  x.variance += at::where(x.variance != 0, x.allowance.square(), 0.0);
+Spacing spacing_of(const Rounding& r) {
+  return {ulp(r.dtype, 1), ulp(r.dtype, 0)};
 }
 
 /// Distinct values among the samples, where fewer than half of them are (integer data: equal scores round alike).
@@ -92,16 +55,6 @@ double distinct_scores(const Tensor& all) {
   size_t distinct = 1;
   for (size_t i = 1; i < samples.size(); ++i) distinct += samples[i] - samples[i - 1] > 1e-6 * (1 + std::abs(samples[i]));
   return 2 * distinct < samples.size() ? static_cast<double>(distinct) : kInfinity;
-}
-
-Expected expected(const Heads& heads, int64_t tokens, int64_t head_count, int64_t channels, bool allowance) {
-  const auto options = at::TensorOptions().dtype(at::kDouble).device(heads.device());
-  Expected x;
-  x.value = at::zeros({tokens, head_count, channels}, options);
-  x.variance = at::zeros_like(x.value);
-  if (allowance) x.allowance = at::zeros_like(x.value);
-  x.freedom = at::ones({tokens, head_count}, options);
-  return x;
 }
 
 /// sum rho^2 over all pairs of channels, rho their correlation about 0 over tokens and heads that end in one key head:
@@ -116,76 +69,130 @@ Tensor correlations2(const Tensor& tokens, int64_t key_heads) {
   return at::where(rho2.isfinite(), rho2, 0.0).sum({1, 2});
 }
 
-/// An error of dS comes to every channel of dq through the same row of K (of dk: Q), and where K's channels have a mean, to all
-/// alike. correlated: correlations2(), by head. Of c channels that have it as the part s of their variances
-/// c^2 / (c + s^2 (correlated - c)) are independent.
-Tensor independent_channels(const Rounding& r, const Expected& x, const Tensor& correlated) {
-  const auto c = static_cast<double>(x.value.size(2));
-  const Tensor part = 1 - rounding_variance(r, x.value) / x.variance;
-  const Tensor s2 = at::where(x.variance > 0, part, 0.0).mean(-1).square();
-  return (c * c / (c + s2 * (correlated - c).clamp_min(0))).clamp_min(1);
-}
-
 void move(Expected& x, c10::Device device) {
   for (Tensor* t : {&x.value, &x.variance, &x.allowance, &x.freedom})
     if (t->defined()) *t = t->to(device);
 }
 
+/// Values over queries: every token is written.
+Expected over_queries(const Heads& heads, int64_t channels) {
+  const at::TensorOptions options = at::TensorOptions(at::kDouble).device(heads.device());
+  const int64_t all = heads.problem().hq;
+  Expected x;
+  for (Tensor* t : {&x.value, &x.variance}) *t = at::empty({heads.queries(), all, channels}, options);
+  x.freedom = at::empty({heads.queries(), all}, options);
+  return x;
+}
+
+/// Sums over the heads of a group, from 0 on; `others`: so many that a token and key head have one of.
+struct KeySums {
+  KeySums(const Heads& heads, int64_t channels, bool has_allowance = false, size_t others = 0) {
+    const std::vector<int64_t> one{heads.keys(), heads.problem().hkv}, many{one[0], one[1], channels};
+    std::vector<std::vector<int64_t>> sizes(has_allowance ? 3 : 2, many);
+    sizes.insert(sizes.end(), others, one);
+    std::vector<Tensor> all = zeros_together(sizes, at::TensorOptions(at::kDouble).device(heads.device()));
+    x.value = all[0], x.variance = all[1];
+    if (has_allowance) x.allowance = all[2];
+    x.freedom = at::empty(one, x.value.options());
+    all.erase(all.begin(), all.end() - static_cast<int64_t>(others));
+    of_heads = std::move(all);
+  }
+
+  Expected x;
+  std::vector<Tensor> of_heads;
+};
+
+/// seen: of each token and key head, `stride` doubles apart; 0: no query reads the key.
+head_rows::Sum sum_of(const Heads& heads, const Expected& x, const Tensor& seen, int64_t stride) {
+  return {.value = data_of(x.value),
+          .variance = data_of(x.variance),
+          .allowance = data_of(x.allowance),
+          .tokens = heads.keys(),
+          .heads = heads.problem().hkv,
+          .channels = x.value.size(2),
+          .spacing = spacing_of(heads.rounding()),
+          .accumulation = heads.rounding().accumulation,
+          .terms = heads.terms_of_keys().const_data_ptr<int64_t>(),
+          .seen = data_of(seen),
+          .seen_stride = stride};
+}
+
 /// Collects the heads' answers, in the order of the heads.
 class Collector {
  public:
-  explicit Collector(const Heads& heads) : heads_(heads) {
-    const Problem& p = heads.problem();
-    out_.o = expected(heads, heads.queries(), p.hq, p.dv, false);
-    out_.lse = expected(heads, heads.queries(), p.hq, 1, false);
-    out_.dq = expected(heads, heads.queries(), p.hq, p.d, true);
-    out_.dk = expected(heads, heads.keys(), p.hkv, p.d, true);
-    out_.dv = expected(heads, heads.keys(), p.hkv, p.dv, false);
-    p2_ = at::zeros_like(out_.dk.freedom), p4_ = p2_.clone(), ds2_ = p2_.clone(), ds4_ = p2_.clone();
-    seen_ = at::zeros({heads.keys(), 1, 1}, p2_.options().dtype(at::kBool));
-  }
-
+  explicit Collector(const Heads& heads);
   void add(const Group& group, const HeadAnswer& a);
   Reference finish();
 
  private:
+  void place_queries(const Group& group, const HeadAnswer& a);
   void add_keys(const Group& group, const HeadAnswer& a);
+  void finish(Expected& x, const Tensor& sum2, const Tensor& sum4) const;
   Tensor samples() const;
 
   const Heads& heads_;
   Reference out_;
-  Tensor p2_, p4_, ds2_, ds4_, seen_;
+  Tensor p2_, p4_, ds2_, ds4_, seen_;  ///< [tokens, key heads]
   std::vector<Tensor> samples_;
   std::vector<int64_t> sampled_heads_;  ///< by sequence and head
 };
 
+Collector::Collector(const Heads& heads) : heads_(heads) {
+  const Problem& p = heads.problem();
+  out_.o = over_queries(heads, p.dv);
+  out_.lse = over_queries(heads, 1);
+  out_.lse.freedom.fill_(1);
+  out_.dq = over_queries(heads, p.d);
+  out_.dq.allowance = at::empty_like(out_.dq.value);
+  const KeySums dk(heads, p.d, /*has_allowance=*/true, /*others=*/5);
+  out_.dk = dk.x, out_.dv = KeySums(heads, p.dv).x;
+  p2_ = dk.of_heads[0], p4_ = dk.of_heads[1], ds2_ = dk.of_heads[2], ds4_ = dk.of_heads[3], seen_ = dk.of_heads[4];
+}
+
 void Collector::add(const Group& group, const HeadAnswer& a) {
-  const auto place = [&](const Tensor& rows, const Tensor& to) { heads_.place_queries(rows, group, to); };
-  place(a.o, out_.o.value);
-  place(a.o_variance, out_.o.variance);
-  place(a.o_freedom, out_.o.freedom);
-  place(a.dq, out_.dq.value);
-  place(a.dq_variance, out_.dq.variance);
-  place(a.dq_allowance, out_.dq.allowance);
-  place(a.dq_freedom, out_.dq.freedom);
-  place(a.lse.unsqueeze(-1), out_.lse.value);
-  place(a.lse_sigma.square().unsqueeze(-1), out_.lse.variance);
   samples_.push_back(a.score_samples);
   for (const int64_t i : a.sampled_heads)
     sampled_heads_.push_back(group.sequences[i / group.heads] * heads_.problem().hq + group.head + i % group.heads);
+  place_queries(group, a);
   add_keys(group, a);
 }
 
+void Collector::place_queries(const Group& group, const HeadAnswer& a) {
+  const int64_t d = heads_.problem().d, dv = heads_.problem().dv;
+  const head_rows::Moves moves{
+      {{data_of(a.o), data_of(out_.o.value), dv},
+       {data_of(a.o_variance), data_of(out_.o.variance), dv},
+       {data_of(a.o_freedom), data_of(out_.o.freedom)},
+       {data_of(a.lse), data_of(out_.lse.value)},
+       {.from = data_of(a.lse_sigma), .to = data_of(out_.lse.variance), .squared = true},
+       {data_of(a.dq), data_of(out_.dq.value), d},
+       {.from = data_of(a.dq_variance), .to = data_of(out_.dq.variance), .channels = d, .allowance = data_of(a.dq_allowance)},
+       {data_of(a.dq_allowance), data_of(out_.dq.allowance), d},
+       {data_of(a.dq_freedom), data_of(out_.dq.freedom)}},
+      head_rows::Moves::kMost};
+  head_rows::place(heads_.device().is_cuda(), group.queries(heads_.problem().hq), moves);
+}
+
+/// Adds each head's share to its key head, with the rounding of the partial sum where the profile rounds it.
 void Collector::add_keys(const Group& group, const HeadAnswer& a) {
-  add_share(heads_, group, a.dk, a.dk_variance, out_.dk);
-  add_share(heads_, group, a.dv, a.dv_variance, out_.dv);
-  add_sums(heads_, group, a.dk_allowance, out_.dk.allowance);
-  add_sums(heads_, group, a.p2, p2_);
-  add_sums(heads_, group, a.p4, p4_);
-  add_sums(heads_, group, a.ds2, ds2_);
-  add_sums(heads_, group, a.ds4, ds4_);
-  const Tensor seen = a.key_seen.flatten().index_select(0, group.k_places).view({-1, 1, 1});
-  seen_.index_copy_(0, group.k_tokens, seen_.index_select(0, group.k_tokens).logical_or_(seen));
+  const int64_t d = heads_.problem().d, dv = heads_.problem().dv;
+  const bool rounds = heads_.rounding().gqa_partials;
+  const head_rows::Shares shares{
+      .share = {{data_of(a.dk), data_of(out_.dk.value), d},
+                {data_of(a.dk_variance), data_of(out_.dk.variance), d, rounds ? data_of(a.dk) : nullptr},
+                {data_of(a.dk_allowance), data_of(out_.dk.allowance), d},
+                {data_of(a.dv), data_of(out_.dv.value), dv},
+                {data_of(a.dv_variance), data_of(out_.dv.variance), dv, rounds ? data_of(a.dv) : nullptr},
+                {data_of(a.p2), data_of(p2_)},
+                {data_of(a.p4), data_of(p4_)},
+                {data_of(a.ds2), data_of(ds2_)},
+                {data_of(a.ds4), data_of(ds4_)}},
+      .count = head_rows::Shares::kMost,
+      .spacing = spacing_of(heads_.rounding()),
+      .group = heads_.problem().group(),
+      .seen_in = a.key_seen.const_data_ptr<bool>(),
+      .seen = data_of(seen_)};
+  head_rows::add_shares(heads_.device().is_cuda(), group.keys(heads_.problem().hq), shares);
 }
 
 /// The first that give enough, in the order of sequences and heads.
@@ -197,19 +204,20 @@ Tensor Collector::samples() const {
   return at::cat(samples_).index_select(0, to_tensor(order, heads_.device()));
 }
 
-Reference Collector::finish() {
-  const Problem& p = heads_.problem();
-  finish_sum(heads_, seen_, out_.dk);
-  finish_sum(heads_, seen_, out_.dv);
-  add_allowance(out_.dq);
-  const auto sources = [](const Tensor& sum2, const Tensor& sum4, int64_t channels) {
-    return at::where(sum4 > 0, (sum2.square() / sum4).clamp(1, static_cast<double>(channels)), 1.0);
-  };
+void Collector::finish(Expected& x, const Tensor& sum2, const Tensor& sum4) const {
+  head_rows::Sum sum = sum_of(heads_, x, seen_, 1);
   const bool replayed = heads_.rounding().scores;
-  out_.dk.freedom = replayed ? at::full_like(ds2_, p.d) : sources(ds2_, ds4_, p.d);
-  out_.dv.freedom = replayed ? at::full_like(p2_, p.dv) : sources(p2_, p4_, p.dv);
+  if (!replayed) sum.sum2 = data_of(sum2), sum.sum4 = data_of(sum4);
+  sum.freedom = data_of(x.freedom);
+  head_rows::finish(heads_.device().is_cuda(), sum);
+}
+
+Reference Collector::finish() {
+  finish(out_.dk, ds2_, ds4_);
+  finish(out_.dv, p2_, p4_);
   out_.distinct_scores = kInfinity;
-  if (heads_.rounding().p && !replayed && !sampled_heads_.empty()) out_.distinct_scores = distinct_scores(samples());
+  if (heads_.rounding().p && !heads_.rounding().scores && !sampled_heads_.empty())
+    out_.distinct_scores = distinct_scores(samples());
   return std::move(out_);
 }
 
@@ -244,9 +252,9 @@ ConditionalGradients Oracle::given_output(const Reference& reference, const at::
   const Tensor kernels = tokens_of(o, inputs_.q_rows, p.hq, p.dv);
   // What is not finite fails as O; it must not excuse the gradients.
   const Tensor given = at::where(kernels.abs() < kInfinity, kernels, reference.o.value).to(heads.device());
-  ConditionalGradients out{expected(heads, heads.queries(), p.hq, p.d, false), expected(heads, heads.keys(), p.hkv, p.d, false)};
-  out.dq.allowance = reference.dq.allowance.to(heads.device());
-  out.dk.allowance = reference.dk.allowance.to(heads.device());
+  const bool on_gpu = heads.device().is_cuda(), rounds = heads.rounding().gqa_partials;
+  const Spacing spacing = spacing_of(heads.rounding());
+  ConditionalGradients out{over_queries(heads, p.d), KeySums(heads, p.d).x};
   for_each_answer<HeadGradients>(
       heads,
       [&](const Group& group) {
@@ -255,19 +263,42 @@ ConditionalGradients Oracle::given_output(const Reference& reference, const at::
         return kind_ == OracleKind::eigen ? eigen_head_given_output(h, o_of_group) : torch_heads_given_output(h, o_of_group);
       },
       [&](const Group& group, const HeadGradients& a) {
-        heads.place_queries(a.dq, group, out.dq.value);
-        heads.place_queries(a.dq_variance, group, out.dq.variance);
-        add_share(heads, group, a.dk, a.dk_variance, out.dk);
+        head_rows::place(
+            on_gpu, group.queries(p.hq),
+            {{{data_of(a.dq), data_of(out.dq.value), p.d}, {data_of(a.dq_variance), data_of(out.dq.variance), p.d}}, 2});
+        head_rows::add_shares(
+            on_gpu, group.keys(p.hq),
+            {.share = {{data_of(a.dk), data_of(out.dk.value), p.d},
+                       {data_of(a.dk_variance), data_of(out.dk.variance), p.d, rounds ? data_of(a.dk) : nullptr}},
+             .count = 2,
+             .spacing = spacing,
+             .group = p.group()});
       });
-  finish_sum(heads, reference.dk.variance.narrow(-1, 0, 1).to(heads.device()) != 0, out.dk);
-  add_allowance(out.dq);
+  out.dq.allowance = reference.dq.allowance.to(heads.device());
+  out.dk.allowance = reference.dk.allowance.to(heads.device());
+  const Tensor seen = reference.dk.variance.to(heads.device());  // 0 where no query reads the key
+  head_rows::finish(on_gpu, sum_of(heads, out.dk, seen, p.d));
   if (!of_q_.defined()) {
     of_k_ = correlations2(tokens_of(inputs_.k, inputs_.k_rows, p.hkv, p.d), p.hkv).to(heads.device());
     of_q_ = correlations2(tokens_of(inputs_.q, inputs_.q_rows, p.hq, p.d), p.hkv).to(heads.device());
   }
-  out.dq.freedom = at::minimum(reference.dq.freedom.to(heads.device()),
-                               independent_channels(heads.rounding(), out.dq, of_k_.repeat_interleave(p.group())));
-  out.dk.freedom = at::minimum(reference.dk.freedom.to(heads.device()), independent_channels(heads.rounding(), out.dk, of_q_));
+  const auto limit_freedom = [&](Expected& x, const Tensor& correlated, int64_t group, const Tensor& most,
+                                 const Tensor& allowance) {
+    head_rows::limit_freedom(on_gpu, {.value = data_of(x.value),
+                                      .variance = data_of(x.variance),
+                                      .allowance = data_of(allowance),
+                                      .tokens = x.value.size(0),
+                                      .heads = x.value.size(1),
+                                      .channels = x.value.size(2),
+                                      .spacing = spacing,
+                                      .correlated = data_of(correlated),
+                                      .group = group,
+                                      .most = data_of(most),
+                                      .freedom = data_of(x.freedom)});
+  };
+  const Tensor most_dq = reference.dq.freedom.to(heads.device()), most_dk = reference.dk.freedom.to(heads.device());
+  limit_freedom(out.dq, of_k_, p.group(), most_dq, out.dq.allowance);
+  limit_freedom(out.dk, of_q_, 1, most_dk, Tensor());  // whose allowance finish() has added
   for (Expected* x : {&out.dq, &out.dk}) move(*x, inputs_.q.device());
   return out;
 }

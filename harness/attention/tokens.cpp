@@ -4,12 +4,41 @@
 #include <string>
 
 #include <ATen/ops/tensor.h>
+#include <ATen/ops/zeros.h>
+#include <c10/util/accumulate.h>
 
 namespace attnbench {
 
 at::Tensor to_tensor(const std::vector<int64_t>& numbers, c10::Device device) {
   // Memory that is not pinned is read before the call returns, so that there is nothing to wait for.
   return at::tensor(at::ArrayRef<int64_t>(numbers), at::kLong).to(device, at::kLong, /*non_blocking=*/true);
+}
+
+std::vector<at::Tensor> to_tensors(const std::vector<std::vector<int64_t>>& numbers, c10::Device device) {
+  std::vector<int64_t> all;
+  for (const std::vector<int64_t>& some : numbers) all.insert(all.end(), some.begin(), some.end());
+  const at::Tensor together = to_tensor(all, device);
+  std::vector<at::Tensor> tensors;
+  int64_t first = 0;
+  for (const std::vector<int64_t>& some : numbers) {
+    const auto count = static_cast<int64_t>(some.size());
+    tensors.push_back(together.narrow(0, first, count));
+    first += count;
+  }
+  return tensors;
+}
+
+std::vector<at::Tensor> zeros_together(const std::vector<std::vector<int64_t>>& sizes, const at::TensorOptions& options) {
+  int64_t elements = 0;
+  for (const std::vector<int64_t>& size : sizes) elements += c10::multiply_integers(size);
+  const at::Tensor together = at::zeros({elements}, options);
+  std::vector<at::Tensor> tensors;
+  int64_t first = 0;
+  for (const std::vector<int64_t>& size : sizes) {
+    tensors.push_back(together.narrow(0, first, c10::multiply_integers(size)).view(size));
+    first += tensors.back().numel();
+  }
+  return tensors;
 }
 
 at::Tensor rows_of(const at::Tensor& tensor, const std::vector<int64_t>& rows, int64_t heads, int64_t channels) {

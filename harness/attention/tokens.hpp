@@ -19,6 +19,17 @@ at::Tensor tokens_of(const at::Tensor& tensor, const std::vector<int64_t>& rows,
 /// int64 [numbers.size()] on the device.
 at::Tensor to_tensor(const std::vector<int64_t>& numbers, c10::Device device);
 
+/// Each of them, in one copy.
+std::vector<at::Tensor> to_tensors(const std::vector<std::vector<int64_t>>& numbers, c10::Device device);
+
+/// Tensors of zeros in one piece of memory, contiguous each.
+std::vector<at::Tensor> zeros_together(const std::vector<std::vector<int64_t>>& sizes, const at::TensorOptions& options);
+
+/// Of contiguous float64 numbers; null where the tensor is undefined.
+inline double* data_of(const at::Tensor& tensor) {
+  return tensor.defined() ? tensor.mutable_data_ptr<double>() : nullptr;
+}
+
 /// Prefix sums, lengths.size() + 1 of them.
 std::vector<int64_t> offsets_of(const std::vector<int64_t>& lengths);
 
