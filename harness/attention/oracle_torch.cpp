@@ -10,6 +10,7 @@
 #include <ATen/ops/bmm.h>
 #include <ATen/ops/empty.h>
 #include <ATen/ops/full.h>
+#include <ATen/ops/ones.h>
 #include <ATen/ops/tensor.h>
 #include <ATen/ops/where.h>
 #include <ATen/ops/zeros.h>
@@ -49,9 +50,8 @@ class TorchHeads {
 
   void upload_reads();
   void hide_unread_keys();
+  void make_answers();
   int64_t step() const;
-  Tensor of_sequences(const std::vector<int64_t>& numbers, int64_t rows) const;
-  Tensor rows(int64_t count, int64_t channels) const { return at::zeros({h_.heads, count, channels}, options_); }
   Tensor matrix(Block& b, double*& data) const;
   Block block(int64_t first, bool given, const torch_oracle::OfScores& out);
   void output(const Block& b);
@@ -71,8 +71,9 @@ class TorchHeads {
   const at::TensorOptions options_;
   std::vector<std::vector<Stretch>> stretches_;  ///< by sequence and query
   torch_oracle::Setting setting_;
-  Tensor begin_, end_, empty_, diagonals_, terms_, slopes_, sinks_, first_samples_;  ///< what the setting points to
-  Tensor key_seen_;                                                                  ///< bool [sequences, stored_keys]
+  std::vector<Tensor> reads_;              ///< what the setting points to, int64: begin, end, empty, diagonals, terms; seen
+  Tensor slopes_, sinks_, first_samples_;  ///< what it points to, too
+  Tensor key_seen_;                        ///< bool [sequences, stored_keys]
   Tensor Q_, K_, V_, G_, Q2_, K2_, V2_, G2_, absQ_, absK_;
   Tensor o_, o_var_, lse_, sigma_, o_nu_, dq_, dq_var_, dq_b_, dq_nu_;
   Tensor dk_, dk_var_, dk_b_, dv_, dv_var_, p2_, p4_, ds2_, ds4_, uniform_dout_;
@@ -95,13 +96,9 @@ TorchHeads::TorchHeads(const HeadProblem& h)
   Q2_ = Q_.square(), K2_ = K_.square();
   absQ_ = Q_.abs(), absK_ = K_.abs();
   // Rows that no block writes read no key.
-  dq_ = rows(h.queries, h.d), dq_var_ = rows(h.queries, h.d);
-  dk_ = rows(h.stored_keys, h.d), dk_var_ = rows(h.stored_keys, h.d);
-}
-
-/// int64 [sequences, rows] on the device.
-Tensor TorchHeads::of_sequences(const std::vector<int64_t>& numbers, int64_t rows) const {
-  return to_tensor(numbers, options_.device()).view({static_cast<int64_t>(h_.sequences.size()), rows});
+  const std::vector<int64_t> of_queries{h.heads, h.queries, h.d}, of_keys{h.heads, h.stored_keys, h.d};
+  const std::vector<Tensor> zeros = zeros_together({of_queries, of_queries, of_keys, of_keys}, options_);
+  dq_ = zeros[0], dq_var_ = zeros[1], dk_ = zeros[2], dk_var_ = zeros[3];
 }
 
 void TorchHeads::upload_reads() {
@@ -113,12 +110,11 @@ void TorchHeads::upload_reads() {
     const std::vector<int64_t> read = torch_oracle::keys_read(stretches_[n], h_.stored_keys, true);
     seen.insert(seen.end(), read.begin(), read.end());
   }
-  begin_ = of_sequences(begin, h_.queries), end_ = of_sequences(end, h_.queries), empty_ = of_sequences(empty, h_.queries);
-  diagonals_ = of_sequences(diagonals, 1), terms_ = of_sequences(terms, 1);
-  key_seen_ = of_sequences(seen, h_.stored_keys) != 0;
+  reads_ = to_tensors({begin, end, empty, diagonals, terms, seen}, options_.device());
+  key_seen_ = (reads_[5] != 0).view({static_cast<int64_t>(h_.sequences.size()), h_.stored_keys});
   const auto int64s = [](const Tensor& t) { return t.const_data_ptr<int64_t>(); };
-  setting_.begin = int64s(begin_), setting_.end = int64s(end_), setting_.empty = int64s(empty_);
-  setting_.diagonals = int64s(diagonals_), setting_.terms = int64s(terms_);
+  setting_.begin = int64s(reads_[0]), setting_.end = int64s(reads_[1]), setting_.empty = int64s(reads_[2]);
+  setting_.diagonals = int64s(reads_[3]), setting_.terms = int64s(reads_[4]);
   if (!h_.slopes.empty()) slopes_ = at::tensor(h_.slopes, options_);
   if (!h_.sinks.empty()) sinks_ = at::tensor(h_.sinks, options_);
   setting_.slopes = data_of(slopes_), setting_.sinks = data_of(sinks_);
@@ -133,9 +129,9 @@ void TorchHeads::hide_unread_keys() {
     const std::vector<int64_t> keys = torch_oracle::keys_read(stretches, h_.stored_keys, by_empty_rows);
     read.insert(read.end(), keys.begin(), keys.end());
   }
-  const Tensor seen = (of_sequences(read, h_.stored_keys) != 0).repeat_interleave(setting_.heads_of_sequence, 0).unsqueeze(-1);
-  K_ = at::where(seen, K_, 0.0);
-  V_ = at::where(seen, V_, 0.0);
+  const auto sequences = static_cast<int64_t>(h_.sequences.size());
+  const Tensor seen = (to_tensor(read, options_.device()) != 0).view({sequences, 1, h_.stored_keys, 1});
+  for (Tensor* t : {&K_, &V_}) *t = at::where(seen, t->unflatten(0, {sequences, -1}), 0.0).flatten(0, 1);
 }
 
 /// Rows of a block.
@@ -180,10 +176,12 @@ TorchHeads::Block TorchHeads::block(int64_t first, bool given, const torch_oracl
   return b;
 }
 
-/// bool [1 or heads, rows, 1]: empty and reads all stored keys.
+/// bool [heads, rows, 1]: empty and reads all stored keys.
 Tensor TorchHeads::filled_rows(const Block& b) const {
-  const Tensor filled = of_rows((empty_ != 0) & (begin_ < end_), b.span).unsqueeze(-1);
-  return h_.sequences.size() == 1 ? filled : filled.repeat_interleave(setting_.heads_of_sequence, 0);
+  const Tensor filled = (reads_[2] != 0) & (reads_[0] < reads_[1]);
+  const auto sequences = static_cast<int64_t>(h_.sequences.size());
+  const Tensor of_heads = filled.view({sequences, h_.queries, 1}).repeat_interleave(setting_.heads_of_sequence, 0);
+  return of_rows(of_heads, b.span);
 }
 
 /// Sum of V over the keys that a dropout has kept: [heads, rows, dv], or [heads, 1, dv] where all are.
@@ -245,6 +243,28 @@ void TorchHeads::add_uniform_dout(const Block& b) {
   of_keys(uniform_dout_, b.span).add_(kept.to(at::kDouble).mT().matmul(dout));
 }
 
+/// Rows that no block writes read no key.
+void TorchHeads::make_answers() {
+  const int64_t heads = h_.heads, queries = h_.queries, keys = h_.stored_keys;
+  const std::vector<int64_t> of_key{heads, keys};
+  const std::vector<Tensor> zeros = zeros_together({{heads, queries, h_.dv},
+                                                    {heads, queries, h_.dv},
+                                                    {heads, queries, h_.d},
+                                                    {heads, keys, h_.d},
+                                                    {heads, keys, h_.dv},
+                                                    {heads, keys, h_.dv},
+                                                    {heads, h_.factors.defined() ? keys : 1, h_.dv},
+                                                    of_key,
+                                                    of_key,
+                                                    of_key,
+                                                    of_key},
+                                                   options_);
+  o_ = zeros[0], o_var_ = zeros[1], dq_b_ = zeros[2], dk_b_ = zeros[3], dv_ = zeros[4], dv_var_ = zeros[5];
+  uniform_dout_ = zeros[6], p2_ = zeros[7], p4_ = zeros[8], ds2_ = zeros[9], ds4_ = zeros[10];
+  lse_ = at::full({heads, queries}, -kInfinity, options_), sigma_ = at::full({heads, queries}, 4 * r_.e, options_);
+  o_nu_ = at::ones({heads, queries}, options_), dq_nu_ = at::ones({heads, queries}, options_);
+}
+
 HeadAnswer TorchHeads::answer() {
   const torch_oracle::Samples chosen = torch_oracle::choose_samples(h_, stretches_);
   first_samples_ = to_tensor(chosen.first, options_.device());
@@ -252,13 +272,7 @@ HeadAnswer TorchHeads::answer() {
   setting_.sampled_heads = static_cast<int64_t>(chosen.first.size()) / std::max<int64_t>(h_.queries, 1);
   const Tensor samples = at::zeros({static_cast<int64_t>(chosen.owners.size())}, options_);
   V2_ = V_.square(), G2_ = G_.square();
-  o_ = rows(h_.queries, h_.dv), o_var_ = rows(h_.queries, h_.dv);
-  lse_ = rows(h_.queries, 1).fill_(-kInfinity), sigma_ = rows(h_.queries, 1).fill_(4 * r_.e);
-  o_nu_ = rows(h_.queries, 1).fill_(1), dq_nu_ = rows(h_.queries, 1).fill_(1);
-  dq_b_ = rows(h_.queries, h_.d), dk_b_ = rows(h_.stored_keys, h_.d);
-  dv_ = rows(h_.stored_keys, h_.dv), dv_var_ = rows(h_.stored_keys, h_.dv);
-  p2_ = rows(h_.stored_keys, 1), p4_ = rows(h_.stored_keys, 1), ds2_ = rows(h_.stored_keys, 1), ds4_ = rows(h_.stored_keys, 1);
-  uniform_dout_ = rows(h_.factors.defined() ? h_.stored_keys : 1, h_.dv);
+  make_answers();
   for (int64_t first = 0; first < h_.queries; first += step()) {
     Block b = block(first, /*given=*/false,
                     {.lse = data_of(lse_), .sigma = data_of(sigma_), .o_freedom = data_of(o_nu_), .samples = data_of(samples)});
@@ -290,12 +304,12 @@ HeadAnswer TorchHeads::answer() {
 
 HeadAnswer TorchHeads::gathered(const Tensor& samples, const std::vector<int64_t>& owners) const {
   HeadAnswer out;
-  out.o = o_, out.o_variance = o_var_, out.o_freedom = o_nu_.squeeze(-1);
-  out.lse = lse_.squeeze(-1), out.lse_sigma = sigma_.squeeze(-1);
-  out.dq = dq_, out.dq_variance = dq_var_, out.dq_allowance = dq_b_, out.dq_freedom = dq_nu_.squeeze(-1);
+  out.o = o_, out.o_variance = o_var_, out.o_freedom = o_nu_;
+  out.lse = lse_, out.lse_sigma = sigma_;
+  out.dq = dq_, out.dq_variance = dq_var_, out.dq_allowance = dq_b_, out.dq_freedom = dq_nu_;
   out.dk = dk_, out.dk_variance = dk_var_, out.dk_allowance = dk_b_;
   out.dv = dv_, out.dv_variance = dv_var_;
-  out.p2 = p2_.squeeze(-1), out.p4 = p4_.squeeze(-1), out.ds2 = ds2_.squeeze(-1), out.ds4 = ds4_.squeeze(-1);
+  out.p2 = p2_, out.p4 = p4_, out.ds2 = ds2_, out.ds4 = ds4_;
   out.key_seen = key_seen_;
   out.score_samples = samples;
   out.sampled_heads = owners;

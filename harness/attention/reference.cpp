@@ -232,12 +232,18 @@ Oracle::Oracle(OracleKind kind, const Case& c, const Inputs& inputs, const Profi
 
 Oracle::~Oracle() = default;
 
+HeadProblem Oracle::head_problem(const Group& group) const {
+  if (heads_->groups().size() > 1) return heads_->head_problem(group);
+  if (!whole_) whole_ = std::make_unique<const HeadProblem>(heads_->head_problem(group));
+  return *whole_;
+}
+
 Reference Oracle::reference() const {
   Collector collector(*heads_);
   for_each_answer<HeadAnswer>(
       *heads_,
       [&](const Group& group) {
-        const HeadProblem h = heads_->head_problem(group);
+        const HeadProblem h = head_problem(group);
         return kind_ == OracleKind::eigen ? eigen_head(h) : torch_heads(h);
       },
       [&](const Group& group, const HeadAnswer& answer) { collector.add(group, answer); });
@@ -258,7 +264,7 @@ ConditionalGradients Oracle::given_output(const Reference& reference, const at::
   for_each_answer<HeadGradients>(
       heads,
       [&](const Group& group) {
-        const HeadProblem h = heads.head_problem(group);
+        const HeadProblem h = head_problem(group);
         const Tensor o_of_group = heads.of_queries(given, group);
         return kind_ == OracleKind::eigen ? eigen_head_given_output(h, o_of_group) : torch_heads_given_output(h, o_of_group);
       },

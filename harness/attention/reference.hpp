@@ -20,6 +20,8 @@ struct Expected {
 };
 
 class Heads;
+struct Group;
+struct HeadProblem;
 
 /// One oracle's answer for one case under one profile. dq, dk are end to end (reported; gated where the profile's D comes
 /// from P o dP); those that depend on a kernel's own O are computed by Oracle::given_output. lse has one channel; it is -inf
@@ -55,7 +57,10 @@ class Oracle {
   const OracleKind kind_;
   const Inputs& inputs_;
   const std::unique_ptr<const Heads> heads_;
-  mutable at::Tensor of_q_, of_k_;  ///< correlations of channels, [key heads]; undefined until asked for
+  HeadProblem head_problem(const Group& group) const;
+
+  mutable std::unique_ptr<const HeadProblem> whole_;  ///< a case that is asked about at once; null until asked for
+  mutable at::Tensor of_q_, of_k_;                    ///< correlations of channels, [key heads]; undefined until asked for
 };
 
 }  // namespace attnbench
