@@ -8,6 +8,26 @@
 #include <c10/util/accumulate.h>
 
 namespace attnbench {
+namespace {
+
+/// [storage rows, heads, channels] of a dtype that tokens may have.
+at::Tensor storage_rows(const at::Tensor& tensor, int64_t heads, int64_t channels) {
+  const at::ScalarType dtype = tensor.scalar_type();
+  if (dtype != at::kBFloat16 && dtype != at::kHalf && dtype != at::kFloat && dtype != at::kDouble)
+    throw std::invalid_argument(std::string("tokens of a tensor of dtype ") + c10::toString(dtype) +
+                                ", expected bf16, fp16, fp32 or fp64");
+  return tensor.detach().reshape({-1, heads, channels});
+}
+
+/// All rows in their order: there is nothing to look up.
+bool are_all(const std::vector<int64_t>& rows, int64_t count) {
+  if (static_cast<int64_t>(rows.size()) != count) return false;
+  for (int64_t i = 0; i < count; ++i)
+    if (rows[i] != i) return false;
+  return true;
+}
+
+}  // namespace
 
 at::Tensor to_tensor(const std::vector<int64_t>& numbers, c10::Device device) {
   // Memory that is not pinned is read before the call returns, so that there is nothing to wait for.
@@ -42,15 +62,16 @@ std::vector<at::Tensor> zeros_together(const std::vector<std::vector<int64_t>>& 
 }
 
 at::Tensor rows_of(const at::Tensor& tensor, const std::vector<int64_t>& rows, int64_t heads, int64_t channels) {
-  const at::ScalarType dtype = tensor.scalar_type();
-  if (dtype != at::kBFloat16 && dtype != at::kHalf && dtype != at::kFloat && dtype != at::kDouble)
-    throw std::invalid_argument(std::string("tokens of a tensor of dtype ") + c10::toString(dtype) +
-                                ", expected bf16, fp16, fp32 or fp64");
-  return tensor.detach().reshape({-1, heads, channels}).index_select(0, to_tensor(rows, tensor.device()));
+  const at::Tensor storage = storage_rows(tensor, heads, channels);
+  if (are_all(rows, storage.size(0))) return storage.clone(at::MemoryFormat::Contiguous);
+  return storage.index_select(0, to_tensor(rows, tensor.device()));
 }
 
 at::Tensor tokens_of(const at::Tensor& tensor, const std::vector<int64_t>& rows, int64_t heads, int64_t channels) {
-  return rows_of(tensor, rows, heads, channels).to(at::kDouble);
+  const at::Tensor storage = storage_rows(tensor, heads, channels);
+  if (tensor.scalar_type() == at::kDouble || !are_all(rows, storage.size(0)))
+    return rows_of(tensor, rows, heads, channels).to(at::kDouble);
+  return storage.to(at::kDouble).contiguous();
 }
 
 std::vector<int64_t> offsets_of(const std::vector<int64_t>& lengths) {
