@@ -28,6 +28,12 @@ struct Spacing {
   ATTNBENCH_ON_BOTH double variance_at(double x) const { return at(x) * at(x) / 12; }
 };
 
+/// fp16 keeps its subnormals; fp32 arithmetic may flush those of bf16 and fp32.
+ATTNBENCH_ON_BOTH inline Spacing spacing_of(Dtype dtype) {
+  if (dtype == Dtype::fp16) return {0x1p-10, 0x1p-24};
+  return {dtype == Dtype::bf16 ? 0x1p-7 : 0x1p-23, 0x1p-126};
+}
+
 /// x rounded to the nearest value of the dtype, ties to even; beyond the largest: infinity.
 ATTNBENCH_ON_BOTH inline float round_to(Dtype dtype, float x) {
   if (dtype == Dtype::fp32 || !(std::fabs(x) < INFINITY)) return x;
@@ -39,7 +45,7 @@ ATTNBENCH_ON_BOTH inline float round_to(Dtype dtype, float x) {
     return x;
   }
   if (std::fabs(x) >= 65520) return x > 0 ? INFINITY : -INFINITY;
-  const double spacing = Spacing{0x1p-10, 0x1p-24}.at(x);
+  const double spacing = spacing_of(dtype).at(x);
   return static_cast<float>(std::nearbyint(x / spacing) * spacing);
 }
 

@@ -1,4 +1,4 @@
-// The numbers of the error model by hand: rounding as the hardware rounds, and what a profile makes of a problem.
+// The numbers of the error model by hand: spacings, and what a profile makes of a problem.
 #include "harness/attention/error_model.hpp"
 
 #include <cmath>
@@ -6,36 +6,12 @@
 
 #include <gtest/gtest.h>
 
-#include "harness/attention/element.hpp"
 #include "harness/attention/test_reference.hpp"
 
 namespace attnbench {
 namespace {
 
 using namespace judge_test;
-
-constexpr float kInf = std::numeric_limits<float>::infinity();
-
-TEST(RoundTo, TiesGoToEven) {
-  EXPECT_EQ(round_to(Dtype::bf16, 1 + 0x1p-8f), 1);  // between 1 and 1 + 2^-7
-  EXPECT_EQ(round_to(Dtype::bf16, 1 + 3 * 0x1p-8f), 1 + 2 * 0x1p-7f);
-  EXPECT_EQ(round_to(Dtype::bf16, -1 - 0x1.02p-8f), -1 - 0x1p-7f);
-  EXPECT_EQ(round_to(Dtype::fp16, 1 + 0x1p-11f), 1);
-  EXPECT_EQ(round_to(Dtype::fp16, 1 + 3 * 0x1p-11f), 1 + 2 * 0x1p-10f);
-  EXPECT_EQ(round_to(Dtype::fp32, 1 + 0x1p-23f), 1 + 0x1p-23f);
-}
-
-TEST(RoundTo, KnowsTheEndsOfTheDtype) {
-  EXPECT_EQ(round_to(Dtype::fp16, 65519.0f), 65504);
-  EXPECT_EQ(round_to(Dtype::fp16, 65520.0f), kInf);
-  EXPECT_EQ(round_to(Dtype::bf16, -std::numeric_limits<float>::max()), -kInf);
-  EXPECT_EQ(round_to(Dtype::fp16, 0x1.8p-24f), 2 * 0x1p-24f);  // between two subnormals, to even
-  EXPECT_EQ(round_to(Dtype::fp16, 0x1p-25f), 0);
-  for (Dtype dtype : {Dtype::bf16, Dtype::fp16, Dtype::fp32}) {
-    EXPECT_EQ(round_to(dtype, -kInf), -kInf);
-    EXPECT_TRUE(std::isnan(round_to(dtype, std::numeric_limits<float>::quiet_NaN())));
-  }
-}
 
 TEST(Ulp, IsTheDistanceOfNeighbours) {
   EXPECT_EQ(ulp(Dtype::bf16, 1), 0x1p-7);

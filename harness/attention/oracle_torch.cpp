@@ -84,7 +84,7 @@ TorchHeads::TorchHeads(const HeadProblem& h)
   for (const SequenceOfHeads& sequence : h.sequences) stretches_.push_back(torch_oracle::read_keys(h, sequence));
   setting_.on_gpu = h.q.is_cuda();
   setting_.rounding = r_;
-  setting_.spacing = {ulp(r_.dtype, 1), ulp(r_.dtype, 0)};
+  setting_.spacing = spacing_of(r_.dtype);
   setting_.scale = h.scale, setting_.softcap = h.problem->softcap;
   setting_.kept = 1 - h.problem->dropout.p;
   setting_.filler = h.empty_row == Conventions::EmptyRow::nan ? std::nan("") : 0;

@@ -42,10 +42,6 @@ void for_each_answer(const Heads& heads, const std::function<Answer(const Group&
   }
 }
 
-Spacing spacing_of(const Rounding& r) {
-  return {ulp(r.dtype, 1), ulp(r.dtype, 0)};
-}
-
 /// Distinct values among the samples, where fewer than half of them are (integer data: equal scores round alike).
 double distinct_scores(const Tensor& all) {
   if (all.numel() <= 64) return kInfinity;
@@ -110,7 +106,7 @@ head_rows::Sum sum_of(const Heads& heads, const Expected& x, const Tensor& seen,
           .tokens = heads.keys(),
           .heads = heads.problem().hkv,
           .channels = x.value.size(2),
-          .spacing = spacing_of(heads.rounding()),
+          .spacing = spacing_of(heads.rounding().dtype),
           .accumulation = heads.rounding().accumulation,
           .terms = heads.terms_of_keys().const_data_ptr<int64_t>(),
           .seen = data_of(seen),
@@ -188,7 +184,7 @@ void Collector::add_keys(const Group& group, const HeadAnswer& a) {
                 {data_of(a.ds2), data_of(ds2_)},
                 {data_of(a.ds4), data_of(ds4_)}},
       .count = head_rows::Shares::kMost,
-      .spacing = spacing_of(heads_.rounding()),
+      .spacing = spacing_of(heads_.rounding().dtype),
       .group = heads_.problem().group(),
       .seen_in = a.key_seen.const_data_ptr<bool>(),
       .seen = data_of(seen_)};
@@ -259,7 +255,7 @@ ConditionalGradients Oracle::given_output(const Reference& reference, const at::
   // What is not finite fails as O; it must not excuse the gradients.
   const Tensor given = at::where(kernels.abs() < kInfinity, kernels, reference.o.value).to(heads.device());
   const bool on_gpu = heads.device().is_cuda(), rounds = heads.rounding().gqa_partials;
-  const Spacing spacing = spacing_of(heads.rounding());
+  const Spacing spacing = spacing_of(heads.rounding().dtype);
   ConditionalGradients out{over_queries(heads, p.d), KeySums(heads, p.d).x};
   for_each_answer<HeadGradients>(
       heads,
