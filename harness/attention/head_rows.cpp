@@ -9,10 +9,13 @@ struct GatherStep {
 
   ATTNBENCH_ON_BOTH void operator()(const RowTeam& team, int64_t row) const {
     const int64_t head = row / from.longest, sequence = head / from.heads;
-    const int64_t token = from.token_at[sequence * from.longest + row % from.longest];
+    const int64_t place = sequence * from.longest + row % from.longest, token = from.token_at ? from.token_at[place] : place;
     const int64_t of_token = (from.first + head % from.heads) / from.group;
     const int64_t first = (token * from.all_heads + of_token) * from.channels;
-    team.each(from.channels, [&](int64_t x) { rows[row * from.channels + x] = token < 0 ? 0 : from.tokens.at(first + x); });
+    team.each(from.channels, [&](int64_t x) {
+      const double number = token < 0 ? 0 : from.tokens.at(first + x);
+      rows[row * from.channels + x] = from.nan_is_0 && number != number ? 0 : number;
+    });
   }
 };
 
@@ -104,6 +107,23 @@ struct FreedomStep {
   }
 };
 
+struct CorrelateStep {
+  const double* products;
+  int64_t channels;
+  double* correlated;
+
+  ATTNBENCH_ON_BOTH void operator()(const RowTeam& team, int64_t head) const {
+    const double* of_head = products + head * channels * channels;
+    double sum = 0;
+    team.each(channels * channels, [&](int64_t i) {
+      const double squares = of_head[i / channels * (channels + 1)] * of_head[i % channels * (channels + 1)];
+      if (squares > 0) sum += of_head[i] * of_head[i] / squares;
+    });
+    sum = team.sum(sum);
+    if (team.writes()) correlated[head] = sum;
+  }
+};
+
 }  // namespace
 
 void gather(bool on_gpu, const Gathering& from, double* rows) {
@@ -125,6 +145,10 @@ void finish(bool on_gpu, const Sum& sum) {
 
 void limit_freedom(bool on_gpu, const Freedom& of) {
   for_each_row(on_gpu, of.tokens * of.heads, of.channels, FreedomStep{of});
+}
+
+void correlate(bool on_gpu, const double* products, int64_t heads, int64_t channels, double* correlated) {
+  for_each_row(on_gpu, heads, channels * channels, CorrelateStep{products, channels, correlated});
 }
 
 }  // namespace attnbench::head_rows

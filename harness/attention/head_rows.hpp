@@ -12,10 +12,11 @@ namespace attnbench::head_rows {
 /// Rows from tokens, 0 where there is none.
 struct Gathering {
   Numbers tokens;
-  const int64_t* token_at = nullptr;  ///< [sequences, longest]; -1: none
+  const int64_t* token_at = nullptr;  ///< [sequences, longest]; -1: none; null: all in their order
   int64_t sequences = 0, longest = 0, channels = 0;
   int64_t all_heads = 0, first = 0, heads = 0;  ///< of the tokens; of the rows, [first, first + heads) of …
   int64_t group = 1;                            ///< … so many for each head of the tokens
+  bool nan_is_0 = false;
 };
 void gather(bool on_gpu, const Gathering& from, double* rows);
 
@@ -91,5 +92,9 @@ struct Freedom {
   double* freedom = nullptr;           ///< [tokens, heads]
 };
 void limit_freedom(bool on_gpu, const Freedom& of);
+
+/// products: [heads, channels, channels], of each two channels. Sum of their squared correlations about 0: [heads]. A channel of
+/// zeros has none.
+void correlate(bool on_gpu, const double* products, int64_t heads, int64_t channels, double* correlated);
 
 }  // namespace attnbench::head_rows

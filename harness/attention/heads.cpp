@@ -8,6 +8,7 @@
 #include <utility>
 
 #include <ATen/TensorOperators.h>
+#include <ATen/ops/bmm.h>
 #include <ATen/ops/cat.h>
 #include <ATen/ops/empty.h>
 #include <ATen/ops/zeros.h>
@@ -220,8 +221,28 @@ Tensor Heads::gather(const Tensor& tokens, const Tensor& token_at, int64_t longe
                      .first = group.head,
                      .heads = group.heads,
                      .group = per_head},
-                    rows.mutable_data_ptr<double>());
+                    data_of(rows));
   return rows;
+}
+
+/// Of [tokens, heads, channels].
+Tensor Heads::correlations(const Tensor& tokens) const {
+  const int64_t count = tokens.size(0), heads = tokens.size(1), channels = tokens.size(2);
+  const at::TensorOptions options = tokens.options().dtype(at::kDouble);
+  const Tensor rows = at::empty({problem_.hkv, heads / problem_.hkv * count, channels}, options);
+  const Tensor correlated = at::empty({problem_.hkv}, options);
+  head_rows::gather(tokens.is_cuda(),
+                    {.tokens = numbers_of(tokens),
+                     .sequences = 1,
+                     .longest = count,
+                     .channels = channels,
+                     .all_heads = heads,
+                     .heads = heads,
+                     .nan_is_0 = true},
+                    data_of(rows));
+  const Tensor products = at::bmm(rows.mT(), rows);
+  head_rows::correlate(tokens.is_cuda(), data_of(products), problem_.hkv, channels, data_of(correlated));
+  return correlated;
 }
 
 Tensor Heads::of_queries(const Tensor& tokens, const Group& group) const {

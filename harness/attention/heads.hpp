@@ -40,6 +40,11 @@ class Heads {
   HeadProblem head_problem(const Group& group) const;
   /// Its part of a tensor over queries [tokens, hq, channels]: float64 [sequences x heads, queries, channels].
   at::Tensor of_queries(const at::Tensor& tokens, const Group& group) const;
+  /// Sum of the squared correlations about 0 of all pairs of channels, over tokens and the heads that end in one key head:
+  /// float64 [key heads]. NaN, in keys that nobody reads, counts as 0.
+  at::Tensor correlations_of_queries() const { return correlations(q_.narrow(0, 0, queries())); }
+  at::Tensor correlations_of_keys() const { return correlations(k_.narrow(0, 0, keys())); }
+
   /// Queries x group heads that a row of dk or dv sums over: int64 [tokens].
   const at::Tensor& terms_of_keys() const { return terms_of_keys_; }
 
@@ -48,6 +53,7 @@ class Heads {
   void make_groups();
   void add_group(std::vector<int64_t> sequences, int64_t head, int64_t heads);
   at::Tensor factors_of(const Group& group) const;
+  at::Tensor correlations(const at::Tensor& tokens) const;
   at::Tensor gather(const at::Tensor& tokens, const at::Tensor& token_at, int64_t longest, int64_t per_head,
                     const Group& group) const;
 

@@ -10,11 +10,8 @@
 
 #include <ATen/TensorOperators.h>
 #include <ATen/ops/cat.h>
-#include <ATen/ops/diagonal.h>
 #include <ATen/ops/empty.h>
 #include <ATen/ops/empty_like.h>
-#include <ATen/ops/matmul.h>
-#include <ATen/ops/nan_to_num.h>
 #include <ATen/ops/where.h>
 
 #include "harness/attention/head_rows.hpp"
@@ -51,18 +48,6 @@ double distinct_scores(const Tensor& all) {
   size_t distinct = 1;
   for (size_t i = 1; i < samples.size(); ++i) distinct += samples[i] - samples[i - 1] > 1e-6 * (1 + std::abs(samples[i]));
   return 2 * distinct < samples.size() ? static_cast<double>(distinct) : kInfinity;
-}
-
-/// sum rho^2 over all pairs of channels, rho their correlation about 0 over tokens and heads that end in one key head:
-/// [key heads] of [tokens, heads, channels]. NaN, in keys that nobody reads, counts as 0.
-Tensor correlations2(const Tensor& tokens, int64_t key_heads) {
-  const int64_t channels = tokens.size(2);
-  const int64_t group = tokens.size(1) / key_heads;
-  const Tensor by_head = at::nan_to_num(tokens, 0.0).view({tokens.size(0), key_heads, group, channels}).transpose(0, 1);
-  const Tensor rows = by_head.reshape({key_heads, tokens.size(0) * group, channels}), sums = rows.mT().matmul(rows);
-  const Tensor squares = sums.diagonal(0, 1, 2);
-  const Tensor rho2 = sums.square() / (squares.unsqueeze(1) * squares.unsqueeze(2));
-  return at::where(rho2.isfinite(), rho2, 0.0).sum({1, 2});
 }
 
 void move(Expected& x, c10::Device device) {
@@ -281,8 +266,8 @@ ConditionalGradients Oracle::given_output(const Reference& reference, const at::
   const Tensor seen = reference.dk.variance.to(heads.device());  // 0 where no query reads the key
   head_rows::finish(on_gpu, sum_of(heads, out.dk, seen, p.d));
   if (!of_q_.defined()) {
-    of_k_ = correlations2(tokens_of(inputs_.k, inputs_.k_rows, p.hkv, p.d), p.hkv).to(heads.device());
-    of_q_ = correlations2(tokens_of(inputs_.q, inputs_.q_rows, p.hq, p.d), p.hkv).to(heads.device());
+    of_k_ = heads.correlations_of_keys();
+    of_q_ = heads.correlations_of_queries();
   }
   const auto limit_freedom = [&](Expected& x, const Tensor& correlated, int64_t group, const Tensor& most,
                                  const Tensor& allowance) {
