@@ -49,6 +49,11 @@ ATTNBENCH_ON_BOTH inline float round_to(Dtype dtype, float x) {
   return static_cast<float>(std::nearbyint(x / spacing) * spacing);
 }
 
+/// NaN where one of them is.
+ATTNBENCH_ON_BOTH inline double larger(double a, double b) {
+  return a > b || a != a ? a : b;
+}
+
 /// Effective number of equal sources, from the sums of their squares and fourth powers.
 ATTNBENCH_ON_BOTH inline double effective_sources(double sum2, double sum4, int64_t most) {
   if (!(sum4 > 0)) return 1;

@@ -19,10 +19,6 @@ ATTNBENCH_ON_BOTH double square(double x) {
   return x * x;
 }
 
-ATTNBENCH_ON_BOTH double larger(double a, double b) {
-  return a > b || a != a ? a : b;
-}
-
 /// A value that an implementation stores, and the variance of what is uncertain about its rounding.
 struct Stored {
   double value, variance;

@@ -11,6 +11,7 @@
 #include <vector>
 
 #include <ATen/TensorOperators.h>
+#include <ATen/ops/arange.h>
 #include <c10/cuda/CUDACachingAllocator.h>
 #include <cuda_runtime_api.h>
 #include <gtest/gtest.h>
@@ -21,6 +22,7 @@
 #include "harness/run/suite.hpp"
 #include "harness/worker/cuda_device.hpp"
 #include "harness/worker/test_judge.hpp"
+#include "harness/worker/verdict_statistics.hpp"
 
 namespace attnbench {
 namespace {
@@ -133,6 +135,74 @@ TEST_P(OnGpu, VerdictsAreThoseOfTheCpu) {
 }
 
 INSTANTIATE_TEST_SUITE_P(Shapes, OnGpu, testing::ValuesIn(shapes()));
+
+/// All but the order of sums.
+void expect_same_statistics(const ErrorStatistics& a, const ErrorStatistics& b, const std::string& what) {
+  EXPECT_EQ(a.elements, b.elements) << what;
+  EXPECT_EQ(a.exact_elements, b.exact_elements) << what;
+  EXPECT_EQ(a.exact_violations, b.exact_violations) << what;
+  EXPECT_EQ(a.worst, b.worst) << what;
+  EXPECT_EQ(a.worst_got, b.worst_got) << what;
+  EXPECT_EQ(a.worst_expected, b.worst_expected) << what;
+  EXPECT_EQ(a.max_abs, b.max_abs) << what;
+  for (double ErrorStatistics::*number :
+       {&ErrorStatistics::max_z, &ErrorStatistics::rms_z, &ErrorStatistics::rel_l2, &ErrorStatistics::cosine,
+        &ErrorStatistics::signal, &ErrorStatistics::allowance, &ErrorStatistics::gain, &ErrorStatistics::gain_error,
+        &ErrorStatistics::gain_beside_rounded, &ErrorStatistics::inner_gain, &ErrorStatistics::inner_gain_error,
+        &ErrorStatistics::gain_step, &ErrorStatistics::samples})
+    EXPECT_NEAR(a.*number, b.*number, 1e-9 * (1e-6 + std::abs(a.*number))) << what;
+}
+
+/// Rows about a signal, whose largest |z| is there twice; of the last row nothing has a z.
+Expected expected_rows(int64_t tokens, int64_t heads, int64_t channels, at::Tensor& got) {
+  const at::Tensor i = at::arange(tokens * heads * channels, at::kDouble).view({tokens, heads, channels});
+  Expected x;
+  x.value = (i * 0.7).sin();
+  x.variance = (i * 1.3).cos().square() * 1e-4 + 1e-6;
+  x.allowance = (i * 0.3).sin() * 1e-3;
+  x.freedom = at::arange(tokens * heads, at::kDouble).view({tokens, heads}).remainder(5);
+  got = x.value + x.variance.sqrt() * (i * 2.9).sin();
+  if (tokens == 0) return x;
+  for (const int64_t token : {tokens / 3, tokens / 2}) {
+    x.variance[token][0][0] = 0.25;
+    x.value[token][0][0] = 1;
+    got[token][0][0] = 5;
+  }
+  x.value[tokens - 1].zero_(), x.variance[tokens - 1].zero_(), got[tokens - 1].zero_();
+  return x;
+}
+
+Expected copy_to(const Expected& x, const at::Device& device) {
+  return {x.value.to(device), x.variance.to(device), x.allowance.to(device), x.freedom.to(device)};
+}
+
+/// Few rows and many, of few channels and many.
+TEST(ErrorsOnGpu, AreThoseOfTheCpu) {
+  const std::vector<std::vector<int64_t>> sizes{{5000, 3, 64}, {0, 2, 64}, {90000, 1, 1}, {7, 1, 300}};
+  std::vector<at::Tensor> got(sizes.size());
+  std::vector<Expected> here, there;
+  for (size_t i = 0; i < sizes.size(); ++i) {
+    here.push_back(expected_rows(sizes[i][0], sizes[i][1], sizes[i][2], got[i]));
+    there.push_back(copy_to(here[i], at::Device(at::kCUDA, static_cast<c10::DeviceIndex>(gpu().index))));
+  }
+  std::vector<Compared> on_cpu, on_gpu;
+  for (size_t i = 0; i < sizes.size(); ++i) {
+    on_cpu.push_back({got[i], &here[i]});
+    on_gpu.push_back({got[i].to(there[i].value.device()), &there[i]});
+  }
+  const std::vector<Tolerance> tolerances{{1e-3, 1e-5}, {2e-2, 2e-2}};
+  for (const Dtype dtype : {Dtype::bf16, Dtype::fp16, Dtype::fp32}) {
+    for (const bool only_outputs_rounded : {false, true}) {
+      const auto a = measure_errors(on_cpu, dtype, only_outputs_rounded), b = measure_errors(on_gpu, dtype, only_outputs_rounded);
+      for (size_t i = 0; i < a.size(); ++i) expect_same_statistics(a[i], b[i], std::to_string(i));
+    }
+    const auto a = field_errors(on_cpu, dtype, tolerances), b = field_errors(on_gpu, dtype, tolerances);
+    for (size_t i = 0; i < a.size(); ++i) {
+      EXPECT_EQ(a[i].max_abs, b[i].max_abs) << i;
+      for (size_t k = 0; k < tolerances.size(); ++k) EXPECT_DOUBLE_EQ(a[i].of_tolerance[k], b[i].of_tolerance[k]) << i;
+    }
+  }
+}
 
 TEST(JudgeOnGpu, AWrongElementFailsTheSameGate) {
   const Case c = parse_case("attention hq=6 hkv=2 lq=129 d=64 dtype=bf16 mask=causal seed=11");

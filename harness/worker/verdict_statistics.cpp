@@ -1,24 +1,18 @@
 #include "harness/worker/verdict_statistics.hpp"
 
 #include <algorithm>
-#include <array>
 #include <cmath>
-#include <utility>
+#include <functional>
+#include <stdexcept>
 
 #include <ATen/TensorOperators.h>
 #include <ATen/ops/arange.h>
 #include <ATen/ops/cat.h>
+#include <ATen/ops/empty.h>
 #include <ATen/ops/stack.h>
-#include <ATen/ops/take.h>
 #include <ATen/ops/where.h>
-#include <ATen/ops/zeros.h>
-#include <ATen/ops/zeros_like.h>
 
-#include "harness/attention/error_model.hpp"
-#include "harness/attention/spacing.hpp"
-#include "harness/attention/tokens.hpp"
-#include "harness/attention/torch_dtype.hpp"
-#include "harness/worker/row_stretches.hpp"
+#include "harness/attention/parallel.hpp"
 
 namespace attnbench {
 namespace {
@@ -54,29 +48,6 @@ Tensor beyond_limit(const Tensor& got, const Tensor& value, const Tensor& varian
   return measured & (difference / variance.sqrt() <= z_limit).logical_not();
 }
 
-/// Float64 x in the dtype.
-Tensor rounded(const Tensor& x, Dtype dtype) {
-  return x.to(at::kFloat).to(torch_dtype(dtype)).to(at::kDouble);
-}
-
-/// Of each row, gain beside round(x64) and the model of it: the columns kRoundedGain, kInnerGain, kInnerVariance, kMaxStep.
-/// x: [rows, channels]; signal: x / sigma; has_gain: [rows].
-std::array<Tensor, 4> gain_columns(const Tensor& got, const Tensor& x, const Tensor& sigma, const Tensor& signal,
-                                   const Tensor& has_gain, Dtype dtype) {
-  constexpr double kSums = 0x1p-23;  // 2 e: sums in float32, which a rounded output hides from sigma
-  constexpr double kTie = 0x1p-20;   // in ulps: closer to the middle between two values there is no telling where it rounds
-  const Tensor weight = at::where(has_gain.unsqueeze(1), signal / sigma, 0.0), step = spacing(dtype, x);
-  const Tensor tau = (sigma.square() - step.square() / 12).clamp_min_(0).sqrt_().add_(x.abs(), kSums);
-  const Tensor of_tau = (tau * (step + tau)).mul_(weight.square());
-  const Tensor of_dtype = rounded(x, dtype);
-  const Tensor is_tie = ((x - of_dtype).abs_() - step / 2).abs_() <= step * kTie;
-  // An element that is not measured has an infinite sigma and no weight.
-  const Tensor counts = (weight != 0).logical_and_(is_tie.logical_not());
-  const auto counted = [&](const Tensor& values) { return at::where(counts, values, 0.0); };
-  return {counted((got - of_dtype).mul_(weight)).sum(1), counted(tau * weight.abs()).sum(1), counted(of_tau).sum(1),
-          counted(step * weight.abs()).amax(1)};
-}
-
 /// |a - b|: 0 where they are the same, NaN included, else infinity where one is not finite.
 Tensor absolute_difference(const Tensor& a, const Tensor& b) {
   const Tensor difference = (a - b).abs();
@@ -84,133 +55,85 @@ Tensor absolute_difference(const Tensor& a, const Tensor& b) {
   return at::where(difference < kInfinity, difference, at::where(same, 0.0, kInfinity));
 }
 
-/// What is measured of a part of the rows: sums, then the largest of all, then the element that has the largest |z|.
-enum Column {
-  kElements,
-  kExact,
-  kViolations,
-  kFinite,
-  kError2,  ///< (got - x)^2
-  kCross,   ///< (got - x) x
-  kExpected2,
-  kZ2,
-  kSignal2,
-  kGain,
-  kGainedSignal2,
-  kCoherent2,
-  kAllowance2,
-  kEnergy,            ///< E_r of rows with a freedom
-  kEnergy2OfFreedom,  ///< E_r^2 / nu_r
-  kRoundedGain,       ///< (got - round(x)) x / sigma^2; this, the next two and kMaxStep: only where only outputs are rounded
-  kInnerGain,         ///< tau |x| / sigma^2
-  kInnerVariance,     ///< (tau ulp + tau^2) x^2 / sigma^4
-  kMaxStep,           ///< largest ulp |x| / sigma^2
-  kMaxAbs,
-  kMaxZ,
-  kAtMaxZ,       ///< its index
-  kGotAtMaxZ,    ///< got there
-  kValueAtMaxZ,  ///< x there
-};
-
-/// Tensors [rows, channels] side by side.
-class Measurement {
+/// Tensors as row steps read them.
+class ManyRows {
  public:
-  Measurement(const std::vector<Compared>& tensors, Dtype dtype, bool only_outputs_rounded);
-  /// Of each tensor: [parts, columns] on the CPU.
-  std::vector<Tensor> columns() const;
+  /// At least one tensor.
+  explicit ManyRows(const std::vector<Compared>& tensors);
+  /// What error_columns() needs beside the values.
+  void add_variances(const std::vector<Compared>& tensors);
+  /// [tensors, columns] on the CPU, as `measure` puts them.
+  Tensor measured(int64_t columns, const std::function<void(const Columns&)>& measure) const;
+
+  c10::Device device() const { return device_; }
+  const std::vector<ComparedRows>& all() const { return all_; }
 
  private:
-  Tensor measure(const RowStretch& stretch) const;
-  Tensor allowances2(const RowStretch& stretch, const Tensor& sigma) const;
+  /// Throws std::invalid_argument for another number of elements or another device.
+  const double* keep(const Tensor& tensor, int64_t elements);
 
-  std::vector<Tensor> got_, value_, variance_, freedom_;  ///< [rows, channels], freedom_: [rows]
-  std::vector<Tensor> allowance_;                         ///< [rows, channels], undefined where there is none
-  const Dtype dtype_;
-  const bool only_outputs_rounded_;
+  const c10::Device device_;
+  std::vector<Tensor> kept_;  ///< contiguous
+  std::vector<ComparedRows> all_;
 };
 
-Measurement::Measurement(const std::vector<Compared>& tensors, Dtype dtype, bool only_outputs_rounded)
-    : dtype_(dtype), only_outputs_rounded_(only_outputs_rounded) {
+ManyRows::ManyRows(const std::vector<Compared>& tensors) : device_(tensors.front().got.device()) {
   for (const Compared& t : tensors) {
-    const Expected& x = *t.expected;
-    got_.push_back(as_rows(t.got));
-    value_.push_back(as_rows(x.value));
-    variance_.push_back(as_rows(x.variance));
-    allowance_.push_back(x.allowance.defined() ? as_rows(x.allowance) : Tensor());
-    freedom_.push_back(x.freedom.flatten());
+    const int64_t rows = t.got.size(0) * t.got.size(1), channels = t.got.size(2);
+    const double* const got = keep(t.got, rows * channels);
+    all_.push_back({.rows = rows, .channels = channels, .got = got, .value = keep(t.expected->value, rows * channels)});
   }
 }
 
-std::vector<Tensor> Measurement::columns() const {
-  return by_stretches(got_, [this](const RowStretch& stretch) { return measure(stretch); });
+void ManyRows::add_variances(const std::vector<Compared>& tensors) {
+  for (size_t i = 0; i < tensors.size(); ++i) {
+    const Expected& x = *tensors[i].expected;
+    ComparedRows& t = all_[i];
+    t.variance = keep(x.variance, t.rows * t.channels);
+    if (x.allowance.defined()) t.allowance = keep(x.allowance, t.rows * t.channels);
+    t.freedom = keep(x.freedom, t.rows);
+  }
 }
 
-/// Sum of (b / sigma)^2 over each row of a stretch, [rows].
-Tensor Measurement::allowances2(const RowStretch& stretch, const Tensor& sigma) const {
-  std::vector<Tensor> of_parts;
-  int64_t first = 0;
-  for (const RowPart& part : stretch.parts) {
-    const Tensor& all = allowance_[part.tensor];
-    const Tensor of_sigma = sigma.narrow(0, std::exchange(first, first + part.rows), part.rows);
-    of_parts.push_back(all.defined() ? (all.narrow(0, part.first, part.rows) / of_sigma).square_().sum(1)
-                                     : at::zeros({part.rows}, sigma.options()));
-  }
-  return at::cat(of_parts);
+const double* ManyRows::keep(const Tensor& tensor, int64_t elements) {
+  if (tensor.numel() != elements || tensor.device() != device_)
+    throw std::invalid_argument("what is compared differs in its number of elements or its device");
+  return kept_.emplace_back(tensor.contiguous()).const_data_ptr<double>();
 }
 
-/// The columns; an element without a z counts as one without an error.
-Tensor Measurement::measure(const RowStretch& stretch) const {
-  const Tensor got = stretch.of(got_), value = stretch.of(value_), variance = stretch.of(variance_);
-  const Tensor difference = got - value, finite = difference.abs() < kInfinity, exact = variance == 0;
-  const Tensor measured = finite.logical_and(exact.logical_not());
-  const Tensor error = at::where(measured, difference, 0.0), x = at::where(measured, value, 0.0);
-  const Tensor sigma = at::where(measured, variance, kInfinity).sqrt_();
-  const Tensor z = error / sigma, signal = x / sigma;
-  const Tensor energy = z.square().sum(1), signal2 = signal.square().sum(1);
-  const Tensor freedom = stretch.of(freedom_), has_gain = freedom != 0;
-  const auto gained = [&](const Tensor& of_rows) { return at::where(has_gain, of_rows, 0.0); };
-  const auto count = [](const Tensor& which) { return which.sum(1).to(at::kDouble); };
-  const auto product = [](const Tensor& a, const Tensor& b) { return (a * b).sum(1); };
-  const Tensor none = at::zeros_like(energy);
-  std::array<Tensor, 4> inner{none, none, none, none};
-  if (only_outputs_rounded_) inner = gain_columns(got, x, sigma, signal, has_gain, dtype_);
-  const Tensor sums = at::stack(
-      {count(measured), count(exact), count(exact & (got != value)), count(finite), error.square().sum(1), product(error, x),
-       x.square().sum(1), energy, signal2, gained(product(z, signal)), gained(signal2), gained(signal.abs().sum(1).square()),
-       allowances2(stretch, sigma), gained(energy), gained(energy.square() / freedom), inner[0], inner[1], inner[2]});
-  const auto [size, channel] = z.abs().max(1);
-  const Tensor largest = at::stack({inner[3], at::where(finite, difference.abs_(), 0.0).amax(1), size});
-  const Tensor columns = stretch.by_parts([&](int64_t first, int64_t rows) {
-    return at::cat({sums.narrow(1, first, rows).sum(1), largest.narrow(1, first, rows).amax(1)});
-  });
-  const Tensor row = stretch.by_parts([&](int64_t first, int64_t rows) { return size.narrow(0, first, rows).argmax(); });
-  std::vector<int64_t> begin_here, begin_in_tensor;
-  int64_t next = 0;
-  for (const RowPart& part : stretch.parts) {
-    begin_here.push_back(std::exchange(next, next + part.rows));
-    begin_in_tensor.push_back(part.first);
-  }
-  const Tensor row_here = row + to_tensor(begin_here, got.device()), at_channel = channel.index_select(0, row_here);
-  const Tensor here = row_here * got.size(1) + at_channel;
-  const Tensor place = (row + to_tensor(begin_in_tensor, got.device())) * got.size(1) + at_channel;
-  return at::cat({columns, at::stack({place.to(at::kDouble), got.take(here), value.take(here)}, 1)}, 1);
+Tensor ManyRows::measured(int64_t columns, const std::function<void(const Columns&)>& measure) const {
+  const auto tensors = static_cast<int64_t>(all_.size()), parts = parts_of(device_, all_);
+  const Tensor of_parts = at::empty({tensors, columns, parts}, kept_.front().options());
+  const Tensor of_tensors = at::empty({tensors, columns}, kept_.front().options());
+  measure({parts, of_parts.mutable_data_ptr<double>(), of_tensors.mutable_data_ptr<double>()});
+  return of_tensors.to(at::kCPU);
+}
+
+/// [stretches, …] on the CPU: what `measure` (float64) says of `count` rows from `first` on. On a CPU a dozen arrays of a
+/// stretch stay in a core's cache, on a GPU they take little memory. rows: [at least one, channels].
+Tensor by_stretches(const Tensor& rows, const std::function<Tensor(int64_t first, int64_t count)>& measure) {
+  const int64_t elements = rows.is_cpu() ? 1 << 14 : 1 << 23, each = std::max<int64_t>(1, elements / rows.size(1));
+  std::vector<Tensor> answers((rows.size(0) + each - 1) / each);
+  for_each_piece(rows.device(), static_cast<int64_t>(answers.size()),
+                 [&](int64_t i) { answers[i] = measure(i * each, std::min(each, rows.size(0) - i * each)); });
+  return at::stack(answers).to(at::kCPU);
 }
 
 /// Of the elements that fail: how many there are, which is the first, and which outranks every z.
 void find_bad_elements(const Compared& t, Dtype dtype, ErrorStatistics& s) {
-  const std::vector<Tensor> got{as_rows(t.got)}, value{as_rows(t.expected->value)}, variance{as_rows(t.expected->variance)};
+  const Tensor got = as_rows(t.got), value = as_rows(t.expected->value), variance = as_rows(t.expected->variance);
   // By stretch: mismatches, those beyond the limit of z, the first mismatch or violation, the first of all; infinity: none.
-  const Tensor parts =
-      by_stretches(got, [&](const RowStretch& stretch) {
-        const Tensor actual = stretch.of(got), x = stretch.of(value), of_x = stretch.of(variance);
-        const Tensor mismatch = nonfinite_mismatch(actual, x, of_x, dtype);
-        const Tensor outright = wrong_outright(mismatch, actual, x, of_x), beyond = beyond_limit(actual, x, of_x, t.z_limit);
-        const int64_t begin = stretch.parts.front().first * actual.size(1);
-        const Tensor place = at::arange(begin, begin + actual.numel(), actual.options()).view(actual.sizes());
-        const auto count = [](const Tensor& which) { return which.sum().to(at::kDouble); };
-        const auto first = [&](const Tensor& which) { return at::where(which, place, kInfinity).amin(); };
-        return at::stack({count(mismatch), count(beyond), first(outright), first(outright | beyond)}).unsqueeze(0);
-      }).front();
+  const Tensor parts = by_stretches(got, [&](int64_t begin, int64_t rows) {
+    const auto stretch = [&](const Tensor& all) { return all.narrow(0, begin, rows); };
+    const Tensor actual = stretch(got), x = stretch(value), of_x = stretch(variance);
+    const Tensor mismatch = nonfinite_mismatch(actual, x, of_x, dtype);
+    const Tensor outright = wrong_outright(mismatch, actual, x, of_x), beyond = beyond_limit(actual, x, of_x, t.z_limit);
+    const int64_t index = begin * actual.size(1);
+    const Tensor place = at::arange(index, index + actual.numel(), actual.options()).view(actual.sizes());
+    const auto count = [](const Tensor& which) { return which.sum().to(at::kDouble); };
+    const auto first = [&](const Tensor& which) { return at::where(which, place, kInfinity).amin(); };
+    return at::stack({count(mismatch), count(beyond), first(outright), first(outright | beyond)});
+  });
   s.nonfinite_mismatches = static_cast<int64_t>(parts.select(1, 0).sum().item<double>());
   s.beyond_limit = static_cast<int64_t>(parts.select(1, 1).sum().item<double>());
   const double outright = parts.select(1, 2).amin().item<double>(), any = parts.select(1, 3).amin().item<double>();
@@ -218,41 +141,37 @@ void find_bad_elements(const Compared& t, Dtype dtype, ErrorStatistics& s) {
   if (s.nonfinite_mismatches > 0) s.max_abs = kInfinity;
   if (outright == kInfinity) return;
   s.worst = static_cast<int64_t>(outright);
-  s.worst_got = got.front().flatten()[*s.worst].item<double>();
-  s.worst_expected = value.front().flatten()[*s.worst].item<double>();
+  s.worst_got = got.flatten()[*s.worst].item<double>();
+  s.worst_expected = value.flatten()[*s.worst].item<double>();
 }
 
-/// parts: [parts, columns] of a tensor on the CPU, at least one.
-ErrorStatistics statistics_of(const Tensor& parts) {
+/// columns: kErrorColumns.
+ErrorStatistics statistics_of(const double* columns) {
   ErrorStatistics s;
-  const Tensor totals = parts.sum(0);
-  const double* sum = totals.const_data_ptr<double>();
-  const auto largest = [&](Column column) { return parts.select(1, column).amax().item<double>(); };
-  s.elements = static_cast<int64_t>(sum[kElements]);
-  s.exact_elements = static_cast<int64_t>(sum[kExact]);
-  s.exact_violations = static_cast<int64_t>(sum[kViolations]);
-  s.max_abs = largest(kMaxAbs);
+  s.elements = static_cast<int64_t>(columns[kElements]);
+  s.exact_elements = static_cast<int64_t>(columns[kExact]);
+  s.exact_violations = static_cast<int64_t>(columns[kViolations]);
+  s.max_abs = columns[kMaxAbs];
   if (s.elements == 0) return s;
-  const Tensor worst = parts[parts.select(1, kMaxZ).argmax().item<int64_t>()];
-  const double* of_worst = worst.const_data_ptr<double>();
-  s.max_z = of_worst[kMaxZ];
-  s.worst = static_cast<int64_t>(of_worst[kAtMaxZ]);
-  s.worst_got = of_worst[kGotAtMaxZ];
-  s.worst_expected = of_worst[kValueAtMaxZ];
-  const double n = sum[kElements], got2 = sum[kExpected2] + 2 * sum[kCross] + sum[kError2];
-  s.rms_z = std::sqrt(sum[kZ2] / n);
-  s.signal = std::sqrt(sum[kSignal2] / n);
-  s.allowance = std::sqrt(sum[kAllowance2] / n);
-  if (sum[kEnergy2OfFreedom] > 0) s.samples = sum[kEnergy] * sum[kEnergy] / sum[kEnergy2OfFreedom];
-  if (sum[kExpected2] > 0) s.rel_l2 = std::sqrt(sum[kError2] / sum[kExpected2]);
-  if (sum[kExpected2] > 0) s.cosine = got2 > 0 ? (sum[kExpected2] + sum[kCross]) / std::sqrt(sum[kExpected2] * got2) : 0;
-  if (sum[kGainedSignal2] > 0) {
-    s.gain = sum[kGain] / sum[kGainedSignal2];
-    s.gain_error = std::sqrt(sum[kCoherent2]) / sum[kGainedSignal2];
-    s.gain_beside_rounded = sum[kRoundedGain] / sum[kGainedSignal2];
-    s.inner_gain = sum[kInnerGain] / sum[kGainedSignal2];
-    s.inner_gain_error = std::sqrt(sum[kInnerVariance]) / sum[kGainedSignal2];
-    s.gain_step = largest(kMaxStep) / sum[kGainedSignal2];
+  s.max_z = columns[kMaxZ];
+  s.worst = static_cast<int64_t>(columns[kAtMaxZ]);
+  s.worst_got = columns[kGotAtMaxZ];
+  s.worst_expected = columns[kValueAtMaxZ];
+  const double n = columns[kElements], got2 = columns[kExpected2] + 2 * columns[kCross] + columns[kError2];
+  s.rms_z = std::sqrt(columns[kZ2] / n);
+  s.signal = std::sqrt(columns[kSignal2] / n);
+  s.allowance = std::sqrt(columns[kAllowance2] / n);
+  if (columns[kEnergy2OfFreedom] > 0) s.samples = columns[kEnergy] * columns[kEnergy] / columns[kEnergy2OfFreedom];
+  if (columns[kExpected2] > 0) s.rel_l2 = std::sqrt(columns[kError2] / columns[kExpected2]);
+  if (columns[kExpected2] > 0)
+    s.cosine = got2 > 0 ? (columns[kExpected2] + columns[kCross]) / std::sqrt(columns[kExpected2] * got2) : 0;
+  if (columns[kGainedSignal2] > 0) {
+    s.gain = columns[kGain] / columns[kGainedSignal2];
+    s.gain_error = std::sqrt(columns[kCoherent2]) / columns[kGainedSignal2];
+    s.gain_beside_rounded = columns[kRoundedGain] / columns[kGainedSignal2];
+    s.inner_gain = columns[kInnerGain] / columns[kGainedSignal2];
+    s.inner_gain_error = std::sqrt(columns[kInnerVariance]) / columns[kGainedSignal2];
+    s.gain_step = columns[kMaxStep] / columns[kGainedSignal2];
   }
   return s;
 }
@@ -292,15 +211,19 @@ Element TokenShape::element(int64_t index) const {
 }
 
 std::vector<ErrorStatistics> measure_errors(const std::vector<Compared>& tensors, Dtype dtype, bool only_outputs_rounded) {
-  const std::vector<Tensor> columns = Measurement(tensors, dtype, only_outputs_rounded).columns();
-  std::vector<ErrorStatistics> all(tensors.size());
-  for (size_t i = 0; i < tensors.size(); ++i) {
-    if (columns[i].size(0) == 0) continue;
-    all[i] = statistics_of(columns[i]);
-    const double finite = columns[i].select(1, kFinite).sum().item<double>();
-    const bool all_finite = finite == static_cast<double>(tensors[i].got.numel());
-    const bool within = all[i].max_z <= tensors[i].z_limit;  // not where z is NaN
-    if (!all_finite || !within || all[i].exact_violations > 0) find_bad_elements(tensors[i], dtype, all[i]);
+  std::vector<ErrorStatistics> all;
+  if (tensors.empty()) return all;
+  ManyRows rows(tensors);
+  rows.add_variances(tensors);
+  const Tensor columns = rows.measured(
+      kErrorColumns, [&](const Columns& out) { error_columns(rows.device(), rows.all(), dtype, only_outputs_rounded, out); });
+  const double* of_tensor = columns.const_data_ptr<double>();
+  for (const Compared& t : tensors) {
+    ErrorStatistics& s = all.emplace_back(statistics_of(of_tensor));
+    const bool all_finite = of_tensor[kFinite] == static_cast<double>(t.got.numel());
+    const bool within = s.max_z <= t.z_limit;  // not where z is NaN
+    if (!all_finite || !within || s.exact_violations > 0) find_bad_elements(t, dtype, s);
+    of_tensor += kErrorColumns;
   }
   return all;
 }
@@ -325,28 +248,15 @@ std::vector<double> distinct_values(const std::vector<const Expected*>& tensors)
 
 std::vector<FieldErrors> field_errors(const std::vector<Compared>& tensors, Dtype dtype,
                                       const std::vector<Tolerance>& tolerances) {
-  std::vector<Tensor> got, value;
-  for (const Compared& t : tensors) got.push_back(as_rows(t.got)), value.push_back(as_rows(t.expected->value));
-  const std::vector<Tensor> parts = by_stretches(got, [&](const RowStretch& stretch) {
-    const Tensor actual = stretch.of(got), x = rounded(stretch.of(value), dtype);
-    Tensor error = (actual - x).abs_();
-    // The two agree where all is finite; on a GPU it takes less time to compute the other than to ask which will do.
-    if (!error.is_cpu() || !(error.amax() < kInfinity).item<bool>()) error = absolute_difference(actual, x);
-    std::vector<Tensor> largest{error.amax(1)};
-    for (const Tolerance& t : tolerances) {
-      const Tensor ratio = error / x.abs().mul_(t.relative).add_(t.absolute);
-      largest.push_back(at::where(ratio.isnan(), kInfinity, ratio).amax(1));  // infinity of infinity, where the two differ
-    }
-    const Tensor of_rows = at::stack(largest);
-    return stretch.by_parts([&](int64_t first, int64_t rows) { return of_rows.narrow(1, first, rows).amax(1); });
-  });
-  std::vector<FieldErrors> all(tensors.size(), {0, std::vector<double>(tolerances.size(), 0)});
-  for (size_t i = 0; i < tensors.size(); ++i) {
-    if (parts[i].size(0) == 0) continue;
-    const Tensor largest = parts[i].amax(0);
-    const double* of_tensor = largest.const_data_ptr<double>();
-    all[i] = {of_tensor[0], {of_tensor + 1, of_tensor + 1 + tolerances.size()}};
-  }
+  std::vector<FieldErrors> all;
+  if (tensors.empty()) return all;
+  const ManyRows rows(tensors);
+  const auto count = static_cast<int64_t>(1 + tolerances.size());
+  const Tensor largest =
+      rows.measured(count, [&](const Columns& out) { field_columns(rows.device(), rows.all(), dtype, tolerances, out); });
+  const double* of_tensor = largest.const_data_ptr<double>();
+  for (size_t i = 0; i < tensors.size(); ++i, of_tensor += count)
+    all.push_back({of_tensor[0], {of_tensor + 1, of_tensor + count}});
   return all;
 }
 
@@ -356,9 +266,11 @@ std::vector<Difference> differences_of(const std::vector<at::Tensor>& tokens) {
   if (count < 2) return differences;
   std::vector<Tensor> all;
   for (const Tensor& tensor : tokens) all.push_back(as_rows(tensor));
-  const auto compare = [&](const RowStretch& stretch) {  // [1, 3, pairs]: max, sum of squares, of a's squares
+  differences.resize(static_cast<size_t>(count * (count - 1) / 2));
+  if (all.front().size(0) == 0) return differences;
+  const auto compare = [&](int64_t first, int64_t rows) {  // [3, pairs]: max, sum of squares, of a's squares
     std::vector<Tensor> largest, error2, size2, stretches;
-    for (const Tensor& tensor : all) stretches.push_back(stretch.of({tensor}));
+    for (const Tensor& tensor : all) stretches.push_back(tensor.narrow(0, first, rows));
     const Tensor stacked = at::stack(stretches);
     for (int64_t a = 0; a + 1 < count; ++a) {
       const Tensor left = stacked[a], error = absolute_difference(left, stacked.narrow(0, a + 1, count - a - 1)).flatten(1);
@@ -367,13 +279,12 @@ std::vector<Difference> differences_of(const std::vector<at::Tensor>& tokens) {
       error2.push_back(error.square().sum(1));
       size2.push_back(size.expand({error.size(0)}));
     }
-    return at::stack({at::cat(largest), at::cat(error2), at::cat(size2)}).unsqueeze(0);
+    return at::stack({at::cat(largest), at::cat(error2), at::cat(size2)});
   };
-  const Tensor parts = by_stretches({all.front()}, compare).front();
-  for (int64_t pair = 0; pair < count * (count - 1) / 2; ++pair) {
-    Difference& difference = differences.emplace_back();
-    if (parts.size(0) == 0) continue;
-    const Tensor columns = parts.select(2, pair);
+  const Tensor parts = by_stretches(all.front(), compare);
+  int64_t pair = 0;
+  for (Difference& difference : differences) {
+    const Tensor columns = parts.select(2, pair++);
     difference.max_abs = columns.select(1, 0).amax().item<double>();
     const double squares = columns.select(1, 1).sum().item<double>(), of_a = columns.select(1, 2).sum().item<double>();
     difference.rel_l2 = squares > 0 ? std::sqrt(squares / of_a) : 0;

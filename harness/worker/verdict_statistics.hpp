@@ -8,6 +8,7 @@
 
 #include "harness/attention/reference.hpp"
 #include "harness/run/record.hpp"
+#include "harness/worker/row_errors.hpp"
 
 namespace attnbench {
 
@@ -69,10 +70,7 @@ struct FieldErrors {
   double max_abs = 0;                ///< largest |got - round(x64)|
   std::vector<double> of_tolerance;  ///< of each tolerance: largest |got - round(x64)| / (absolute + relative |round(x64)|)
 };
-struct Tolerance {
-  double relative = 0, absolute = 0;
-};
-/// Of each tensor, its limit of z left aside.
+/// Of each tensor, its limit of z left aside; at most kMostTolerances.
 std::vector<FieldErrors> field_errors(const std::vector<Compared>& tensors, Dtype dtype,
                                       const std::vector<Tolerance>& tolerances);
 
