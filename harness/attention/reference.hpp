@@ -40,7 +40,8 @@ enum class OracleKind { eigen, torch };
 std::string_view name_of(OracleKind kind);  ///< "eigen", "torch"
 
 /// Float64 oracle and error model of one case under one profile. Works by heads (on a GPU several together) and in blocks of
-/// query rows: memory is bounded by block x lk doubles, never lq x lk. Beside that it holds the case's tokens, in its dtype.
+/// query rows: memory is bounded by block x lk doubles, never lq x lk. Beside that it holds the case's tokens, in its dtype, and
+/// in float64 those of a case that is small enough to be asked about at once.
 class Oracle {
  public:
   /// c and inputs outlive it. Throws std::invalid_argument for maths that the oracles do not know.

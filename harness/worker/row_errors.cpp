@@ -1,6 +1,7 @@
 #include "harness/worker/row_errors.hpp"
 
 #include <algorithm>
+#include <cstring>
 #include <stdexcept>
 #include <utility>
 
@@ -242,6 +243,36 @@ struct TogetherStep {
   }
 };
 
+/// A "row" is some neighbours among the samples.
+struct MantissaStep {
+  static constexpr int64_t kTogether = 256;
+  ComparedRows t;
+  int64_t count;
+  double* mantissas;
+
+  ATTNBENCH_ON_BOTH void operator()(const RowTeam& team, int64_t row) const {
+    const int64_t left = count - row * kTogether;
+    team.each(left < kTogether ? left : kTogether, [&](int64_t i) {
+      const int64_t sample = row * kTogether + i;
+      mantissas[sample] = t.variance[place(sample)] != 0 ? mantissa(t.value[place(sample)]) : 0;
+    });
+  }
+
+ private:
+  ATTNBENCH_ON_BOTH int64_t place(int64_t sample) const {
+    constexpr int64_t kStride = 2654435761;  // a prime: samples of all rows and channels, in no order of theirs
+    const int64_t elements = t.rows * t.channels;
+    return elements > count ? sample * kStride % elements : sample;
+  }
+  static ATTNBENCH_ON_BOTH double mantissa(double x) {
+    uint64_t bits;
+    memcpy(&bits, &x, sizeof bits);
+    bits = (bits & ((uint64_t(1) << 52) - 1)) | uint64_t(1023) << 52;
+    memcpy(&x, &bits, sizeof x);
+    return x;
+  }
+};
+
 template <typename Step>
 void measure_parts(c10::Device device, const std::vector<Step>& steps, const TogetherStep& together) {
   const auto tensors = static_cast<int64_t>(steps.size());
@@ -281,6 +312,12 @@ void field_columns(c10::Device device, const std::vector<ComparedRows>& tensors,
     steps.push_back(step);
   }
   measure_parts(device, steps, {columns, count, 0, count});
+}
+
+void sample_mantissas(c10::Device device, const ComparedRows& tensor, int64_t count, double* mantissas) {
+  count = std::min(count, tensor.rows * tensor.channels);
+  for_each_row(!device.is_cpu(), quotient_up(count, MantissaStep::kTogether), MantissaStep::kTogether,
+               MantissaStep{tensor, count, mantissas});
 }
 
 }  // namespace attnbench

@@ -75,4 +75,8 @@ constexpr size_t kMostTolerances = 2;
 void field_columns(c10::Device device, const std::vector<ComparedRows>& tensors, Dtype dtype,
                    const std::vector<Tolerance>& tolerances, const Columns& columns);
 
+/// The mantissas, from 1 to 2, of `count` elements from all over the tensor, or of all where it has no more; 0 of one that must
+/// be 0: where its variance is. They depend on its size, not on who measures.
+void sample_mantissas(c10::Device device, const ComparedRows& tensor, int64_t count, double* mantissas);
+
 }  // namespace attnbench

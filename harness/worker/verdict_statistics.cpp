@@ -176,19 +176,6 @@ ErrorStatistics statistics_of(const double* columns) {
   return s;
 }
 
-/// Of some thousand elements, from 1 to 2; 0 of one that must be 0.
-Tensor mantissas_of(const Expected& expected) {
-  constexpr int64_t kSamples = 4096, kStride = 2654435761;  // a prime: samples of all rows and channels, in no order of theirs
-  Tensor value = expected.value.flatten(), variance = expected.variance.flatten();
-  if (value.numel() > kSamples) {
-    const Tensor place = at::arange(kSamples, value.options().dtype(at::kLong)).mul_(kStride).remainder_(value.numel());
-    value = value.index_select(0, place);
-    variance = variance.index_select(0, place);
-  }
-  const Tensor bits = value.view(at::kLong).bitwise_and((int64_t(1) << 52) - 1).bitwise_or(int64_t(1023) << 52);
-  return at::where(variance != 0, bits.view(at::kDouble), 0.0);
-}
-
 double distinct_among(std::vector<double> mantissas) {
   constexpr double kSame = 1e-9;  // what a float64 oracle may make of equal values, and far more
   std::erase(mantissas, 0.0);
@@ -234,14 +221,19 @@ Tensor bad_elements(const Tensor& got, const Tensor& value, const Tensor& varian
 }
 
 std::vector<double> distinct_values(const std::vector<const Expected*>& tensors) {
-  std::vector<Tensor> all;
-  for (const Expected* tensor : tensors) all.push_back(mantissas_of(*tensor));
-  const Tensor host = at::cat(all).to(at::kCPU);
+  constexpr int64_t kSamples = 4096;
+  const auto count = static_cast<int64_t>(tensors.size());
+  const Tensor samples = at::zeros({count, kSamples}, tensors.front()->value.options());
+  for (int64_t i = 0; i < count; ++i) {
+    const Tensor value = tensors[i]->value.contiguous(), variance = tensors[i]->variance.contiguous();
+    const ComparedRows numbers{.rows = value.numel(), .channels = 1, .value = data_of(value), .variance = data_of(variance)};
+    sample_mantissas(value.device(), numbers, kSamples, data_of(samples[i]));
+  }
+  const Tensor host = samples.to(at::kCPU);
   std::vector<double> distinct;
-  const double* next = host.const_data_ptr<double>();
-  for (const Tensor& tensor : all) {
-    distinct.push_back(distinct_among({next, next + tensor.numel()}));
-    next += tensor.numel();
+  for (int64_t i = 0; i < count; ++i) {
+    const double* first = host.const_data_ptr<double>() + i * kSamples;
+    distinct.push_back(distinct_among({first, first + std::min(kSamples, tensors[i]->value.numel())}));
   }
   return distinct;
 }
