@@ -88,7 +88,7 @@ ATTNBENCH_ON_BOTH double weight_variance(const Rounding& r, double W, double M, 
   return r.p ? weight_error2(r, W, M, r.p_normalised ? r.f : r.f / l) / 3 : 0;
 }
 
-/// Scores and the softmax of them.
+/// Scores and the softmax of them. Scores are computed anew in every pass over a row: reading is cheap, writing is not.
 struct SoftmaxStep {
   BlockRows b;
   OfScores out;
@@ -96,145 +96,157 @@ struct SoftmaxStep {
   ATTNBENCH_ON_BOTH void operator()(const RowTeam& team, int64_t index) const;
 
  private:
-  ATTNBENCH_ON_BOTH double score(const Row& row, int64_t j) const;
-  ATTNBENCH_ON_BOTH double slope(const Row& row, int64_t at) const;
+  /// Of one key that is read.
+  struct Score {
+    double S, A;       ///< A: what its formula is replaced by
+    double tanh, eJ2;  ///< of softcap
+    double vT, vS;     ///< eager
+  };
+  ATTNBENCH_ON_BOTH double product(const Row& row, int64_t j) const { return b.m.P[row.matrix + j]; }
+  ATTNBENCH_ON_BOTH double value(const Row& row, int64_t j) const;
+  ATTNBENCH_ON_BOTH double bias(const Row& row, int64_t j) const;
+  ATTNBENCH_ON_BOTH Score score(const Row& row, int64_t j) const;
+  ATTNBENCH_ON_BOTH double error_of_p(const Row& row, const Score& score, double P) const;
   ATTNBENCH_ON_BOTH void sample(const RowTeam& team, const Row& row, double m) const;
-  ATTNBENCH_ON_BOTH void weigh(const RowTeam& team, const Row& row, RowNumbers& numbers) const;
+  ATTNBENCH_ON_BOTH void write(const Row& row, int64_t j, double P, const Score& x, const RowNumbers& numbers, double& vP) const;
+  ATTNBENCH_ON_BOTH void write_nothing(int64_t at) const;
 };
 
-/// S of a key that is read. Leaves in e2 what A is replaced by.
-ATTNBENCH_ON_BOTH double SoftmaxStep::score(const Row& row, int64_t j) const {
-  const Setting& s = b.s;
-  const Rounding& r = s.rounding;
-  const int64_t at = row.matrix + j;
-  double S = b.m.P[at], A = b.m.e2[at];
-  if (r.scores) {  // Q K^T is stored, then s times that
-    const Stored T = scaled(s, round_near(s, S, A * kCertain * r.e * r.k_scores));
-    S = T.value, A = 0;
-    b.m.vT[at] = T.variance;
-  } else {
-    S *= s.scale, A *= std::fabs(s.scale);
-  }
-  if (s.softcap != 0) {
-    const double t = std::tanh(S / s.softcap), J = 1 - t * t;
-    b.m.tanh[at] = t;
-    b.m.eJ2[at] = square((A * J * std::fabs(t) * (2 * r.k_scores / s.softcap) + 4) * r.e);
-    S = t * s.softcap;
-    A = A * J + std::fabs(S) * (4 / r.k_scores);
-  }
-  if (s.slopes) {  // the bias, its rounding and that of the sum
-    const double distance = static_cast<double>(row.query + s.diagonals[row.sequence] - b.key - j);
-    const double bias = std::fabs(distance) * s.slopes[row.head];
-    S -= bias;
-    A += bias * (2 / r.k_scores) + std::fabs(S) / r.k_scores;
-  }
-  b.m.e2[at] = row.filled ? 0 : A;
-  return row.filled ? s.filler : S;
+/// ALiBi's.
+ATTNBENCH_ON_BOTH double SoftmaxStep::bias(const Row& row, int64_t j) const {
+  if (!b.s.slopes) return 0;
+  const double distance = static_cast<double>(row.query + b.s.diagonals[row.sequence] - b.key - j);
+  return std::fabs(distance) * b.s.slopes[row.head];
 }
 
-/// dS/dT: equal scores of an empty row are constants.
-ATTNBENCH_ON_BOTH double SoftmaxStep::slope(const Row& row, int64_t at) const {
-  return row.filled ? 0 : b.s.softcap != 0 ? 1 - square(b.m.tanh[at]) : 1;
+/// S of a key that is read.
+ATTNBENCH_ON_BOTH double SoftmaxStep::value(const Row& row, int64_t j) const {
+  const Setting& s = b.s;
+  if (row.filled) return s.filler;
+  double S = product(row, j) * s.scale;
+  if (s.rounding.scores) S = scaled(s, round_near(s, product(row, j), 0)).value;  // Q K^T is stored, then s times that
+  if (s.softcap != 0) S = std::tanh(S / s.softcap) * s.softcap;
+  return S - bias(row, j);
+}
+
+/// The same with its errors.
+ATTNBENCH_ON_BOTH SoftmaxStep::Score SoftmaxStep::score(const Row& row, int64_t j) const {
+  const Setting& s = b.s;
+  const Rounding& r = s.rounding;
+  Score x{};
+  x.S = value(row, j);
+  const double terms = b.m.e2[row.matrix + j];
+  double T = product(row, j) * s.scale;
+  if (r.scores) {
+    const Stored stored = scaled(s, round_near(s, product(row, j), terms * kCertain * r.e * r.k_scores));
+    T = stored.value, x.vT = stored.variance;
+  } else {
+    x.A = terms * std::fabs(s.scale);
+  }
+  double J = 1;
+  if (s.softcap != 0) {
+    const double t = std::tanh(T / s.softcap);
+    J = 1 - t * t;
+    x.tanh = t;
+    x.eJ2 = square((x.A * J * std::fabs(t) * (2 * r.k_scores / s.softcap) + 4) * r.e);
+    x.A = x.A * J + std::fabs(t * s.softcap) * (4 / r.k_scores);
+  }
+  if (s.slopes) x.A += bias(row, j) * (2 / r.k_scores) + std::fabs(x.S) / r.k_scores;  // its rounding and that of the sum
+  if (row.filled) x.A = 0;
+  x.vS = x.vT * square(row.filled ? 0 : J);  // equal scores of an empty row are constants
+  return x;
+}
+
+/// eS. Eager's P is as uncertain as the stored products and an fp32 softmax of them.
+ATTNBENCH_ON_BOTH double SoftmaxStep::error_of_p(const Row& row, const Score& score, double P) const {
+  const Rounding& r = b.s.rounding;
+  const double eS = (score.A * r.k_scores + 4) * r.e;
+  if (!r.scores) return eS;
+  const double depth = std::fabs(std::log(P));
+  return P == 0 ? 0 : eS + ((depth > kDeepest ? kDeepest : depth) + std::sqrt(row.n)) * r.e;
 }
 
 ATTNBENCH_ON_BOTH void SoftmaxStep::sample(const RowTeam& team, const Row& row, double m) const {
   if (!out.samples || row.head >= b.s.sampled_heads || row.filled || !row.reads_any()) return;
   const int64_t to = b.s.first_samples[row.of_all], first = first_sample(row.begin, row.query);
-  if (to < 0) return;
-  team.each(b.keys, [&](int64_t j) {
-    const int64_t key = b.key + j;
-    if (key >= first && key < row.end && (key - first) % kSampledKeys == 0)
-      out.samples[to + (key - first) / kSampledKeys] = b.m.P[row.matrix + j] - m;
-  });
+  if (to < 0 || first >= row.end) return;
+  team.each((row.end - first + kSampledKeys - 1) / kSampledKeys,
+            [&](int64_t i) { out.samples[to + i] = value(row, first + i * kSampledKeys - b.key) - m; });
 }
 
-/// What V is multiplied by, and the weights of var o.
-ATTNBENCH_ON_BOTH void SoftmaxStep::weigh(const RowTeam& team, const Row& row, RowNumbers& numbers) const {
+ATTNBENCH_ON_BOTH void SoftmaxStep::write_nothing(int64_t at) const {
+  const Matrices& m = b.m;
+  m.P[at] = 0, m.e2[at] = 0;
+  if (m.W != m.P) m.W[at] = 0;
+  if (m.w_o) m.w_o[at] = 0, m.w_mean[at] = 0;
+}
+
+/// P, what V is multiplied by, and the weights of var o. vP: variance of the P that V is multiplied by.
+ATTNBENCH_ON_BOTH void SoftmaxStep::write(const Row& row, int64_t j, double P, const Score& x, const RowNumbers& numbers,
+                                          double& vP) const {
   const Rounding& r = b.s.rounding;
   const Matrices& m = b.m;
-  double total = 0, sum2 = 0, sum4 = 0, largest = 0;
-  team.each(b.keys, [&](int64_t j) {
-    const int64_t at = row.matrix + j;
-    if (!row.reads(b.key + j)) {
-      if (m.W != m.P) m.W[at] = 0;
-      if (m.w_o) m.w_o[at] = 0, m.w_mean[at] = 0;
-      return;
-    }
-    const double P = m.P[at], P2 = P * P, M = row.factor(j), own = P2 * m.e2[at];
-    double W = P * M, shifted = 0;
-    if (r.scores) {
-      shifted = kAlone * P2 * m.vT[at] * square(slope(row, at));
-      const double doubt = kCertain * std::sqrt(own + shifted + P2 * numbers.shifted);
-      const Stored stored = round_near(b.s, W, doubt * M);
-      W = stored.value;
-      m.vP[at] = stored.variance;
-    }
-    m.W[at] = W;
-    if (!m.w_o) return;
-    const double vP = weight_variance(r, W, M, numbers.l, r.scores ? m.vP[at] : 0);
-    m.w_mean[at] = own * M;
-    m.w_o[at] = (own + shifted + (P != 0 ? kFlushedP2 : 0)) * (M * M) + vP + W * W * (row.n * r.accumulation);
-    total += own, sum2 += W * W, sum4 += square(W * W);
-    largest = larger(vP, largest);
-  });
+  const int64_t at = row.matrix + j;
+  const double P2 = P * P, M = row.factor(j), e2 = square(error_of_p(row, x, P)), own = P2 * e2, shifted = kAlone * P2 * x.vS;
+  Stored W{P * M, 0};
+  if (r.scores) {
+    W = round_near(b.s, W.value, kCertain * std::sqrt(own + shifted + P2 * numbers.shifted) * M);
+    m.vT[at] = x.vT, m.vP[at] = W.variance;
+  }
+  m.P[at] = P, m.e2[at] = e2, m.W[at] = W.value;
+  if (b.s.softcap != 0) m.tanh[at] = x.tanh, m.eJ2[at] = x.eJ2;
   if (!m.w_o) return;
-  numbers.total = team.sum(total);
-  numbers.largest_vP = team.max(largest);
-  sum2 = team.sum(sum2), sum4 = team.sum(sum4);
-  if (team.writes())
-    out.o_freedom[row.of_all] = r.scores ? static_cast<double>(b.s.dv) : row.filled ? 0 : effective_sources(sum2, sum4, b.s.dv);
+  vP = weight_variance(r, W.value, M, numbers.l, W.variance);
+  m.w_mean[at] = own * M;
+  m.w_o[at] = (own + shifted + (P != 0 ? kFlushedP2 : 0)) * (M * M) + vP + square(W.value) * (row.n * r.accumulation);
 }
 
 ATTNBENCH_ON_BOTH void SoftmaxStep::operator()(const RowTeam& team, int64_t index) const {
   const Row row(b, index);
   const Setting& s = b.s;
   const Rounding& r = s.rounding;
+  const auto each_read = [&](auto f) { team.each(row.end - row.begin, [&](int64_t i) { f(row.begin - b.key + i); }); };
   RowNumbers numbers{};
-  double largest = -INFINITY;
-  team.each(b.keys, [&](int64_t j) {
-    double& S = b.m.P[row.matrix + j];
-    S = row.reads(b.key + j) ? score(row, j) : -INFINITY;
-    largest = larger(S, largest);
-  });
+  double largest = -INFINITY, sum = 0;
+  each_read([&](int64_t j) { largest = larger(value(row, j), largest); });
   largest = team.max(largest);
   const double sink = s.sinks && !row.filled ? s.sinks[row.head] : -INFINITY;
   const double m = row.reads_any() ? larger(largest, sink) : 0;
   sample(team, row, m);
-  double sum = 0;
-  team.each(b.keys, [&](int64_t j) {
-    double& P = b.m.P[row.matrix + j];
-    P = row.reads(b.key + j) ? std::exp(P - m) : 0;
-    sum += P;
-  });
-  numbers.l = row.reads_any() ? team.sum(sum) + std::exp(sink - m) : 1;
-  double PA = 0, shifted = 0;
+  each_read([&](int64_t j) { sum += std::exp(value(row, j) - m); });
+  sum = team.sum(sum);  // from here on nobody reads what another thread overwrites
+  numbers.l = row.reads_any() ? sum + std::exp(sink - m) : 1;
+  if (r.scores) {
+    each_read([&](int64_t j) {
+      const Score x = score(row, j);
+      numbers.shifted += kAlone * square(std::exp(x.S - m) / numbers.l) * x.vS;
+    });
+    numbers.shifted = team.sum(numbers.shifted);
+  }
+  double PA = 0, total = 0, sum2 = 0, sum4 = 0, most = 0;
   team.each(b.keys, [&](int64_t j) {
     const int64_t at = row.matrix + j;
-    if (!row.reads(b.key + j)) {
-      b.m.e2[at] = 0;
-      return;
-    }
-    const double P = b.m.P[at] / numbers.l, A = b.m.e2[at];
-    double eS = (A * r.k_scores + 4) * r.e;
-    if (r.scores) {  // P is as uncertain as the stored products and an fp32 softmax of them
-      const double depth = std::fabs(std::log(P));
-      eS = P == 0 ? 0 : eS + ((depth > kDeepest ? kDeepest : depth) + std::sqrt(row.n)) * r.e;
-      shifted += kAlone * P * P * b.m.vT[at] * square(slope(row, at));
-    }
-    PA += P * A;
-    b.m.P[at] = P;
-    b.m.e2[at] = eS * eS;
+    if (!row.reads(b.key + j)) return write_nothing(at);
+    const Score x = score(row, j);
+    const double P = std::exp(x.S - m) / numbers.l;
+    double vP = 0;
+    write(row, j, P, x, numbers, vP);
+    const double W2 = square(b.m.W[at]);
+    PA += P * x.A, total += P * P * b.m.e2[at];
+    sum2 += W2, sum4 += W2 * W2;
+    most = larger(vP, most);
   });
   PA = team.sum(PA);
-  if (r.scores) numbers.shifted = team.sum(shifted);
   const double L = m + std::log(numbers.l), sL = (std::fabs(L) + 4 + PA * r.k_scores + std::sqrt(row.n)) * r.e;
   numbers.eL2 = r.accumulation > 0 ? sL * sL : square((std::fabs(L) * 2 + 2) * r.e);
-  weigh(team, row, numbers);
+  numbers.total = team.sum(total), numbers.largest_vP = team.max(most);
+  sum2 = team.sum(sum2), sum4 = team.sum(sum4);
   if (!team.writes()) return;
   b.numbers[index] = numbers;
   if (!out.lse) return;
   out.lse[row.of_all] = row.filled || !row.reads_any() ? -INFINITY : L;
   out.sigma[row.of_all] = sL;
+  out.o_freedom[row.of_all] = r.scores ? static_cast<double>(s.dv) : row.filled ? 0 : effective_sources(sum2, sum4, s.dv);
 }
 
 struct OutputStep {
@@ -298,7 +310,7 @@ struct GradientStep {
     double summed;           ///< accumulation of dP
     double vT, vS, shifted;  ///< eager
   };
-  ATTNBENCH_ON_BOTH Element element(const Row& row, int64_t j) const;
+  ATTNBENCH_ON_BOTH Element element(const Row& row, int64_t j, bool sums) const;
   ATTNBENCH_ON_BOTH double centred(const Row& row, const Element& x, double D) const;
   ATTNBENCH_ON_BOTH double fp32_error2(const Element& x, double raw2, double dS2) const;
   ATTNBENCH_ON_BOTH double ds_error2(const Element& x, const RowNumbers& numbers, double centred, double dS2) const;
@@ -310,7 +322,8 @@ struct GradientStep {
   ATTNBENCH_ON_BOTH double weight_of_dv(const Row& row, int64_t at, const Element& x, const RowNumbers& numbers) const;
 };
 
-ATTNBENCH_ON_BOTH GradientStep::Element GradientStep::element(const Row& row, int64_t j) const {
+/// sums: what the sums of dP accumulate is asked for.
+ATTNBENCH_ON_BOTH GradientStep::Element GradientStep::element(const Row& row, int64_t j, bool sums) const {
   const Rounding& r = b.s.rounding;
   const int64_t at = row.matrix + j;
   Element x{};
@@ -324,7 +337,7 @@ ATTNBENCH_ON_BOTH GradientStep::Element GradientStep::element(const Row& row, in
   }
   x.PJ = x.P * x.J;
   x.dP = b.m.dS[at];
-  if (!given) x.summed = (std::sqrt(b.m.w_q[at]) + std::fabs(x.dP)) * (r.e * r.k_dp);
+  if (sums || r.scores) x.summed = (std::sqrt(b.m.w_q[at]) + std::fabs(x.dP)) * (r.e * r.k_dp);
   if (r.scores) {
     const Stored dP = round_near(b.s, x.dP, x.summed * kCertain);
     x.dP = dP.value, x.vdP = dP.variance * square(x.M), x.summed = 0;
@@ -404,15 +417,16 @@ ATTNBENCH_ON_BOTH void GradientStep::operator()(const RowTeam& team, int64_t ind
   const Row row(b, index);
   const Rounding& r = b.s.rounding;
   RowNumbers numbers = b.numbers[index];
-  const auto each_read = [&](auto f) {
-    team.each(b.keys, [&](int64_t j) {
-      if (row.reads(b.key + j)) f(row.matrix + j, element(row, j));
+  const auto each_read = [&](bool sums, auto f) {
+    team.each(row.end - row.begin, [&](int64_t i) {
+      const int64_t j = row.begin - b.key + i;
+      f(row.matrix + j, element(row, j, sums));
     });
   };
   double eD = 2 * r.e * numbers.absD;
   if (!given && (r.scores || !r.d_from_output)) {
     double D = 0, of_sizes = 0;
-    each_read([&](int64_t, const Element& x) {
+    each_read(/*sums=*/true, [&](int64_t, const Element& x) {
       D += x.P * x.dP;
       of_sizes += x.P * (std::fabs(x.dP) * (std::sqrt(row.n) + 2) * r.e + x.summed);
     });
@@ -422,7 +436,7 @@ ATTNBENCH_ON_BOTH void GradientStep::operator()(const RowTeam& team, int64_t ind
   }
   if (!given) {
     double sD2 = 0, of_d = 0;
-    each_read([&](int64_t at, const Element& x) {
+    each_read(/*sums=*/false, [&](int64_t at, const Element& x) {
       const double raw2 = square(x.P * centred(row, x, numbers.D));
       sD2 += raw2 * x.e2;
       if (r.scores) of_d += kAlone * (raw2 * x.vS + x.P2 * x.vdP);
@@ -435,7 +449,7 @@ ATTNBENCH_ON_BOTH void GradientStep::operator()(const RowTeam& team, int64_t ind
   team.each(b.keys, [&](int64_t j) {
     const int64_t at = row.matrix + j;
     if (!row.reads(b.key + j)) return write_nothing(at);
-    const Element x = element(row, j);
+    const Element x = element(row, j, /*sums=*/!given);
     const double from_mean = centred(row, x, numbers.D), eT = (x.summed + eD) * x.PJ, dS2 = square(x.PJ * from_mean);
     if (r.scores)
       write_eager(row, at, x, numbers, from_mean, eT);

@@ -35,7 +35,7 @@ class RowTeam {
 #endif
   }
 
-  /// Of all threads' numbers. On a GPU pairwise, so in an order of its own.
+  /// Of all threads' numbers; threads wait for each other here, and nowhere else. On a GPU pairwise, so in an order of its own.
   ATTNBENCH_ON_BOTH double sum(double x) const {
     return combined(x, [](double a, double b) { return a + b; });
   }
