@@ -169,13 +169,16 @@ void write_tokens(const RowWriter<T>& writer, const Side& side, const RowDrawer&
 template <typename T>
 void overwrite(const RowWriter<T>& writer, const std::vector<int64_t>& rows, int64_t channels, const RowDrawer* garbage,
                float constant) {
-  std::vector<float> values(static_cast<size_t>(channels), constant);
-  for (const int64_t row : rows) {
-    for (int64_t head = 0; head < writer.heads(); head++) {
-      if (garbage) garbage->draw({row, head, 0, 0}, values.data());
-      writer.write(values, row, head);
+  at::parallel_for(0, static_cast<int64_t>(rows.size()), kRowsPerTask, [&](int64_t begin, int64_t end) {
+    std::vector<float> values(static_cast<size_t>(channels), constant);
+    for (int64_t i = begin; i < end; i++) {
+      const int64_t row = rows[static_cast<size_t>(i)];
+      for (int64_t head = 0; head < writer.heads(); head++) {
+        if (garbage) garbage->draw({row, head, 0, 0}, values.data());
+        writer.write(values, row, head);
+      }
     }
-  }
+  });
 }
 
 struct TensorSpec {

@@ -44,6 +44,11 @@ class RowTeam {
     return combined(x, [](double a, double b) { return a > b || a != a ? a : b; });
   }
 
+  /// Of integers modulo 2^64.
+  ATTNBENCH_ON_BOTH uint64_t wrapping_sum(uint64_t x) const {
+    return combined(x, [](uint64_t a, uint64_t b) { return a + b; });
+  }
+
   /// Whether this thread is the one that writes what the row has one of.
   ATTNBENCH_ON_BOTH bool writes() const {
 #ifdef __CUDA_ARCH__
@@ -54,10 +59,10 @@ class RowTeam {
   }
 
  private:
-  template <typename F>
-  ATTNBENCH_ON_BOTH double combined(double x, [[maybe_unused]] F both) const {
+  template <typename T, typename F>
+  ATTNBENCH_ON_BOTH T combined(T x, [[maybe_unused]] F both) const {
 #ifdef __CUDA_ARCH__
-    __shared__ double of_warps[kMostThreads / 32];
+    __shared__ T of_warps[kMostThreads / 32];
     for (int lane = 16; lane > 0; lane /= 2) x = both(x, __shfl_xor_sync(0xffffffffu, x, lane));
     __syncthreads();  // who still reads what the last call left there
     if (threadIdx.x % 32 == 0) of_warps[threadIdx.x / 32] = x;

@@ -1,12 +1,14 @@
 #include "harness/worker/bits.hpp"
 
+#include <algorithm>
+#include <functional>
 #include <limits>
 #include <stdexcept>
 
 #include <ATen/TensorOperators.h>
-#include <ATen/ops/equal.h>
-#include <ATen/ops/stack.h>
 #include <ATen/ops/where.h>
+
+#include "harness/worker/row_words.hpp"
 
 namespace attnbench {
 namespace {
@@ -32,35 +34,46 @@ double largest_distance(const at::Tensor& a, const at::Tensor& b) {
   return all_finite ? static_cast<double>((places_of(a) - places_of(b)).abs().max().item<int64_t>()) : kInfinity;
 }
 
-}  // namespace
+using TensorPairs = std::vector<std::pair<at::Tensor, at::Tensor>>;
 
-bool same_bits(const at::Tensor& a, const at::Tensor& b) {
-  if (!a.defined() || !b.defined()) return a.defined() == b.defined();
-  if (a.sizes() != b.sizes() || a.scalar_type() != b.scalar_type()) return false;
-  return at::equal(a.contiguous().view({-1}).view(at::kByte), b.contiguous().view({-1}).view(at::kByte));
-}
-
-bool same_bits(const Outputs& a, const Outputs& b) {
-  return same_bits(a.o, b.o) && same_bits(a.lse, b.lse) && same_bits(a.dq, b.dq) && same_bits(a.dk, b.dk) &&
-         same_bits(a.dv, b.dv) && same_bits(a.kept, b.kept);
-}
-
-std::vector<bool> same_values(const std::vector<std::pair<at::Tensor, at::Tensor>>& pairs) {
+/// Of each pair; all are waited for once.
+std::vector<bool> are_same(const TensorPairs& pairs, bool zeros_are_same) {
   std::vector<bool> same;
-  std::vector<at::Tensor> answers;
-  std::vector<size_t> asked;
+  TensorPairs kept;  // what the pointers point to
+  std::vector<ElementPair> asked;
+  std::vector<size_t> numbers;
   for (const auto& [a, b] : pairs) {
     same.push_back(a.defined() == b.defined());
     if (!a.defined() || !b.defined()) continue;
-    same.back() = a.sizes() == b.sizes() && a.scalar_type() == b.scalar_type();
+    same.back() = a.sizes() == b.sizes() && a.scalar_type() == b.scalar_type() && a.device() == b.device();
     if (!same.back()) continue;
-    asked.push_back(same.size() - 1);
-    answers.push_back(((a == b) | (bits_of(a) == bits_of(b))).all());
+    const auto& [left, right] = kept.emplace_back(a.contiguous(), b.contiguous());
+    if (left.device() != kept.front().first.device()) throw std::invalid_argument("bits: tensors on two devices");
+    asked.push_back({left.const_data_ptr(), right.const_data_ptr(), left.numel(), left.element_size(),
+                     zeros_are_same && left.is_floating_point()});
+    numbers.push_back(same.size() - 1);
   }
-  if (answers.empty()) return same;
-  const at::Tensor host = at::stack(answers).to(at::kCPU);
-  for (size_t i = 0; i < asked.size(); ++i) same[asked[i]] = host.const_data_ptr<bool>()[i];
+  if (asked.empty()) return same;
+  const std::vector<bool> answers = same_elements(kept.front().first.device(), asked);
+  for (size_t i = 0; i < asked.size(); ++i) same[numbers[i]] = answers[i];
   return same;
+}
+
+}  // namespace
+
+bool same_bits(const at::Tensor& a, const at::Tensor& b) {
+  return are_same({{a, b}}, /*zeros_are_same=*/false).front();
+}
+
+bool same_bits(const Outputs& a, const Outputs& b) {
+  const std::vector<bool> same =
+      are_same({{a.o, b.o}, {a.lse, b.lse}, {a.dq, b.dq}, {a.dk, b.dk}, {a.dv, b.dv}, {a.kept, b.kept}},
+               /*zeros_are_same=*/false);
+  return std::ranges::all_of(same, std::identity());
+}
+
+std::vector<bool> same_values(const std::vector<std::pair<at::Tensor, at::Tensor>>& pairs) {
+  return are_same(pairs, /*zeros_are_same=*/true);
 }
 
 std::optional<BitDifference> bit_difference(const at::Tensor& a, const at::Tensor& b) {

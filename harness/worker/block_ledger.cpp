@@ -10,7 +10,7 @@ void* BlockLedger::enter(void* allocated, size_t bytes) {
   char* const data = static_cast<char*>(allocated) + kGuardBytes;  // a multiple of 512: the wrapped allocator's alignment stays
   {
     const SpendingScope poison(Expense::poison, SpendingScope::Waits::no);
-    memory_->guard(data, bytes);
+    memory_->guard({data, bytes});
   }
   const std::lock_guard lock(mutex_);
   current_ += int64_t(bytes);
@@ -23,21 +23,24 @@ void* BlockLedger::leave(void* block) {
   const std::lock_guard lock(mutex_);
   const auto found = blocks_.find(block);
   if (found == blocks_.end()) return block;
-  look(block, found->second);
-  current_ -= int64_t(found->second);
+  const GuardedBlock left{static_cast<char*>(block), found->second};
+  look({&left, 1});
+  current_ -= int64_t(left.bytes);
   blocks_.erase(found);
-  return static_cast<char*>(block) - kGuardBytes;
+  return left.data - kGuardBytes;
 }
 
 std::vector<Overrun> BlockLedger::take_overruns() {
   const std::lock_guard lock(mutex_);
-  for (const auto& [block, bytes] : blocks_) look(block, bytes);
-  const std::vector<Look> looks = std::exchange(looks_, {});
+  std::vector<GuardedBlock> alive;
+  for (const auto& [block, bytes] : blocks_) alive.push_back({static_cast<char*>(block), bytes});
+  look(alive);
+  const std::vector<GuardedBlock> blocks = std::exchange(looked_at_, {});
   const std::vector<ChangedGuards> changes = memory_->take_changes();
   std::vector<Overrun> overruns;
-  for (size_t i = 0; i < looks.size(); ++i) {
-    if (changes[i].before > 0) overruns.push_back({looks[i].block, looks[i].bytes, false, changes[i].before});
-    if (changes[i].behind > 0) overruns.push_back({looks[i].block, looks[i].bytes, true, changes[i].behind});
+  for (size_t i = 0; i < blocks.size(); ++i) {
+    if (changes[i].before > 0) overruns.push_back({blocks[i].data, blocks[i].bytes, false, changes[i].before});
+    if (changes[i].behind > 0) overruns.push_back({blocks[i].data, blocks[i].bytes, true, changes[i].behind});
   }
   return overruns;
 }
@@ -57,10 +60,10 @@ void BlockLedger::reset_peak_bytes() {
   peak_ = current_;
 }
 
-void BlockLedger::look(void* block, size_t bytes) {
+void BlockLedger::look(std::span<const GuardedBlock> blocks) {
   const SpendingScope poison(Expense::poison, SpendingScope::Waits::no);
-  memory_->look(static_cast<char*>(block), bytes);
-  looks_.push_back({block, bytes});
+  memory_->look(blocks);
+  looked_at_.insert(looked_at_.end(), blocks.begin(), blocks.end());
 }
 
 }  // namespace attnbench

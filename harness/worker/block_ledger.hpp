@@ -5,32 +5,25 @@
 #include <cstdint>
 #include <memory>
 #include <mutex>
+#include <span>
 #include <unordered_map>
 #include <utility>
 #include <vector>
 
+#include "harness/worker/guard_bands.hpp"
 #include "harness/worker/memory.hpp"
 
 namespace attnbench {
-
-// NaN in bf16, fp16, fp32 and fp64, so that a read outside a block shows in the result; and not the NaN that arithmetic
-// makes (0x7fc0, 0x7e00), so that a NaN written there shows as well.
-inline constexpr uint16_t kGuardPattern = 0x7ff1;
-
-/// Bytes of the two guard bands of a block that somebody has changed.
-struct ChangedGuards {
-  size_t before = 0, behind = 0;
-};
 
 /// The memory that blocks lie in.
 class BlockMemory {
  public:
   virtual ~BlockMemory() = default;
   /// Fills the block with NaN, and the bands around it with the pattern.
-  virtual void guard(char* block, size_t bytes) = 0;
-  /// Looks at the bands of a block, now or when its users' work is done, and makes them whole again.
-  virtual void look(char* block, size_t bytes) = 0;
-  /// What all looks since the last call have seen, in their order.
+  virtual void guard(const GuardedBlock& block) = 0;
+  /// Looks at the bands of blocks, now or when their users' work is done, and makes them whole again.
+  virtual void look(std::span<const GuardedBlock> blocks) = 0;
+  /// What all looks since the last call have seen, block by block in their order.
   virtual std::vector<ChangedGuards> take_changes() = 0;
 };
 
@@ -53,16 +46,12 @@ class BlockLedger {
   void reset_peak_bytes();
 
  private:
-  struct Look {
-    void* block = nullptr;
-    size_t bytes = 0;
-  };
-  void look(void* block, size_t bytes);
+  void look(std::span<const GuardedBlock> blocks);
 
   const std::unique_ptr<BlockMemory> memory_;
   std::mutex mutex_;
   std::unordered_map<void*, size_t> blocks_;  ///< bytes of each
-  std::vector<Look> looks_;                   ///< whose answers were not yet taken
+  std::vector<GuardedBlock> looked_at_;       ///< whose answers were not yet taken
   int64_t current_ = 0, peak_ = 0;
 };
 

@@ -11,7 +11,9 @@
 
 #include "harness/run/errors.hpp"
 #include "harness/worker/cuda_device.hpp"
+#include "harness/worker/guard_bands.hpp"
 #include "harness/worker/memory.hpp"
+#include "harness/worker/row_words.hpp"
 #include "harness/worker/sealed_inputs.hpp"
 
 namespace attnbench {
@@ -60,6 +62,48 @@ TEST(CudaMemory, AWriteOutsideABlockIsSeenOnce) {
   const std::vector<Overrun> before = take_overruns();
   ASSERT_EQ(before.size(), 1u);
   EXPECT_FALSE(before[0].past_the_end);
+}
+
+TEST(CudaMemory, EveryByteOfABlockIsFilledAndTheOnesAroundItAreWatched) {
+  gpu();
+  const MemoryScope checked(MemoryMode::checked);
+  take_overruns();
+  constexpr auto kBand = static_cast<int64_t>(kGuardBytes);
+  for (const int64_t bytes : {1, 2, 15, 16, 17, 101, 4096, 70001}) {
+    const at::Tensor t = at::empty({bytes}, on_gpu(at::kByte));
+    EXPECT_TRUE((t == 0xff).all().item<bool>()) << bytes;
+    for (const int64_t at : {-kBand, -kBand + 7, int64_t(-1), bytes, bytes + 1, bytes + kBand / 2 + 3, bytes + kBand - 1}) {
+      ASSERT_EQ(cudaMemset(static_cast<char*>(t.data_ptr()) + at, 0x55, 1), cudaSuccess);
+      const std::vector<Overrun> overruns = take_overruns();
+      ASSERT_EQ(overruns.size(), 1u) << bytes << " bytes, byte " << at;
+      EXPECT_EQ(overruns[0].block, t.data_ptr());
+      EXPECT_EQ(overruns[0].bytes, 1u);
+      EXPECT_EQ(overruns[0].past_the_end, at > 0);
+    }
+    ASSERT_EQ(cudaMemset(static_cast<char*>(t.data_ptr()) - 100, 0, size_t(bytes) + 203), cudaSuccess);
+    const std::vector<Overrun> around = take_overruns();
+    ASSERT_EQ(around.size(), 2u);
+    EXPECT_EQ(around[0].bytes, 100u);
+    EXPECT_EQ(around[1].bytes, 103u);
+    EXPECT_TRUE((t == 0).all().item<bool>()) << "mending leaves the block as it is";
+    EXPECT_TRUE(take_overruns().empty());
+  }
+}
+
+TEST(CudaMemory, OverrunsOfManyBlocksAreToldApart) {
+  gpu();
+  const MemoryScope checked(MemoryMode::checked);
+  take_overruns();
+  std::vector<at::Tensor> blocks;
+  for (int64_t i = 0; i < 300; ++i) blocks.push_back(at::empty({i + 1}, on_gpu(at::kByte)));
+  for (const size_t i : {0, 63, 64, 65, 299})
+    ASSERT_EQ(cudaMemset(static_cast<char*>(blocks[i].data_ptr()) + blocks[i].nbytes(), 0, i + 1), cudaSuccess);
+  std::vector<size_t> sizes;
+  for (const Overrun& overrun : take_overruns()) {
+    EXPECT_EQ(overrun.bytes, overrun.block_bytes);
+    sizes.push_back(overrun.block_bytes);
+  }
+  EXPECT_THAT(sizes, testing::UnorderedElementsAre(1, 64, 65, 66, 300));
 }
 
 TEST(CudaMemory, AWriteOutsideOneOfManyFreedBlocksIsSeen) {
@@ -129,6 +173,35 @@ TEST(CudaInputs, NegatedTwiceAreTheSameBits) {
     EXPECT_TRUE(((opposite == 0) | at::isnan(opposite)).all().item<bool>());
   }
   EXPECT_EQ(inputs.overwritten(), "");
+}
+
+TEST(CudaWords, AreSummedAndComparedAsThoseOfTheCpu) {
+  std::vector<at::Tensor> here, there;
+  for (int repeats = 0; repeats < 2; ++repeats)  // more than go into one launch
+    for (const int64_t bytes : {0, 1, 7, 8, 2049, (32 << 10) - 1, 32 << 10, (32 << 10) + 3, 5 << 20}) {
+      here.push_back(at::arange(bytes).mul_(37).bitwise_and_(0xff).to(at::kByte));
+      there.push_back(here.back().to(on_gpu(at::kByte)));
+    }
+  std::vector<Words> words_here, words_there;
+  for (size_t i = 0; i < here.size(); ++i) {
+    words_here.push_back({here[i].data_ptr(), here[i].numel()});
+    words_there.push_back({there[i].data_ptr(), there[i].numel()});
+  }
+  const at::Device device = there.front().device();
+  EXPECT_EQ(weighted_sums(device, words_there), weighted_sums(at::kCPU, words_here));
+  for (const int64_t size : {1, 2, 4, 8}) {
+    std::vector<ElementPair> pairs;
+    std::vector<at::Tensor> copies;
+    std::vector<bool> expected;
+    for (const at::Tensor& t : there) {
+      copies.push_back(t.clone());
+      const bool differs = t.numel() >= size && copies.size() % 2 == 0;
+      if (differs) copies.back()[t.numel() / size * size - 1].bitwise_xor_(1);
+      expected.push_back(!differs);
+      pairs.push_back({t.data_ptr(), copies.back().data_ptr(), t.numel() / size, size, false});
+    }
+    EXPECT_EQ(same_elements(device, pairs), expected) << size;
+  }
 }
 
 TEST(CudaContextDeathTest, AFailedOneIsNoticed) {

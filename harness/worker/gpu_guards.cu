@@ -2,6 +2,7 @@
 
 #include <cuda_runtime.h>
 
+#include <algorithm>
 #include <stdexcept>
 #include <string>
 
@@ -9,47 +10,85 @@ namespace attnbench {
 namespace {
 
 constexpr int kThreads = 256;
+constexpr size_t kWord = sizeof(uint4);  // what a thread reads and writes at a time; words are aligned, a band behind need not be
 
-/// One thread a byte; row 0 of the grid is the band before the block, row 1 the one behind it.
-__device__ unsigned char* byte_of_band(unsigned char* block, size_t bytes, size_t band_bytes, size_t i) {
-  return (blockIdx.y == 0 ? block - band_bytes : block + bytes) + i;
+__device__ unsigned char byte_of_band(size_t i) {
+  return i % 2 == 0 ? kGuardPattern & 0xff : kGuardPattern >> 8;
 }
 
-__device__ unsigned char byte_of_pattern(uint16_t pattern, size_t i) {
-  return i % 2 == 0 ? pattern & 0xff : pattern >> 8;
+/// 16 bytes of a band from its byte i on.
+__device__ uint4 word_of_band(size_t i) {
+  const uint32_t low = byte_of_band(i), high = byte_of_band(i + 1), two = low | high << 8, four = two | two << 16;
+  return {four, four, four, four};
 }
 
-__global__ void write_bands(unsigned char* block, size_t bytes, size_t band_bytes, uint16_t pattern) {
-  const size_t i = static_cast<size_t>(blockIdx.x) * kThreads + threadIdx.x;
-  if (i < band_bytes) *byte_of_band(block, bytes, band_bytes, i) = byte_of_pattern(pattern, i);
+__device__ bool are_equal(uint4 a, uint4 b) {
+  return a.x == b.x && a.y == b.y && a.z == b.z && a.w == b.w;
 }
 
-__global__ void mend_bands(unsigned char* block, size_t bytes, size_t band_bytes, uint16_t pattern, uint32_t* changed) {
-  const size_t i = static_cast<size_t>(blockIdx.x) * kThreads + threadIdx.x;
-  if (i >= band_bytes) return;
-  unsigned char* byte = byte_of_band(block, bytes, band_bytes, i);
-  if (*byte == byte_of_pattern(pattern, i)) return;
-  *byte = byte_of_pattern(pattern, i);
-  atomicAdd(changed + blockIdx.y, 1);
+/// Both bands and the block, one thread a word; `bands` is the first byte of the band before.
+__global__ void write_block(char* bands, size_t bytes) {
+  constexpr uint4 kNan{~0u, ~0u, ~0u, ~0u};
+  const size_t behind = kGuardBytes + bytes, end = behind + kGuardBytes;
+  const size_t first = (static_cast<size_t>(blockIdx.x) * kThreads + threadIdx.x) * kWord;
+  auto* const word = reinterpret_cast<uint4*>(bands + first);
+  if (first < kGuardBytes) {
+    *word = word_of_band(first);
+  } else if (first + kWord <= behind) {
+    *word = kNan;
+  } else if (first >= behind && first + kWord <= end) {
+    *word = word_of_band(first - behind);
+  } else {  // where the block ends, or the band behind it
+    for (size_t i = first; i < min(first + kWord, end); ++i) bands[i] = i < behind ? 0xff : byte_of_band(i - behind);
+  }
 }
 
-dim3 both_bands(size_t band_bytes) {
-  return dim3(static_cast<unsigned>((band_bytes + kThreads - 1) / kThreads), 2);
+/// Mends bytes [begin, end) of a band, which lie in one word; how many had changed.
+__device__ uint32_t mend(unsigned char* band, size_t begin, size_t end) {
+  auto* const word = reinterpret_cast<uint4*>(band + begin);
+  if (end - begin == kWord && are_equal(*word, word_of_band(begin))) return 0;
+  uint32_t changed = 0;
+  for (size_t i = begin; i < end; ++i) {
+    changed += band[i] != byte_of_band(i);
+    band[i] = byte_of_band(i);
+  }
+  return changed;
+}
+
+struct SomeBlocks {
+  GuardedBlock blocks[kMostGuardedAtOnce];
+};
+
+/// One thread a word; row 0 of the grid is the band before a block, row 1 the one behind it; the grid's z counts blocks.
+__global__ void mend_bands(const __grid_constant__ SomeBlocks some, ChangedGuards* changed) {
+  const GuardedBlock& block = some.blocks[blockIdx.z];
+  const bool before = blockIdx.y == 0;
+  auto* const band = reinterpret_cast<unsigned char*>(before ? block.data - kGuardBytes : block.data + block.bytes);
+  const size_t off = reinterpret_cast<size_t>(band) % kWord;  // bytes of the first word that lie before the band
+  const size_t word = (static_cast<size_t>(blockIdx.x) * kThreads + threadIdx.x) * kWord;
+  if (word >= off + kGuardBytes) return;
+  const uint32_t bytes = mend(band, word < off ? 0 : word - off, min(word + kWord - off, kGuardBytes));
+  if (bytes > 0) atomicAdd(before ? &changed[blockIdx.z].before : &changed[blockIdx.z].behind, bytes);
+}
+
+unsigned blocks_for(size_t bytes) {
+  return static_cast<unsigned>((bytes + kThreads * kWord - 1) / (kThreads * kWord));
 }
 
 }  // namespace
 
-void write_gpu_guards(void* block, size_t bytes, size_t band_bytes, uint16_t pattern, void* stream) {
-  const auto on = static_cast<cudaStream_t>(stream);
-  write_bands<<<both_bands(band_bytes), kThreads, 0, on>>>(static_cast<unsigned char*>(block), bytes, band_bytes, pattern);
-  cudaError_t status = cudaGetLastError();
-  if (status == cudaSuccess) status = cudaMemsetAsync(block, 0xff, bytes, on);
-  if (status != cudaSuccess) throw std::runtime_error(std::string("guard bands on the GPU: ") + cudaGetErrorString(status));
+void write_gpu_guards(const GuardedBlock& block, void* stream) {
+  const unsigned blocks = blocks_for(block.bytes + 2 * kGuardBytes);
+  write_block<<<blocks, kThreads, 0, static_cast<cudaStream_t>(stream)>>>(block.data - kGuardBytes, block.bytes);
+  if (const cudaError_t status = cudaGetLastError(); status != cudaSuccess)
+    throw std::runtime_error(std::string("guard bands on the GPU: ") + cudaGetErrorString(status));
 }
 
-void look_at_gpu_guards(void* block, size_t bytes, size_t band_bytes, uint16_t pattern, uint32_t* changed, void* stream) {
-  mend_bands<<<both_bands(band_bytes), kThreads, 0, static_cast<cudaStream_t>(stream)>>>(static_cast<unsigned char*>(block),
-                                                                                         bytes, band_bytes, pattern, changed);
+void look_at_gpu_guards(std::span<const GuardedBlock> blocks, ChangedGuards* changed, void* stream) {
+  SomeBlocks some;
+  std::copy(blocks.begin(), blocks.end(), some.blocks);
+  const dim3 grid(blocks_for(kGuardBytes + kWord), 2, static_cast<unsigned>(blocks.size()));
+  mend_bands<<<grid, kThreads, 0, static_cast<cudaStream_t>(stream)>>>(some, changed);
 }
 
 }  // namespace attnbench

@@ -2,17 +2,22 @@
 #pragma once
 
 #include <cstddef>
-#include <cstdint>
+#include <span>
+
+#include "harness/worker/guard_bands.hpp"
 
 namespace attnbench {
 
-/// Fills the block with 0xFF, and band_bytes before and behind it with the two bytes of `pattern` in turn, on the stream
+/// Fills the block with 0xFF, and the bands before and behind it with the two bytes of kGuardPattern in turn, on the stream
 /// (cudaStream_t) on which its user was given it. Throws std::runtime_error where CUDA refuses.
-void write_gpu_guards(void* block, size_t bytes, size_t band_bytes, uint16_t pattern, void* stream);
+void write_gpu_guards(const GuardedBlock& block, void* stream);
 
-/// Adds the number of changed bytes before the block to changed[0] and of those behind it to changed[1] (device memory), and
-/// makes the bands whole again, on the stream (cudaStream_t) on which the block's memory may next be given away: a write that is
-/// still under way on another one is missed. Launched from destructors: an error of CUDA stays for the next call that waits.
-void look_at_gpu_guards(void* block, size_t bytes, size_t band_bytes, uint16_t pattern, uint32_t* changed, void* stream);
+inline constexpr size_t kMostGuardedAtOnce = 64;
+
+/// Adds what has changed around blocks[i], of which there are at most kMostGuardedAtOnce, to changed[i] (memory that the GPU can
+/// write), and makes the bands whole again, on the stream (cudaStream_t) on which the blocks' memory may next be given away: a
+/// write that is still under way on another one is missed. Launched from destructors: an error of CUDA stays for the next call
+/// that waits.
+void look_at_gpu_guards(std::span<const GuardedBlock> blocks, ChangedGuards* changed, void* stream);
 
 }  // namespace attnbench

@@ -6,14 +6,20 @@
 #include <fstream>
 #include <limits>
 #include <memory>
+#include <span>
 #include <string>
 #include <utility>
 
+#include <ATen/Parallel.h>
 #include <c10/core/CPUAllocator.h>
 #include <fmt/format.h>
 
 #include "harness/worker/block_ledger.hpp"
 #include "harness/worker/cuda_device.hpp"
+
+#ifndef _OPENMP
+#error "at::parallel_for is a plain loop where its caller is compiled without -fopenmp"
+#endif
 
 namespace attnbench {
 
@@ -23,16 +29,26 @@ std::atomic<MemoryMode> mode = MemoryMode::off;
 
 class HostMemory final : public BlockMemory {
  public:
-  void guard(char* block, size_t bytes) override {
-    std::memcpy(block - kGuardBytes, whole_band().data(), kGuardBytes);
-    std::memset(block, 0xff, bytes);
-    std::memcpy(block + bytes, whole_band().data(), kGuardBytes);
+  void guard(const GuardedBlock& block) override {
+    std::memcpy(block.data - kGuardBytes, whole_band().data(), kGuardBytes);
+    fill_with_nan(block);
+    std::memcpy(block.data + block.bytes, whole_band().data(), kGuardBytes);
   }
-  void look(char* block, size_t bytes) override { changes_.push_back({mend(block - kGuardBytes), mend(block + bytes)}); }
+  void look(std::span<const GuardedBlock> blocks) override {
+    for (const auto& [data, bytes] : blocks) changes_.push_back({mend(data - kGuardBytes), mend(data + bytes)});
+  }
   std::vector<ChangedGuards> take_changes() override { return std::exchange(changes_, {}); }
 
  private:
   using Band = std::array<char, kGuardBytes>;
+
+  /// The first write to fresh memory, which waits for its pages: side by side where there are many.
+  static void fill_with_nan(const GuardedBlock& block) {
+    constexpr int64_t kBytesOfTask = 1 << 20;
+    at::parallel_for(0, static_cast<int64_t>(block.bytes), kBytesOfTask, [&](int64_t begin, int64_t end) {
+      std::memset(block.data + begin, 0xff, static_cast<size_t>(end - begin));
+    });
+  }
 
   static const Band& whole_band() {
     static const Band band = [] {
@@ -45,9 +61,9 @@ class HostMemory final : public BlockMemory {
   }
 
   /// Changed bytes of a band, which is then whole again.
-  static size_t mend(char* band) {
+  static uint32_t mend(char* band) {
     if (std::memcmp(band, whole_band().data(), kGuardBytes) == 0) return 0;
-    size_t changed = 0;
+    uint32_t changed = 0;
     for (size_t i = 0; i < kGuardBytes; ++i) changed += band[i] != whole_band()[i];
     std::memcpy(band, whole_band().data(), kGuardBytes);
     return changed;

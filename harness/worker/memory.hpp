@@ -30,14 +30,13 @@ class MemoryScope {
   MemoryMode before_;
 };
 
-/// A write outside a checked block, within kGuardBytes of it.
+/// A write outside a checked block, within kGuardBytes (guard_bands.hpp) of it.
 struct Overrun {
   const void* block = nullptr;  ///< first byte of the block
   size_t block_bytes = 0;
   bool past_the_end = true;  ///< else before the start
   size_t bytes = 0;          ///< guard bytes that changed
 };
-inline constexpr size_t kGuardBytes = 64 << 10;
 /// "wrote 4 bytes past the end of a block (128 bytes)"; `block` says which, where it is known.
 std::string describe(const Overrun& overrun, const std::string& block = "a block");
 

@@ -1,5 +1,7 @@
 // The watching allocator of a GPU: LibTorch's caching allocator with BlockLedger's guards around its blocks.
+#include <algorithm>
 #include <memory>
+#include <span>
 #include <utility>
 #include <vector>
 
@@ -20,21 +22,28 @@ namespace {
 namespace caching = c10::cuda::CUDACachingAllocator;
 namespace pluggable = torch::cuda::CUDAPluggableAllocator;
 
-/// Looks count on the GPU, each into a slot of its own.
+/// Looks count on the GPU, each into a slot of its own. Slots lie in the host's memory, where the GPU writes only what has
+/// changed: who has waited for it reads them without a copy.
 class DeviceMemory final : public BlockMemory {
  public:
-  explicit DeviceMemory(caching::CUDAAllocator& allocator) : allocator_(allocator) {}
-
-  /// On the stream that LibTorch allocates for: its user's work comes behind it.
-  void guard(char* block, size_t bytes) override {
-    write_gpu_guards(block, bytes, kGuardBytes, kGuardPattern, c10::cuda::getCurrentCUDAStream().stream());
+  DeviceMemory() {
+    void* slots = nullptr;
+    C10_CUDA_CHECK(cudaHostAlloc(&slots, kSlots * sizeof(ChangedGuards), cudaHostAllocMapped | cudaHostAllocPortable));
+    slots_ = static_cast<ChangedGuards*>(slots);
+    std::fill_n(slots_, kSlots, ChangedGuards{});
   }
 
-  void look(char* block, size_t bytes) override {
-    if (looks_ == kSlots) collect();
-    if (!slots_) make_slots();
-    look_at_gpu_guards(block, bytes, kGuardBytes, kGuardPattern, slots_ + 2 * looks_++,
-                       c10::cuda::getCurrentCUDAStream().stream());
+  /// On the stream that LibTorch allocates for: its user's work comes behind it.
+  void guard(const GuardedBlock& block) override { write_gpu_guards(block, c10::cuda::getCurrentCUDAStream().stream()); }
+
+  void look(std::span<const GuardedBlock> blocks) override {
+    while (!blocks.empty()) {
+      const std::span<const GuardedBlock> now = blocks.first(std::min(blocks.size(), kMostGuardedAtOnce));
+      if (used_ + now.size() > kSlots) collect();
+      look_at_gpu_guards(now, slots_ + used_, c10::cuda::getCurrentCUDAStream().stream());
+      used_ += now.size();
+      blocks = blocks.subspan(now.size());
+    }
   }
 
   std::vector<ChangedGuards> take_changes() override {
@@ -44,35 +53,25 @@ class DeviceMemory final : public BlockMemory {
   }
 
  private:
-  static constexpr size_t kSlots = 4096, kSlotBytes = 2 * sizeof(uint32_t);
-
-  void make_slots() {
-    slots_ = static_cast<uint32_t*>(allocator_.raw_alloc(kSlots * kSlotBytes));
-    cudaMemset(slots_, 0, kSlots * kSlotBytes);
-    cudaDeviceSynchronize();  // looks on other streams do not wait for the default one
-  }
+  static constexpr size_t kSlots = 4096;
 
   /// A device that failed changed nothing that could be told: who waits for it next says so.
   void collect() {
-    if (looks_ == 0) return;
-    std::vector<uint32_t> counts(2 * looks_);
-    cudaDeviceSynchronize();
-    cudaMemcpy(counts.data(), slots_, looks_ * kSlotBytes, cudaMemcpyDeviceToHost);
-    cudaMemset(slots_, 0, looks_ * kSlotBytes);
-    cudaDeviceSynchronize();
-    for (size_t i = 0; i < looks_; ++i) changes_.push_back({counts[2 * i], counts[2 * i + 1]});
-    looks_ = 0;
+    if (used_ == 0) return;
+    cudaDeviceSynchronize();  // looks are on the streams of those who gave their blocks back
+    changes_.insert(changes_.end(), slots_, slots_ + used_);
+    std::fill_n(slots_, used_, ChangedGuards{});
+    used_ = 0;
   }
 
-  caching::CUDAAllocator& allocator_;
-  uint32_t* slots_ = nullptr;  ///< never freed, as the allocator is not
-  size_t looks_ = 0;           ///< slots in use
+  ChangedGuards* slots_ = nullptr;  ///< never freed, as the allocator is not
+  size_t used_ = 0;
   std::vector<ChangedGuards> changes_;
 };
 
 struct Watch {
   caching::CUDAAllocator* wrapped = nullptr;
-  BlockLedger ledger{std::make_unique<DeviceMemory>(*wrapped)};
+  BlockLedger ledger{std::make_unique<DeviceMemory>()};
 };
 Watch* watch = nullptr;  // never destroyed, since tensors may outlive main()
 

@@ -1,5 +1,6 @@
 #include "harness/worker/memory.hpp"
 
+#include <algorithm>
 #include <cmath>
 #include <cstring>
 
@@ -21,6 +22,13 @@ TEST(Memory, NewBlocksHoldNanInEveryFloatType) {
     const at::Tensor t = at::empty({5}, type);
     EXPECT_TRUE(std::isnan(t[4].item<double>())) << type;
   }
+}
+
+TEST(Memory, ALargeBlockIsFilledToItsEnd) {
+  const MemoryScope checked(MemoryMode::checked);
+  const at::Tensor t = at::empty({(5 << 20) + 3}, at::kByte);
+  const char* const bytes = bytes_of_tensor(t);
+  EXPECT_EQ(std::count(bytes, bytes + t.nbytes(), '\xff'), t.numel());
 }
 
 TEST(Memory, AlignmentStays) {

@@ -2,14 +2,14 @@
 
 #include <algorithm>
 #include <limits>
+#include <utility>
 
 #include <ATen/TensorOperators.h>
-#include <ATen/ops/arange.h>
 #include <ATen/ops/empty.h>
-#include <ATen/ops/stack.h>
 #include <ATen/ops/tensor.h>
 
 #include "harness/worker/memory.hpp"
+#include "harness/worker/row_words.hpp"
 #include "harness/worker/spending.hpp"
 
 namespace attnbench {
@@ -49,32 +49,12 @@ void change_signs(const at::Tensor& tensor, const SealedInputs::HeadSigns& from,
   bits.bitwise_xor_(at::tensor(masks, at::kLong).to(bits.options()).unsqueeze(-1));
 }
 
-int64_t words_of(const at::Tensor& tensor) {
-  return static_cast<int64_t>(tensor.storage().nbytes()) / 8;
-}
-
-/// Odd numbers (2 i + 1) c in 64 bits: one word that changed always changes the sum of words times these.
-at::Tensor weights_of(int64_t words, c10::Device device) {
-  constexpr uint64_t kOdd = 0x9e3779b97f4a7c15u;
-  constexpr auto kFirst = static_cast<int64_t>(kOdd), kStep = static_cast<int64_t>(2 * kOdd);
-  return at::arange(words, at::TensorOptions(device).dtype(at::kLong)).mul_(kStep).add_(kFirst);
-}
-
-/// Of each whole storage, at least one, all on one device; all are waited for once.
-std::vector<int64_t> fingerprints_of(const NamedTensors& tensors) {
-  const MemoryScope unwatched(MemoryMode::off);
-  int64_t most = sizeof(int64_t);  // a rest has fewer bytes than a word
-  for (const auto& [name, tensor] : tensors) most = std::max(most, words_of(tensor));
-  const at::Tensor weights = weights_of(most, tensors.front().second.device());
-  const auto weighted_sum = [&](const at::Tensor& words) { return (weights.narrow(0, 0, words.numel()) * words).sum(); };
-  std::vector<at::Tensor> sums;
-  for (const auto& [name, tensor] : tensors) {
-    const int64_t words = words_of(tensor), rest = static_cast<int64_t>(tensor.storage().nbytes()) % 8;
-    sums.push_back(weighted_sum(storage_as(tensor, at::kLong, 0, words)));
-    if (rest > 0) sums.back() += weighted_sum(storage_as(tensor, at::kByte, words * 8, rest));
-  }
-  const at::Tensor all = at::stack(sums).to(at::kCPU);
-  return {all.const_data_ptr<int64_t>(), all.const_data_ptr<int64_t>() + all.numel()};
+/// Of each whole storage, at least one, all on one device.
+std::vector<uint64_t> fingerprints_of(const NamedTensors& tensors) {
+  std::vector<Words> storages;
+  for (const auto& [name, tensor] : tensors)
+    storages.push_back({tensor.storage().data(), static_cast<int64_t>(tensor.storage().nbytes())});
+  return weighted_sums(tensors.front().second.device(), storages);
 }
 
 NamedTensors defined_ones(NamedTensors tensors) {
@@ -117,6 +97,7 @@ Inputs SealedInputs::lend() const {
 }
 
 SealedInputs::Negated::Negated(const SealedInputs& inputs, at::Tensor Inputs::*tensor) {
+  const MemoryScope unwatched(MemoryMode::off);  // LibTorch makes tensors of the scalars that it is given
   const at::Tensor& whole = inputs.inputs_.*tensor;
   const at::ScalarType bits = whole.element_size() == 2 ? at::kShort : at::kInt;
   sign_ = sign_bit_of(whole);
@@ -125,6 +106,7 @@ SealedInputs::Negated::Negated(const SealedInputs& inputs, at::Tensor Inputs::*t
 }
 
 SealedInputs::Negated::~Negated() {
+  const MemoryScope unwatched(MemoryMode::off);
   elements_.bitwise_xor_(sign_);
 }
 
@@ -135,10 +117,10 @@ Inputs SealedInputs::draw() const {
 }
 
 std::string SealedInputs::overwritten() const {
-  const SpendingScope poison(Expense::poison);
+  const SpendingScope poison(Expense::poison, SpendingScope::Waits::no);  // the sums are waited for
   std::string names;
   const NamedTensors tensors = named_tensors(inputs_);
-  const std::vector<int64_t> now = fingerprints_of(tensors);
+  const std::vector<uint64_t> now = fingerprints_of(tensors);
   for (size_t i = 0; i < tensors.size(); ++i)
     if (now[i] != fingerprints_[i]) names += names.empty() ? tensors[i].first : ", " + tensors[i].first;
   return names;

@@ -64,7 +64,7 @@ class SealedInputs {
   Conventions::Poison poison_;
   Device device_;
   Inputs inputs_;
-  std::vector<int64_t> fingerprints_;  ///< in the order of named_tensors, no head negated
+  std::vector<uint64_t> fingerprints_;  ///< in the order of named_tensors, no head negated
   HeadSigns v_signs_, dout_signs_;
 };
 

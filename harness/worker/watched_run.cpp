@@ -34,6 +34,7 @@ std::string name_of_block(const Overrun& overrun, const Inputs& inputs, const Ou
 /// What a plain call would have returned, from what a call returned.
 Outputs as_plain(Outputs outputs, Pass pass, Call call) {
   if (call == Call::plain) return outputs;
+  const MemoryScope unwatched(MemoryMode::off);
   const std::vector<at::Tensor*> negative =
       pass == Pass::forward ? std::vector{&outputs.o} : std::vector{&outputs.dq, &outputs.dk, &outputs.dv};
   for (at::Tensor* tensor : negative)
@@ -63,7 +64,7 @@ Outputs call_last_window(const Run& run, Pass pass, const SealedInputs& inputs, 
   const Window& window = run.windows.back();
   const WholeCall whole;
   if (pass == Pass::forward) return forward(window, inputs, call);
-  Outputs outputs = window.forward();
+  Outputs outputs = timed(window.forward);
   look();
   const Outputs gradients = backward(window, inputs, call);
   outputs.dq = gradients.dq;
