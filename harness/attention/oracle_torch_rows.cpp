@@ -82,10 +82,10 @@ ATTNBENCH_ON_BOTH double weight_error2(const Rounding& r, double W, double M, do
   return M == 0 ? 0 : largest_error2(r, W * W, square(smallest));
 }
 
-/// Variance of the P that V is multiplied by; stored: eager's.
-ATTNBENCH_ON_BOTH double weight_variance(const Rounding& r, double W, double M, double l, double stored) {
+/// Variance of the P that V is multiplied by. least: its smallest rounding error; stored: eager's variance.
+ATTNBENCH_ON_BOTH double weight_variance(const Rounding& r, double W, double M, double least, double stored) {
   if (r.scores) return stored;
-  return r.p ? weight_error2(r, W, M, r.p_normalised ? r.f : r.f / l) / 3 : 0;
+  return r.p ? weight_error2(r, W, M, least) / 3 : 0;
 }
 
 /// Scores and the softmax of them. Scores are computed anew in every pass over a row: reading is cheap, writing is not.
@@ -196,7 +196,7 @@ ATTNBENCH_ON_BOTH void SoftmaxStep::write(const Row& row, int64_t j, double P, c
   m.P[at] = P, m.e2[at] = e2, m.W[at] = W.value;
   if (b.s.softcap != 0) m.tanh[at] = x.tanh, m.eJ2[at] = x.eJ2;
   if (!m.w_o) return;
-  vP = weight_variance(r, W.value, M, numbers.l, W.variance);
+  vP = weight_variance(r, W.value, M, numbers.least, W.variance);
   m.w_mean[at] = own * M;
   m.w_o[at] = (own + shifted + (P != 0 ? kFlushedP2 : 0)) * (M * M) + vP + square(W.value) * (row.n * r.accumulation);
 }
@@ -215,11 +215,12 @@ ATTNBENCH_ON_BOTH void SoftmaxStep::operator()(const RowTeam& team, int64_t inde
   sample(team, row, m);
   each_read([&](int64_t j) { sum += std::exp(value(row, j) - m); });
   sum = team.sum(sum);  // from here on nobody reads what another thread overwrites
-  numbers.l = row.reads_any() ? sum + std::exp(sink - m) : 1;
+  const double l = row.reads_any() ? sum + std::exp(sink - m) : 1, of_one = 1 / l;
+  numbers.least = r.p_normalised ? r.f : r.f / l;
   if (r.scores) {
     each_read([&](int64_t j) {
       const Score x = score(row, j);
-      numbers.shifted += kAlone * square(std::exp(x.S - m) / numbers.l) * x.vS;
+      numbers.shifted += kAlone * square(std::exp(x.S - m) * of_one) * x.vS;
     });
     numbers.shifted = team.sum(numbers.shifted);
   }
@@ -228,7 +229,7 @@ ATTNBENCH_ON_BOTH void SoftmaxStep::operator()(const RowTeam& team, int64_t inde
     const int64_t at = row.matrix + j;
     if (!row.reads(b.key + j)) return write_nothing(at);
     const Score x = score(row, j);
-    const double P = std::exp(x.S - m) / numbers.l;
+    const double P = std::exp(x.S - m) * of_one;
     double vP = 0;
     write(row, j, P, x, numbers, vP);
     const double W2 = square(b.m.W[at]);
@@ -237,7 +238,7 @@ ATTNBENCH_ON_BOTH void SoftmaxStep::operator()(const RowTeam& team, int64_t inde
     most = larger(vP, most);
   });
   PA = team.sum(PA);
-  const double L = m + std::log(numbers.l), sL = (std::fabs(L) + 4 + PA * r.k_scores + std::sqrt(row.n)) * r.e;
+  const double L = m + std::log(l), sL = (std::fabs(L) + 4 + PA * r.k_scores + std::sqrt(row.n)) * r.e;
   numbers.eL2 = r.accumulation > 0 ? sL * sL : square((std::fabs(L) * 2 + 2) * r.e);
   numbers.total = team.sum(total), numbers.largest_vP = team.max(most);
   sum2 = team.sum(sum2), sum4 = team.sum(sum4);
@@ -440,7 +441,8 @@ ATTNBENCH_ON_BOTH void GradientStep::operator()(const RowTeam& team, int64_t ind
       const double raw2 = square(x.P * centred(row, x, numbers.D));
       sD2 += raw2 * x.e2;
       if (r.scores) of_d += kAlone * (raw2 * x.vS + x.P2 * x.vdP);
-      if (r.d_from_output) sD2 += weight_variance(r, x.W, x.M, numbers.l, r.scores ? b.m.vP[at] : 0) * square(x.dP * b.s.kept);
+      if (r.d_from_output)
+        sD2 += weight_variance(r, x.W, x.M, numbers.least, r.scores ? b.m.vP[at] : 0) * square(x.dP * b.s.kept);
     });
     numbers.sD2 = team.sum(sD2) + (r.d_from_output ? numbers.gu : 0);
     if (r.scores) numbers.of_d = team.sum(of_d);

@@ -31,7 +31,7 @@ struct Setting {
 
 /// What a row has one of.
 struct RowNumbers {
-  double l, eL2;
+  double least, eL2;   ///< least: smallest rounding error of the P that V is multiplied by
   double shifted;      ///< eager: sum of w
   double total;        ///< sum of P^2 eS^2
   double largest_vP;   ///< variance of the P that V is multiplied by

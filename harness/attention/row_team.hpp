@@ -76,7 +76,7 @@ class RowTeam {
 
 #ifdef __CUDACC__
 /// On a multiprocessor: a step has so few registers that as many fit, which hides the memory's latency better than more of them.
-constexpr int kTeamsAtOnce = 3;
+constexpr int kTeamsAtOnce = 4;
 
 template <typename Step>
 __global__ void __launch_bounds__(RowTeam::kMostThreads, kTeamsAtOnce) run_on_rows(const Step step) {
