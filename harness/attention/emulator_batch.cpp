@@ -2,11 +2,8 @@
 
 #include <algorithm>
 
-#include <ATen/TensorOperators.h>
-#include <ATen/ops/arange.h>
 #include <ATen/ops/bmm.h>
-#include <ATen/ops/full.h>
-#include <ATen/ops/maximum.h>
+#include <ATen/ops/empty.h>
 #include <ATen/ops/zeros.h>
 
 #include "harness/attention/tokens.hpp"
@@ -18,25 +15,50 @@ namespace {
 constexpr int64_t kCpuBlockElements = 1 << 17, kGpuBlockElements = 1 << 24;
 constexpr int64_t kLeastRows = 16;  ///< fewer would leave the products narrow
 
-/// 0 for the maximum of a row that reads nothing.
-Tensor finite(const Tensor& m) {
-  return m.masked_fill(m == -kInfinity, 0);
+/// Places as int64s.
+template <typename Place>
+Tensor upload(const std::vector<Place>& places, c10::Device device) {
+  static_assert(sizeof(Place) % sizeof(int64_t) == 0);
+  const auto* numbers = reinterpret_cast<const int64_t*>(places.data());
+  return to_tensor({numbers, numbers + places.size() * (sizeof(Place) / sizeof(int64_t))}, device);
+}
+
+float* floats_of(const Tensor& t) {
+  return t.defined() ? t.mutable_data_ptr<float>() : nullptr;
+}
+
+/// Where values of the case's dtype go beside the floats; null where products read those.
+void* narrow_of(const Tensor& t) {
+  return t.defined() ? t.mutable_data_ptr() : nullptr;
+}
+
+Operand operand_of(const Tensor& t) {
+  return t.scalar_type() == at::kFloat ? Operand{.wide = floats_of(t)} : Operand{.narrow = t.mutable_data_ptr()};
+}
+
+/// Accumulated in fp32: by the tensor cores where both operands are of a low-precision dtype.
+Tensor product(const Tensor& x, const Tensor& y) {
+  if (x.scalar_type() != at::kFloat && y.scalar_type() != at::kFloat) return at::bmm(x, y, at::kFloat);
+  return at::bmm(x.to(at::kFloat), y.to(at::kFloat));
 }
 
 }  // namespace
 
 void Sequence::find_reads(const Problem& problem, Conventions::EmptyRow empty_row) {
   reads.resize(queries());
+  const int64_t first = problem.align == Align::bottom_right ? real_keys - queries() : 0;
   for (int64_t i = 0; i < queries(); ++i) {
-    const int64_t diagonal = problem.align == Align::bottom_right ? i + real_keys - queries() : i;
+    Reads& r = reads[i];
+    r.diagonal = first + i;
     int64_t begin = 0, end = real_keys;
-    if (problem.mask == Mask::causal) end = std::min(end, diagonal + 1);
-    if (problem.window && problem.window->left >= 0) begin = std::max(begin, diagonal - problem.window->left);
-    if (problem.window && problem.window->right >= 0) end = std::min(end, diagonal + problem.window->right + 1);
+    if (problem.mask == Mask::causal) end = std::min(end, r.diagonal + 1);
+    if (problem.window && problem.window->left >= 0) begin = std::max(begin, r.diagonal - problem.window->left);
+    if (problem.window && problem.window->right >= 0) end = std::min(end, r.diagonal + problem.window->right + 1);
+    r.filled = begin >= end && empty_row != Conventions::EmptyRow::zero;
     if (begin < end)
-      reads[i] = {begin, end, false};
-    else if (empty_row != Conventions::EmptyRow::zero)
-      reads[i] = {0, keys(), true};
+      r.begin = begin, r.end = end;
+    else if (r.filled)
+      r.end = keys();
   }
 }
 
@@ -50,187 +72,112 @@ std::pair<int64_t, int64_t> Sequence::keys_read() const {
   return {begin, std::max(begin, end)};
 }
 
-Batch::Batch(const Arithmetic& arithmetic, const ScoreOptions& options, const std::vector<Sequence>& sequences, Tensor Q,
-             Tensor K, Tensor V, Tensor G)
-    : a_(arithmetic), options_(options), Q_(std::move(Q)), K_(std::move(K)), V_(std::move(V)), G_(std::move(G)) {
-  note_reads(sequences);
-  const auto zeros = [&](const Tensor& like) { return at::zeros(like.sizes(), like.options().dtype(at::kFloat)); };
-  O = zeros(G_), dQ = zeros(Q_), dK = zeros(K_), dV = zeros(V_);
-  lse = at::full({Q_.size(0), Q_.size(1), 1}, -kInfinity, O.options());
-}
-
-void Batch::note_reads(const std::vector<Sequence>& sequences) {
-  const int64_t count = static_cast<int64_t>(sequences.size()), queries = Q_.size(1), keys = K_.size(1);
-  std::vector<int64_t> begin(count * queries), end(count * queries), filled(count * queries);
-  around_.assign(queries, {keys, 0});
-  for (int64_t n = 0; n < count; ++n) {
-    any_hidden_ = any_hidden_ || sequences[n].queries() < queries;
-    for (int64_t i = 0; i < sequences[n].queries(); ++i) {
-      const Reads& r = sequences[n].reads[i];
-      begin[n * queries + i] = r.begin;
-      end[n * queries + i] = r.end;
-      filled[n * queries + i] = r.filled;
-      any_filled_ = any_filled_ || r.filled;
-      any_hidden_ = any_hidden_ || r.begin > 0 || r.end < keys;
-      if (r.begin < r.end) around_[i] = {std::min(around_[i].first, r.begin), std::max(around_[i].second, r.end)};
+Places::Places(const std::vector<Sequence>& all, c10::Device device) : sequences(static_cast<int64_t>(all.size())) {
+  for (const Sequence& s : all) queries = std::max(queries, s.queries()), keys = std::max(keys, s.keys());
+  keys = tiles_of(keys) * kTile;
+  around.assign(queries, {keys, 0});
+  std::vector<QueryPlace> q_places(sequences * queries);
+  std::vector<KeyPlace> k_places(sequences * keys);
+  for (int64_t n = 0; n < sequences; ++n) {
+    const Sequence& s = all[n];
+    for (int64_t i = 0; i < s.queries(); ++i) {
+      const Reads& r = s.reads[i];
+      q_places[n * queries + i] = {
+          .row = s.q_rows[i], .begin = r.begin, .end = r.end, .filled = r.filled, .diagonal = r.diagonal};
+      if (r.begin < r.end) around[i] = {std::min(around[i].first, r.begin), std::max(around[i].second, r.end)};
     }
+    const auto [begin, end] = s.keys_read();
+    for (int64_t j = 0; j < s.keys(); ++j)
+      k_places[n * keys + j] = {
+          .row = s.k_rows[j], .column = s.k_rows[j] - s.first_column, .read = j >= begin && j < end, .real = j < s.real_keys};
   }
-  const auto on_device = [&](const std::vector<int64_t>& values) {
-    return to_tensor(values, Q_.device()).view({count, 1, queries, 1});
-  };
-  begin_ = on_device(begin);
-  end_ = on_device(end);
-  filled_ = on_device(filled).to(at::kBool);
-  keys_ = at::arange(keys, begin_.options());
+  of_queries = upload(q_places, device), of_keys = upload(k_places, device);
 }
 
-/// Accumulated in fp32: by the tensor cores where both operands are of a low-precision dtype.
-Tensor Batch::product(const Tensor& x, const Tensor& y) const {
-  if (x.scalar_type() != at::kFloat && y.scalar_type() != at::kFloat) return at::bmm(x, y, at::kFloat);
-  return at::bmm(x.to(at::kFloat), y.to(at::kFloat));
+Batch::Batch(const Setting& setting, const Places& places, const CaseTensors& tensors, const at::TensorOptions& operand)
+    : places_(places), tensors_(tensors), operand_(operand), wide_(operand.dtype(at::kFloat)), s_(setting) {
+  s_.sequences = places.sequences, s_.queries = places.queries, s_.keys = places.keys;
+  s_.of_queries = reinterpret_cast<const QueryPlace*>(places.of_queries.const_data_ptr());
+  s_.of_keys = reinterpret_cast<const KeyPlace*>(places.of_keys.const_data_ptr());
+  Q_ = gathered(tensors.q, s_.d, /*of_keys=*/false), G_ = gathered(tensors.dout, s_.dv, /*of_keys=*/false);
+  K_ = gathered(tensors.k, s_.d, /*of_keys=*/true), V_ = gathered(tensors.v, s_.dv, /*of_keys=*/true);
 }
 
-Batch::Block Batch::block(int64_t first, int64_t rows) const {
-  int64_t begin = K_.size(1), end = 0;
+Tensor Batch::gathered(const CaseTensor& from, int64_t channels, bool of_keys) const {
+  const Tensor batch = at::empty({heads(), of_keys ? s_.keys : s_.queries, channels}, operand_);
+  (of_keys ? gather_keys : gather_queries)(s_, from, channels, operand_of(batch));
+  return batch;
+}
+
+/// With the tiles around all keys that its rows read.
+BlockRows Batch::block(int64_t first, int64_t rows) const {
+  int64_t begin = s_.keys, end = 0;
   for (int64_t i = first; i < first + rows; ++i) {
-    begin = std::min(begin, around_[i].first / kTile * kTile);
-    end = std::max(end, tiles_of(around_[i].second) * kTile);
+    begin = std::min(begin, places_.around[i].first / kTile * kTile);
+    end = std::max(end, tiles_of(places_.around[i].second) * kTile);
   }
-  Block b;
-  b.first = first, b.rows = rows;
-  b.key = begin, b.keys = std::max<int64_t>(end - begin, 0);
-  if (b.keys > 0) score(b);
-  return b;
+  return {.s = s_, .first = first, .rows = rows, .key = begin, .keys = std::max<int64_t>(end - begin, 0)};
 }
 
-/// Takes ALiBi's bias off the scores.
-void Batch::add_bias(const Block& b) const {
-  const Tensor i = at::arange(b.first, b.first + b.rows, keys_.options()).unsqueeze(1);
-  by_head(b.S).sub_((options_.offsets + i - keys_.narrow(0, b.key, b.keys)).abs() * options_.slopes);
-}
-
-/// What the softmax is of: hidden keys -inf; a filled row reads equal scores.
-void Batch::score(Block& b) const {
-  b.S = product(b.of_rows(Q_), b.of_keys(K_).transpose(1, 2));
-  if (a_.rounding.scores) b.S = round(b.S);
-  b.S.mul_(a_.scale);
-  if (a_.rounding.scores) b.S = round(b.S);
-  if (options_.softcap != 0) {
-    b.capped = b.S.div_(options_.softcap).tanh_();
-    b.S = b.capped * options_.softcap;
-  }
-  if (options_.slopes.defined()) add_bias(b);
-  const auto of_rows = [&](const Tensor& t) { return t.narrow(2, b.first, b.rows); };
-  if (any_filled_) by_head(b.S).masked_fill_(of_rows(filled_), a_.filler);
-  if (!any_hidden_) return;
-  const Tensor j = keys_.narrow(0, b.key, b.keys);
-  b.hidden = (j < of_rows(begin_)).logical_or_(j >= of_rows(end_));
-  by_head(b.S).masked_fill_(b.hidden, -kInfinity);
-}
-
-/// exp of what was taken from scores; of hidden ones 0 in a row of NaN too.
-Tensor Batch::exponentials(const Block& b, Tensor x) const {
-  x.exp_();
-  if (any_filled_ && b.hidden.defined()) by_head(x).masked_fill_(b.hidden, 0);
-  return x;
-}
-
-/// A row's sink, or -inf: [sequences x heads, rows, 1].
-Tensor Batch::sinks(const Block& b) const {
-  const Tensor sinks = at::full({Q_.size(0), b.rows, 1}, -kInfinity, b.S.options());
-  if (!options_.sinks.defined()) return sinks;
-  by_head(sinks).copy_(options_.sinks).masked_fill_(filled_.narrow(2, b.first, b.rows), -kInfinity);
-  return sinks;
-}
-
-/// The sum of a row, and with it L.
-void Batch::settle(Block& b, const Tensor& l) const {
-  b.l = l.masked_fill(l == 0, 1);
-  b.L = b.m + b.l.log();
-}
-
-/// O of P that are relative to the maximum so far, by tiles, and are rescaled to the last one's.
-Tensor Batch::online_output(Block& b) const {
-  const Tensor tiles = b.S.unflatten(2, {-1, kTile}), sink = sinks(b);
-  const Tensor so_far = at::maximum(std::get<0>(tiles.amax(-1).cummax(-1)), sink);
-  const Tensor shift = finite(so_far);
-  b.m = shift.narrow(2, -1, 1);
-  const Tensor shrink = (so_far - b.m).exp_();
-  Tensor P = exponentials(b, (tiles - shift.unsqueeze(-1)).flatten(2));
-  settle(b, P.unflatten(2, {-1, kTile}).sum(-1).mul_(shrink).sum(-1, true).add_((sink - b.m).exp_()));
-  drop(P, b);
-  if (a_.rounding.p) P = round(P);
-  P.unflatten(2, {-1, kTile}).mul_(shrink.unsqueeze(-1));
-  return round(product(P, b.of_keys(V_)).div_(b.l));
-}
-
-/// The softmax itself.
-Tensor Batch::softmax(Block& b) const {
-  const Tensor sink = sinks(b);
-  b.m = finite(at::maximum(b.S.amax(-1, true), sink));
-  Tensor P = exponentials(b, b.S - b.m);
-  settle(b, P.sum(-1, true).add_((sink - b.m).exp_()));
-  return P.div_(b.l);
-}
-
-/// O of normalised P.
-Tensor Batch::output(const Block& b, Tensor P) const {
-  drop(P, b);
-  if (a_.rounding.p) P = round(P).to(a_.operand);
-  return round(product(P, b.of_keys(V_)));
+Tensor Batch::matrix(const BlockRows& b, const at::TensorOptions& options) const {
+  return at::empty({heads(), b.rows, b.keys}, options);
 }
 
 /// One block of rows after the other: a few matrices of so many scores are the memory it takes.
 void Batch::run() {
-  const int64_t elements = Q_.is_cpu() ? kCpuBlockElements : kGpuBlockElements;
-  const int64_t step = std::max(elements / (Q_.size(0) * K_.size(1)), kLeastRows);
-  for (int64_t first = 0; first < Q_.size(1); first += step) {
-    Block b = block(first, std::min(step, Q_.size(1) - first));
+  const int64_t elements = s_.on_gpu ? kGpuBlockElements : kCpuBlockElements;
+  const int64_t step = std::max(elements / (heads() * s_.keys), kLeastRows);
+  for (int64_t first = 0; first < s_.queries; first += step) {
+    const BlockRows b = block(first, std::min(step, s_.queries - first));
     if (b.keys > 0) compute(b);
   }
-  if (!a_.rounding.scores && !a_.rounding.scales_ds) dQ.mul_(a_.scale), dK.mul_(a_.scale);
-  dQ = round(dQ);
+  if (!dK_.defined()) return;  // no query reads a key
+  key_gradient_rows(s_, floats_of(dK_), s_.d, /*scaled=*/true, tensors_.dk);
+  key_gradient_rows(s_, floats_of(dV_), s_.dv, /*scaled=*/false, tensors_.dv);
 }
 
-void Batch::compute(Block& b) {
-  const Rounding& r = a_.rounding;
-  Tensor P;
-  if (r.p_normalised) {
-    P = softmax(b);
-    b.of_rows(O).copy_(output(b, P.clone()));
-  } else {
-    b.of_rows(O).copy_(online_output(b));
-    P = r.d_from_output ? exponentials(b, b.S - b.L) : exponentials(b, b.S - b.m).div_(b.l);
+void Batch::compute(const BlockRows& b) {
+  const Rounding& r = s_.rounding;
+  const bool narrow = operand_.dtype() != at::kFloat;
+  const Tensor numbers = at::empty({2 + tiles_of(b.keys), heads() * b.rows}, wide_);
+  float *l = floats_of(numbers), *D = l + heads() * b.rows;
+  const Tensor P = product(of_rows(Q_, b), of_keys(K_, b).mT()), W = matrix(b, wide_);
+  Tensor tanh, narrow_W;
+  if (s_.softcap != 0) tanh = matrix(b, wide_);
+  if (r.p_normalised && narrow) narrow_W = matrix(b, operand_);
+  softmax_rows(b, {.S = floats_of(P),
+                   .tanh = floats_of(tanh),
+                   .tile_maxima = D + heads() * b.rows,
+                   .l = l,
+                   .W = floats_of(W),
+                   .narrow_W = narrow_of(narrow_W)});
+  const Tensor O = product(narrow_W.defined() ? narrow_W : W, of_keys(V_, b));
+  output_rows(b, {.O = floats_of(O), .l = l, .G = operand_of(G_), .D = D, .o = tensors_.o});
+  add_gradients(b, P, {.P = floats_of(P), .tanh = floats_of(tanh), .D = D});
+}
+
+void Batch::add_gradients(const BlockRows& b, const Tensor& P, const OfGradient& known) {
+  const Tensor G = of_rows(G_, b), dP = product(G, of_keys(V_, b).mT());
+  OfGradient x = known;
+  x.dP = floats_of(dP);
+  Tensor left = P, dS = dP;
+  if ((s_.rounding.ds || s_.rounding.scores) && operand_.dtype() != at::kFloat) {
+    left = matrix(b, operand_), dS = matrix(b, operand_);
+    x.narrow_P = narrow_of(left), x.narrow_dS = narrow_of(dS);
   }
-  const Tensor empty = filled_.logical_or(begin_ == end_).narrow(2, b.first, b.rows);
-  b.of_rows(lse).copy_(by_head(b.L).masked_fill(empty, -kInfinity).flatten(0, 1));
-  add_gradients(b, P);
+  gradient_rows(b, x);
+  query_gradient_rows(b, floats_of(product(dS, of_keys(K_, b))), tensors_.dq);
+  add(dK_, b, product(dS.mT(), of_rows(Q_, b)));
+  add(dV_, b, product(left.mT(), G));
 }
 
-void Batch::drop(Tensor& x, const Block& b) const {
-  if (options_.factors.defined()) x.mul_(b.of_rows(options_.factors).narrow(2, b.key, b.keys));
-}
-
-void Batch::add_gradients(const Block& b, Tensor P) {
-  const Rounding& r = a_.rounding;
-  const Tensor G = b.of_rows(G_);
-  Tensor dP = product(G, b.of_keys(V_).transpose(1, 2));
-  if (r.scores) dP = round(dP);
-  drop(dP, b);
-  const Tensor D = (r.d_from_output ? b.of_rows(O) * G : P * dP).sum(-1, true);
-  if (r.ds_from_rounded_p) P = round(P);
-  Tensor dS = dP.sub_(D).mul_(P);
-  if (b.capped.defined()) dS.mul_(b.capped.square().neg_().add_(1));
-  drop(P, b);
-  if (r.ds || r.scores) {
-    if (r.scales_ds) dS.mul_(a_.scale);
-    dS = round(dS);
-    if (r.scores) dS = round(dS.mul_(a_.scale));
-    P = round(P).to(a_.operand);
-    dS = dS.to(a_.operand);
+void Batch::add(Tensor& sum, const BlockRows& b, const Tensor& product) const {
+  if (!sum.defined() && b.keys == s_.keys) {
+    sum = product;
+    return;
   }
-  b.of_rows(dQ).copy_(product(dS, b.of_keys(K_)));
-  b.of_keys(dK).add_(product(dS.transpose(1, 2), b.of_rows(Q_)));
-  b.of_keys(dV).add_(product(P.transpose(1, 2), G));
+  if (!sum.defined()) sum = at::zeros({heads(), s_.keys, product.size(2)}, wide_);
+  of_keys(sum, b).add_(product);
 }
+
 }  // namespace attnbench::emulation

@@ -2,6 +2,8 @@
 #include "harness/attention/emulator.hpp"
 
 #include <algorithm>
+#include <cmath>
+#include <limits>
 #include <string>
 
 #include <ATen/TensorOperators.h>
@@ -11,8 +13,10 @@
 #include <ATen/ops/zeros.h>
 #include <gtest/gtest.h>
 
-#include "harness/attention/emulator_batch.hpp"
+#include "harness/attention/element.hpp"
+#include "harness/attention/error_model.hpp"
 #include "harness/attention/test_reference.hpp"
+#include "harness/attention/tile_team.hpp"
 #include "harness/attention/tokens.hpp"
 
 namespace attnbench {
@@ -28,8 +32,8 @@ Tensor tiled_output(const Inputs& inputs, bool by_tiles) {
   const Tensor scores = q.matmul(k.t()).mul_(inputs.scale);
   Tensor m = by_tiles ? at::full({q.size(0), 1}, -kInfinity, at::kFloat) : scores.amax(1, true), l = at::zeros({q.size(0), 1});
   Tensor o = at::zeros({q.size(0), v.size(1)});
-  for (int64_t first = 0; first < k.size(0); first += emulation::kTile) {
-    const int64_t keys = std::min(emulation::kTile, k.size(0) - first);
+  for (int64_t first = 0; first < k.size(0); first += kTile) {
+    const int64_t keys = std::min(kTile, k.size(0) - first);
     const Tensor s = scores.narrow(1, first, keys), largest = at::maximum(m, s.amax(1, true));
     const Tensor shrink = (m - largest).exp(), p = (s - largest).exp();
     l = l * shrink + p.sum(1, true);
@@ -102,6 +106,20 @@ TEST_F(SeveralBlocks, HaveEmptyRowsOfTheirOwn) {
   conventions.poison = Conventions::Poison::finite;
   expect_ordinary("attention hq=2 hkv=1 lens=400+410+390 klens=220+390+140 d=32 mask=causal sink=on layout=padded pad=left",
                   flash(), conventions);
+}
+
+TEST(Emulator, HasExponentialsToAnUlp) {
+  for (double x = -110; x < 89.5; x += 0x1p-10) {
+    const double exact = std::exp(x), got = exponential(static_cast<float>(x)), largest = std::numeric_limits<float>::max();
+    if (exact > largest) {
+      EXPECT_EQ(got, kInfinity) << x;
+      continue;
+    }
+    EXPECT_LE(std::abs(got - exact), std::max(exact * 0x1p-23, 0x1p-149)) << x;
+  }
+  EXPECT_EQ(exponential(0), 1);
+  EXPECT_EQ(exponential(-INFINITY), 0);
+  EXPECT_TRUE(std::isnan(exponential(NAN)));
 }
 
 TEST(Emulator, OfAnOnlineSoftmaxHasItsOWhereverDComesFrom) {
