@@ -19,8 +19,8 @@
 
 #include "harness/attention/error_model.hpp"
 #include "harness/attention/parallel.hpp"
-#include "harness/attention/spacing.hpp"
 #include "harness/attention/torch_dtype.hpp"
+#include "harness/llama/spacing.hpp"
 #include "harness/llama/storing.hpp"
 
 namespace attnbench {

@@ -8,8 +8,8 @@
 #include <torch/csrc/autograd/custom_function.h>
 
 #include "harness/attention/error_model.hpp"
-#include "harness/attention/spacing.hpp"
 #include "harness/attention/torch_dtype.hpp"
+#include "harness/llama/spacing.hpp"
 
 namespace attnbench::storing {
 namespace {
