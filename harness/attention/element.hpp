@@ -77,11 +77,6 @@ ATTNBENCH_ON_BOTH inline float exponential(float x) {
 #endif
 }
 
-/// NaN where one of them is.
-ATTNBENCH_ON_BOTH inline double larger(double a, double b) {
-  return a > b || a != a ? a : b;
-}
-
 /// Effective number of equal sources, from the sums of their squares and fourth powers.
 ATTNBENCH_ON_BOTH inline double effective_sources(double sum2, double sum4, int64_t most) {
   if (!(sum4 > 0)) return 1;

@@ -61,6 +61,25 @@ TEST(NumberOf, KnowsEveryNumber) {
   }
 }
 
+/// Every number of a low-precision dtype and its neighbour; bf16 from where its spacing is the smallest that is told.
+TEST(SpacingOf, IsTheDistanceOfNeighbours) {
+  for (uint16_t bits = 0; bits < 0x7bff; ++bits) {
+    const double x = number_of(Dtype::fp16, bits), next = number_of(Dtype::fp16, bits + 1);
+    ASSERT_EQ(spacing_of(Dtype::fp16).at(-x), next - x) << bits;
+  }
+  for (uint16_t bits = 0x0400; bits < 0x7f7f; ++bits) {
+    const double x = number_of(Dtype::bf16, bits), next = number_of(Dtype::bf16, bits + 1);
+    ASSERT_EQ(spacing_of(Dtype::bf16).at(x), next - x) << bits;
+    ASSERT_EQ(spacing_of(Dtype::bf16).at((x + next) / 2), next - x) << "between them, " << bits;
+  }
+  for (int exponent = -103; exponent < 127; ++exponent) {
+    const float x = std::ldexp(1.3f, exponent);
+    ASSERT_EQ(spacing_of(Dtype::fp32).at(x), static_cast<double>(std::nextafter(x, kInf)) - x) << exponent;
+  }
+  EXPECT_EQ(spacing_of(Dtype::bf16).at(0), 0x1p-126);
+  EXPECT_EQ(spacing_of(Dtype::fp32).at(0x1p-149), 0x1p-126);
+}
+
 TEST(Numbers, AreReadInTheirDtype) {
   const double doubles[] = {1, -2.5};
   const float floats[] = {1, -2.5f};

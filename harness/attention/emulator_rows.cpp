@@ -1,5 +1,6 @@
 #include "harness/attention/emulator_rows.hpp"
 
+#include <stdexcept>
 #include <type_traits>
 
 #include <c10/util/BFloat16.h>
@@ -85,7 +86,7 @@ ATTNBENCH_ON_BOTH void drop(const TileTeam& team, const Setting& s, const QueryR
 
 /// Scores and the softmax of them.
 template <Dtype dtype>
-struct SoftmaxOfRow {
+struct SoftmaxStep {
   BlockRows b;
   OfScores x;
 
@@ -100,7 +101,7 @@ struct SoftmaxOfRow {
 
 /// What the softmax is of; hidden keys -inf, and a filled row reads equal scores. Its largest.
 template <Dtype dtype>
-ATTNBENCH_ON_BOTH float SoftmaxOfRow<dtype>::score(const TileTeam& team, const QueryRow& row, const Tile& tile) const {
+ATTNBENCH_ON_BOTH float SoftmaxStep<dtype>::score(const TileTeam& team, const QueryRow& row, const Tile& tile) const {
   const Setting& s = b.s;
   float* S = x.S + tile.at;
   if (tile.hidden()) {
@@ -138,8 +139,8 @@ ATTNBENCH_ON_BOTH float SoftmaxOfRow<dtype>::score(const TileTeam& team, const Q
 
 /// Of hidden keys 0 in a row of NaN too. P may be S.
 template <Dtype dtype>
-ATTNBENCH_ON_BOTH void SoftmaxOfRow<dtype>::exponentials(const TileTeam& team, const Tile& tile, const float* S, float shift,
-                                                         float* P) {
+ATTNBENCH_ON_BOTH void SoftmaxStep<dtype>::exponentials(const TileTeam& team, const Tile& tile, const float* S, float shift,
+                                                        float* P) {
   if (tile.hidden()) return team.each([=](int64_t i) { P[i] = 0; });
   team.each([=](int64_t i) { P[i] = exponential(S[i] - shift); });
   if (tile.whole()) return;
@@ -149,8 +150,8 @@ ATTNBENCH_ON_BOTH void SoftmaxOfRow<dtype>::exponentials(const TileTeam& team, c
 
 /// P of a tile relative to the maximum so far, rescaled to that of the row, m. Their sum before they are rounded.
 template <Dtype dtype>
-ATTNBENCH_ON_BOTH float SoftmaxOfRow<dtype>::weigh_online(const TileTeam& team, const QueryRow& row, const Tile& tile,
-                                                          float so_far, float m) const {
+ATTNBENCH_ON_BOTH float SoftmaxStep<dtype>::weigh_online(const TileTeam& team, const QueryRow& row, const Tile& tile,
+                                                         float so_far, float m) const {
   float* W = x.W + tile.at;
   exponentials(team, tile, x.S + tile.at, finite(so_far), W);
   if (tile.hidden()) return 0;
@@ -163,7 +164,7 @@ ATTNBENCH_ON_BOTH float SoftmaxOfRow<dtype>::weigh_online(const TileTeam& team, 
 
 /// W of a tile of the softmax itself.
 template <Dtype dtype>
-ATTNBENCH_ON_BOTH void SoftmaxOfRow<dtype>::weigh_normalised(const TileTeam& team, const QueryRow& row, const Tile& tile) const {
+ATTNBENCH_ON_BOTH void SoftmaxStep<dtype>::weigh_normalised(const TileTeam& team, const QueryRow& row, const Tile& tile) const {
   const float* P = x.S + tile.at;
   float* W = x.W + tile.at;
   team.each([=](int64_t i) { W[i] = P[i]; });
@@ -176,7 +177,7 @@ ATTNBENCH_ON_BOTH void SoftmaxOfRow<dtype>::weigh_normalised(const TileTeam& tea
 }
 
 template <Dtype dtype>
-ATTNBENCH_ON_BOTH void SoftmaxOfRow<dtype>::operator()(const RowTeam& team, int64_t index) const {
+ATTNBENCH_ON_BOTH void SoftmaxStep<dtype>::operator()(const RowTeam& team, int64_t index) const {
   const QueryRow row(b, index);
   const Setting& s = b.s;
   const Rounding& r = s.rounding;
@@ -220,7 +221,7 @@ ATTNBENCH_ON_BOTH void SoftmaxOfRow<dtype>::operator()(const RowTeam& team, int6
 
 /// D is summed pairwise: in the order of a product, the D of a row with one key would be its dP to the last bit.
 template <Dtype dtype>
-struct OutputOfRow {
+struct OutputStep {
   BlockRows b;
   OfOutput x;
 
@@ -257,7 +258,7 @@ struct OutputOfRow {
 };
 
 template <Dtype dtype>
-struct GradientOfRow {
+struct GradientStep {
   BlockRows b;
   OfGradient x;
 
@@ -295,7 +296,7 @@ struct GradientOfRow {
 };
 
 template <Dtype dtype>
-ATTNBENCH_ON_BOTH void GradientOfRow<dtype>::write_nothing(const TileTeam& team, const Tile& tile) const {
+ATTNBENCH_ON_BOTH void GradientStep<dtype>::write_nothing(const TileTeam& team, const Tile& tile) const {
   const OfGradient x = this->x;
   const int64_t at = tile.at;
   team.each([=](int64_t i) { x.P[at + i] = 0, x.dP[at + i] = 0; });
@@ -307,8 +308,8 @@ ATTNBENCH_ON_BOTH void GradientOfRow<dtype>::write_nothing(const TileTeam& team,
 }
 
 template <Dtype dtype>
-ATTNBENCH_ON_BOTH void GradientOfRow<dtype>::differentiate(const TileTeam& team, const QueryRow& row, const Tile& tile,
-                                                           float D) const {
+ATTNBENCH_ON_BOTH void GradientStep<dtype>::differentiate(const TileTeam& team, const QueryRow& row, const Tile& tile,
+                                                          float D) const {
   float *P = x.P + tile.at, *dS = x.dP + tile.at;
   if (b.s.rounding.ds_from_rounded_p) team.each([=](int64_t i) { P[i] = round_to(dtype, P[i]); });
   team.each([=](int64_t i) { dS[i] = (dS[i] - D) * P[i]; });
@@ -329,7 +330,7 @@ ATTNBENCH_ON_BOTH void GradientOfRow<dtype>::differentiate(const TileTeam& team,
 
 /// P and dS as they are stored.
 template <Dtype dtype>
-ATTNBENCH_ON_BOTH void GradientOfRow<dtype>::round_products(const TileTeam& team, float* P, float* dS) const {
+ATTNBENCH_ON_BOTH void GradientStep<dtype>::round_products(const TileTeam& team, float* P, float* dS) const {
   const Rounding& r = b.s.rounding;
   const float scale = b.s.scale;
   if (!r.ds && !r.scores) return;
@@ -347,7 +348,7 @@ ATTNBENCH_ON_BOTH float scale_behind(const Setting& s) {
 }
 
 template <Dtype dtype>
-struct QueryGradientOfRow {
+struct QueryGradientStep {
   BlockRows b;
   const float* product;
   CaseTensor dq;
@@ -363,7 +364,7 @@ struct QueryGradientOfRow {
 
 /// A row is a key of a key head.
 template <Dtype dtype>
-struct KeyGradientOfRow {
+struct KeyGradientStep {
   Setting s;
   const float* by_head;
   int64_t channels;
@@ -388,7 +389,7 @@ struct KeyGradientOfRow {
 
 /// A row is a query, or a key, of a query head.
 template <Dtype dtype>
-struct GatherOfRow {
+struct GatherStep {
   Setting s;
   bool of_keys;
   CaseTensor from;
@@ -426,50 +427,51 @@ void with_dtype(Dtype dtype, F f) {
     case Dtype::fp32:
       return f(std::integral_constant<Dtype, Dtype::fp32>());
   }
+  throw std::invalid_argument("the emulator: not a dtype");
 }
 
 }  // namespace
 
 void gather_queries(const Setting& s, const CaseTensor& from, int64_t channels, const Operand& to) {
   with_dtype(s.rounding.dtype, [&](auto dtype) {
-    for_each_row(s.on_gpu, s.sequences * s.heads * s.queries, channels, GatherOfRow<dtype()>{s, false, from, channels, to});
+    for_each_row(s.on_gpu, s.sequences * s.heads * s.queries, channels, GatherStep<dtype()>{s, false, from, channels, to});
   });
 }
 
 void gather_keys(const Setting& s, const CaseTensor& from, int64_t channels, const Operand& to) {
   with_dtype(s.rounding.dtype, [&](auto dtype) {
-    for_each_row(s.on_gpu, s.sequences * s.heads * s.keys, channels, GatherOfRow<dtype()>{s, true, from, channels, to});
+    for_each_row(s.on_gpu, s.sequences * s.heads * s.keys, channels, GatherStep<dtype()>{s, true, from, channels, to});
   });
 }
 
 void softmax_rows(const BlockRows& b, const OfScores& x) {
   with_dtype(b.s.rounding.dtype, [&](auto dtype) {
-    for_each_row(b.s.on_gpu, b.s.sequences * b.s.heads * b.rows, threads_for(b.keys), SoftmaxOfRow<dtype()>{b, x});
+    for_each_row(b.s.on_gpu, b.s.sequences * b.s.heads * b.rows, threads_for(b.keys), SoftmaxStep<dtype()>{b, x});
   });
 }
 
 void output_rows(const BlockRows& b, const OfOutput& x) {
   with_dtype(b.s.rounding.dtype, [&](auto dtype) {
-    for_each_row(b.s.on_gpu, b.s.sequences * b.s.heads * b.rows, threads_for(b.s.dv), OutputOfRow<dtype()>{b, x});
+    for_each_row(b.s.on_gpu, b.s.sequences * b.s.heads * b.rows, threads_for(b.s.dv), OutputStep<dtype()>{b, x});
   });
 }
 
 void gradient_rows(const BlockRows& b, const OfGradient& x) {
   with_dtype(b.s.rounding.dtype, [&](auto dtype) {
-    for_each_row(b.s.on_gpu, b.s.sequences * b.s.heads * b.rows, threads_for(b.keys), GradientOfRow<dtype()>{b, x});
+    for_each_row(b.s.on_gpu, b.s.sequences * b.s.heads * b.rows, threads_for(b.keys), GradientStep<dtype()>{b, x});
   });
 }
 
 void query_gradient_rows(const BlockRows& b, const float* product, const CaseTensor& dq) {
   with_dtype(b.s.rounding.dtype, [&](auto dtype) {
-    for_each_row(b.s.on_gpu, b.s.sequences * b.s.heads * b.rows, b.s.d, QueryGradientOfRow<dtype()>{b, product, dq});
+    for_each_row(b.s.on_gpu, b.s.sequences * b.s.heads * b.rows, b.s.d, QueryGradientStep<dtype()>{b, product, dq});
   });
 }
 
 void key_gradient_rows(const Setting& s, const float* by_head, int64_t channels, bool scaled, const CaseTensor& gradient) {
   with_dtype(s.rounding.dtype, [&](auto dtype) {
     for_each_row(s.on_gpu, s.sequences * s.heads / s.group * s.keys, channels,
-                 KeyGradientOfRow<dtype()>{s, by_head, channels, scaled, gradient});
+                 KeyGradientStep<dtype()>{s, by_head, channels, scaled, gradient});
   });
 }
 

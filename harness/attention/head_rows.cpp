@@ -80,7 +80,7 @@ struct FinishStep {
       const int64_t at = row * sum.channels + x;
       const double value = sum.value[at], allowance = sum.allowance ? sum.allowance[at] : 0;
       const double variance = sum.variance[at] + sum.spacing.variance_at(value) + allowance * allowance;
-      sum.variance[at] = seen ? variance + value * value * accumulated : 0;
+      sum.variance[at] = !seen ? 0 : accumulated > 0 ? variance + value * value * accumulated : variance;
     });
     if (!sum.freedom || !team.writes()) return;
     sum.freedom[row] =
@@ -117,7 +117,7 @@ struct CorrelateStep {
     double sum = 0;
     team.each(channels * channels, [&](int64_t i) {
       const double squares = of_head[i / channels * (channels + 1)] * of_head[i % channels * (channels + 1)];
-      if (squares > 0) sum += of_head[i] * of_head[i] / squares;
+      if (squares > 0 && squares < INFINITY) sum += of_head[i] * of_head[i] / squares;
     });
     sum = team.sum(sum);
     if (team.writes()) correlated[head] = sum;

@@ -36,8 +36,10 @@ std::vector<int64_t> padding_rows(const std::vector<int64_t>& real, int64_t begi
   return rows;
 }
 
-void refuse_unknown(const Case& c, const Inputs& inputs, Conventions::EmptyRow empty_row) {
+void refuse_unknown(const Case& c, const Inputs& inputs, const Rounding& rounding, Conventions::EmptyRow empty_row) {
   const Problem& p = c.problem;
+  if (rounding.scores && rounding.d_from_output)
+    throw std::invalid_argument("the float64 oracles know no profile that rounds scores and takes D from O: " + format_case(c));
   if (p.dropout.p != 0 && !inputs.kept.defined())
     throw std::invalid_argument("the float64 oracles replay a dropout, and have no mask: " + format_case(c));
   if (p.has_score_options() && empty_row == Conventions::EmptyRow::nan)
@@ -101,7 +103,7 @@ Heads::Heads(OracleKind kind, const Case& c, const Inputs& inputs, const Profile
       device_(kind == OracleKind::eigen ? at::kCPU : inputs.q.device()) {
   const Problem& p = problem_;
   rounding_ = rounding_of(profile, p);
-  refuse_unknown(c, inputs, empty_row);
+  refuse_unknown(c, inputs, rounding_, empty_row);
   slopes_ = slopes_of(p);
   sinks_ = sinks_of(inputs);
   q_offsets_ = offsets_of(inputs.lengths.q);

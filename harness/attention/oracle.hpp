@@ -42,10 +42,11 @@ struct HeadAnswer {
   at::Tensor o_freedom, dq_freedom;          ///< [heads, queries]; 0: all such rows share one rounding (uniform)
   at::Tensor dk, dk_variance, dk_allowance;  ///< [heads, stored_keys, d]; end to end
   at::Tensor dv, dv_variance;                ///< [heads, stored_keys, dv]
-  at::Tensor p2, p4, ds2, ds4;               ///< [heads, stored_keys]: sums over queries of (P M)^2, (P M)^4, dS^2, dS^4
-  at::Tensor key_seen;                       ///< bool [sequences, stored_keys]: some query reads the key
-  at::Tensor score_samples;                  ///< [any]: S_ij - m_i of every 16th visible key; see kScoreSamples
-  std::vector<int64_t> sampled_heads;        ///< the head of each sample; those of a head stand in the order of its rows
+  at::Tensor p2, p4, ds2,
+      ds4;  ///< [heads, stored_keys]: sums over queries of (P M)^2, (P M)^4, dS^2, dS^4; where scores are rounded anything
+  at::Tensor key_seen;                 ///< bool [sequences, stored_keys]: some query reads the key
+  at::Tensor score_samples;            ///< [any]: S_ij - m_i of every 16th visible key; see kScoreSamples
+  std::vector<int64_t> sampled_heads;  ///< the head of each sample; those of a head stand in the order of its rows
 };
 
 /// The same with D = rowsum(dO o O) from the given O, where the profile is conditional(); dq_variance lacks bQ^2, which the
@@ -63,7 +64,7 @@ HeadAnswer eigen_head(const HeadProblem& head);
 /// o: contiguous float64 [1, queries, dv].
 HeadGradients eigen_head_given_output(const HeadProblem& head, const at::Tensor& o);
 
-/// LibTorch operations in float64 on the device of the tensors.
+/// LibTorch's products, and steps on rows between them, in float64 on the device of the tensors.
 HeadAnswer torch_heads(const HeadProblem& heads);
 /// o: float64 [heads, queries, dv].
 HeadGradients torch_heads_given_output(const HeadProblem& heads, const at::Tensor& o);

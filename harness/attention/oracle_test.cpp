@@ -102,6 +102,19 @@ TEST(TwoOraclesOfFp32, KnowThatDHasTheErrorsOfAllKeys) {
   }
 }
 
+TEST(TwoOraclesRefuse, WhatTheyHaveNoFormulasFor) {
+  const Case c = parse_case("attention hq=1 lq=9 lk=6 d=32");
+  const Inputs inputs = make_inputs(c, Conventions::Poison::finite);
+  Profile profile = eager();
+  profile.d = Profile::RowSum::from_output;
+  for (const OracleKind kind : {OracleKind::eigen, OracleKind::torch}) {
+    EXPECT_THROW(Oracle(kind, c, inputs, profile, Conventions::EmptyRow::zero), std::invalid_argument) << name_of(kind);
+    const Oracle of_eager(kind, c, inputs, eager(), Conventions::EmptyRow::zero);
+    const Reference reference = of_eager.reference();
+    EXPECT_THROW(of_eager.given_output(reference, inputs.dout), std::invalid_argument) << name_of(kind);
+  }
+}
+
 TEST(LibTorchOracle, AnswersAboutHeadsTogetherAsOneByOne) {
   const Case c = parse_case("attention hq=3 hkv=3 lq=70 lk=50 d=32 mask=causal dtype=fp16");
   const Inputs inputs = make_inputs(c, Conventions::Poison::finite);

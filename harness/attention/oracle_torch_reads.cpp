@@ -2,6 +2,8 @@
 
 #include <algorithm>
 
+#include "harness/attention/oracle_torch_rows.hpp"
+
 namespace attnbench::torch_oracle {
 namespace {
 

@@ -6,7 +6,6 @@
 #include <vector>
 
 #include "harness/attention/oracle.hpp"
-#include "harness/attention/row_team.hpp"
 
 namespace attnbench::torch_oracle {
 
@@ -41,13 +40,6 @@ struct Samples {
       first;  ///< of each head that is sampled and query: where the row's samples begin among all; -1: it has none
   std::vector<int64_t> owners;  ///< the head of each sample
 };
-constexpr int64_t kSampledKeys = 16;
-
-/// The first key of a row that is sampled.
-ATTNBENCH_ON_BOTH inline int64_t first_sample(int64_t begin, int64_t query) {
-  return begin + query * 7 % kSampledKeys;
-}
-
 /// Of the first heads, as many as give enough samples. stretches: by sequence.
 Samples choose_samples(const HeadProblem& h, const std::vector<std::vector<Stretch>>& stretches);
 

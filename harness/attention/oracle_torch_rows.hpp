@@ -11,6 +11,13 @@
 
 namespace attnbench::torch_oracle {
 
+constexpr int64_t kSampledKeys = 16;
+
+/// The first key of a row that is sampled.
+ATTNBENCH_ON_BOTH inline int64_t first_sample(int64_t begin, int64_t query) {
+  return begin + query * 7 % kSampledKeys;
+}
+
 /// What is the same for every block.
 struct Setting {
   bool on_gpu = false;
@@ -64,7 +71,7 @@ struct BlockRows {
 /// P, its errors and what follows from them: [heads, queries].
 struct OfScores {
   double *lse = nullptr, *sigma = nullptr, *o_freedom = nullptr;
-  double* samples = nullptr;  ///< S - m
+  double* samples = nullptr;  ///< S - m, [samples]
 };
 void softmax_rows(const BlockRows& b, const OfScores& out);
 

@@ -5,6 +5,7 @@
 #include <cmath>
 #include <functional>
 #include <numeric>
+#include <stdexcept>
 #include <utility>
 #include <vector>
 
@@ -236,6 +237,8 @@ Reference Oracle::reference() const {
 ConditionalGradients Oracle::given_output(const Reference& reference, const at::Tensor& o) const {
   const Heads& heads = *heads_;
   const Problem& p = heads.problem();
+  if (!heads.rounding().conditional())
+    throw std::invalid_argument("gradients given O, of a profile whose D does not come from O");
   const Tensor kernels = tokens_of(o, inputs_.q_rows, p.hq, p.dv);
   // What is not finite fails as O; it must not excuse the gradients.
   const Tensor given = at::where(kernels.abs() < kInfinity, kernels, reference.o.value).to(heads.device());

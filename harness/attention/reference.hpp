@@ -41,7 +41,7 @@ std::string_view name_of(OracleKind kind);  ///< "eigen", "torch"
 
 /// Float64 oracle and error model of one case under one profile. Works by heads (on a GPU several together) and in blocks of
 /// query rows: memory is bounded by block x lk doubles, never lq x lk. Beside that it holds the case's tokens, in its dtype, and
-/// in float64 those of a case that is small enough to be asked about at once.
+/// in float64 those of a case that is small enough to be asked about at once. Not safe from several threads.
 class Oracle {
  public:
   /// c and inputs outlive it. Throws std::invalid_argument for maths that the oracles do not know.
@@ -51,7 +51,8 @@ class Oracle {
   OracleKind kind() const { return kind_; }
   Reference reference() const;
   /// dQ and dK with D = rowsum(dO o O_kernel) taken from the kernel's own O (in the case's layout, on the device of the
-  /// inputs), and their variances. reference: what reference() said.
+  /// inputs), and their variances. reference: what reference() said. Throws std::invalid_argument where the profile's D does not
+  /// come from O.
   ConditionalGradients given_output(const Reference& reference, const at::Tensor& o) const;
 
  private:

@@ -6,9 +6,9 @@
 
 #include <cmath>
 #include <cstdint>
+#include <stdexcept>
 
 #ifdef __CUDACC__
-#include <stdexcept>
 #include <string>
 
 #include <c10/cuda/CUDAStream.h>
@@ -19,6 +19,13 @@
 #endif
 
 namespace attnbench {
+
+/// NaN where one of them is. Without branches, so that loops over it are vectorised.
+template <typename T>
+ATTNBENCH_ON_BOTH T larger(T a, T b) {
+  const T of_numbers = a > b ? a : b;
+  return a != a ? a : of_numbers;
+}
 
 /// The threads that work on one row. All of them make the same calls, in the same order.
 class RowTeam {
@@ -41,7 +48,7 @@ class RowTeam {
   }
   /// NaN where one of them is.
   ATTNBENCH_ON_BOTH double max(double x) const {
-    return combined(x, [](double a, double b) { return a > b || a != a ? a : b; });
+    return combined(x, [](double a, double b) { return larger(a, b); });
   }
 
   /// Of integers modulo 2^64.
@@ -85,12 +92,13 @@ __global__ void __launch_bounds__(RowTeam::kMostThreads, kTeamsAtOnce) run_on_ro
 #endif
 
 /// step(team, row) for every row in [0, rows); `width`: elements of a row. On a GPU on LibTorch's current stream, which nobody
-/// waits for here. Throws std::runtime_error where CUDA refuses.
+/// waits for here. Throws std::runtime_error where CUDA refuses, std::length_error for more rows than it can launch.
 template <typename Step>
-void for_each_row([[maybe_unused]] bool on_gpu, int64_t rows, [[maybe_unused]] int64_t width, const Step& step) {
+void for_each_row(bool on_gpu, int64_t rows, [[maybe_unused]] int64_t width, const Step& step) {
 #ifdef __CUDACC__
   if (on_gpu) {
     if (rows == 0) return;
+    if (rows > INT32_MAX) throw std::length_error("work on rows on the GPU: more rows than one launch has");
     int threads = 32;
     while (threads < RowTeam::kMostThreads && threads < width) threads *= 2;
     run_on_rows<<<static_cast<unsigned>(rows), threads, 0, c10::cuda::getCurrentCUDAStream()>>>(step);
@@ -98,6 +106,8 @@ void for_each_row([[maybe_unused]] bool on_gpu, int64_t rows, [[maybe_unused]] i
       throw std::runtime_error(std::string("work on rows on the GPU: ") + cudaGetErrorString(status));
     return;
   }
+#else
+  if (on_gpu) throw std::logic_error("work on rows on the GPU: its file was compiled without CUDA");
 #endif
   for (int64_t row = 0; row < rows; ++row) step(RowTeam(), row);
 }

@@ -15,12 +15,6 @@ ATTNBENCH_ON_BOTH inline int64_t tiles_of(int64_t elements) {
   return (elements + kTile - 1) / kTile;
 }
 
-/// NaN where one of them is.
-ATTNBENCH_ON_BOTH inline float larger(float a, float b) {
-  const float of_numbers = a > b ? a : b;
-  return a != a ? a : of_numbers;
-}
-
 /// The threads of a row's team that work on one tile: on a GPU a warp, which has the same elements in every call.
 class TileTeam {
  public:

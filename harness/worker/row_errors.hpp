@@ -1,5 +1,5 @@
 // Errors of tensors, row by row where they lie (row_team.hpp): on a CPU side by side, on a GPU in one launch a tensor and one for
-// all. Plain pointers, so that no LibTorch has to be compiled as CUDA; verdict_statistics.cpp makes statistics of the columns.
+// all. Plain pointers, so that no ATen has to be compiled as CUDA; verdict_statistics.cpp makes statistics of the columns.
 #pragma once
 
 #include <cstdint>

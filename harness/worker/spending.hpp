@@ -8,7 +8,8 @@
 //   poison     filling and guarding new memory, looking at fingerprints, guard bands and the state of the process
 //   gates      comparing outputs with the oracle's
 //
-// On a GPU a scope waits for the device at both ends. Within `poison`, kernels that fill new memory are counted by their launch.
+// On a GPU a scope waits for the device at both ends. Within `poison`, kernels that fill new memory or look at it are counted by
+// their launch, and fingerprints until their sums are there.
 #pragma once
 
 #include <chrono>

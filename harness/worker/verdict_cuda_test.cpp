@@ -1,6 +1,7 @@
 // Judging on a GPU: the same reference and the same verdicts as on the CPU, in bounded memory and little time.
 #include "harness/worker/verdict.hpp"
 
+#include <array>
 #include <chrono>
 #include <cmath>
 #include <cstdio>
@@ -48,36 +49,79 @@ TEST(TwoOraclesOnParity, AgreeOnTheCasesThatAreMadeForAGpu) {
     if (c.metadata.device != DeviceKind::cuda) continue;
     ++cases;
     const Inputs here = make_inputs(c, Conventions::Poison::nan), there = to_device(here, gpu());
-    const Reference a = Oracle(OracleKind::eigen, c, here, flash(), Conventions::EmptyRow::zero).reference();
-    expect_same(a, Oracle(OracleKind::torch, c, there, flash(), Conventions::EmptyRow::zero).reference(), format_case(c) + " ");
+    const Oracle eigen(OracleKind::eigen, c, here, flash(), Conventions::EmptyRow::zero);
+    const Oracle torch(OracleKind::torch, c, there, flash(), Conventions::EmptyRow::zero);
+    const Reference a = eigen.reference(), b = torch.reference();
+    expect_same(a, b, format_case(c) + " ");
+    const at::Tensor o = emulate(c, there, flash(), Conventions::EmptyRow::zero).o;
+    const auto x = eigen.given_output(a, o.to(at::kCPU)), y = torch.given_output(b, o);
+    expect_same(x.dq, y.dq, format_case(c) + " dq given o");
+    expect_same(x.dk, y.dk, format_case(c) + " dk given o");
   }
   EXPECT_GT(cases, 0);
 }
 
-class OnGpu : public testing::TestWithParam<std::string> {};
+/// Both of them NaN, or close: relative to the second.
+bool is_close(double a, double b, double relative) {
+  if (std::isnan(a) || std::isnan(b)) return std::isnan(a) && std::isnan(b);
+  return a == b || std::abs(a - b) <= relative * std::abs(b);
+}
 
-TEST_P(OnGpu, TheReferenceIsThatOfTheCpu) {
+/// The emulator adds in another order on a GPU, on tensor cores: few roundings fall to the other side.
+void expect_same_emulation(const Outputs& here, const Outputs& there, double u, const std::string& what) {
+  for (const at::Tensor Outputs::*t : {&Outputs::o, &Outputs::lse, &Outputs::dq, &Outputs::dk, &Outputs::dv}) {
+    const at::Tensor a = (here.*t).to(at::kDouble), b = (there.*t).to(at::kCPU).to(at::kDouble);
+    const at::Tensor finite = a.abs() < kInfinity;
+    ASSERT_TRUE(finite.equal(b.abs() < kInfinity)) << what;
+    const at::Tensor difference = at::where(finite, a - b, 0.0), size = at::where(finite, a, 0.0);
+    const double most = u * (size.norm().item<double>() + 1e-3 * std::sqrt(static_cast<double>(a.numel())));
+    EXPECT_LE(difference.norm().item<double>(), most) << what << " " << (t == &Outputs::o ? "o" : "lse or a gradient");
+  }
+}
+
+/// What both oracles and the emulator say here and there, under every profile and dtype.
+void expect_answers_of_the_cpu(const std::string& line) {
   for (const Profile& profile : profiles()) {
+    const Conventions conventions = conventions_of(profile);
     for (const char* dtype : {"bf16", "fp16", "fp32"}) {
-      const Case c = parse_case(GetParam() + " dtype=" + dtype + " seed=5");
-      const Conventions conventions = conventions_of(profile);
-      const Inputs here = make_inputs(c, conventions.poison), there = to_device(here, gpu());
-      const at::Tensor o = emulate(c, here, profile, conventions.empty_row).o;
+      const Case c = parse_case(line + " dtype=" + dtype + " seed=5");
+      if (c.problem.has_score_options() && conventions.empty_row == Conventions::EmptyRow::nan) continue;
+      const Inputs here = make_inputs_and_mask(c, conventions.poison);
+      Inputs there = to_device(here, gpu());
+      if (here.kept.defined()) there.kept = here.kept.to(there.q.device());
+      const std::string of_case = line + " " + dtype + " " + profile.name + " ";
+      const Rounding rounding = rounding_of(profile, c.problem);
+      const Outputs emulated = emulate(c, here, profile, conventions.empty_row);
+      expect_same_emulation(emulated, emulate(c, there, profile, conventions.empty_row), rounding.u, of_case + "emulator");
       for (const OracleKind kind : {OracleKind::torch, OracleKind::eigen}) {
-        const Reference a = Oracle(kind, c, here, profile, conventions.empty_row).reference();
-        const Reference b = Oracle(kind, c, there, profile, conventions.empty_row).reference();
-        const std::string what = GetParam() + " " + dtype + " " + profile.name + " " + std::string(name_of(kind)) + " ";
+        const Oracle on_cpu(kind, c, here, profile, conventions.empty_row),
+            on_gpu(kind, c, there, profile, conventions.empty_row);
+        const Reference a = on_cpu.reference(), b = on_gpu.reference();
+        const std::string what = of_case + std::string(name_of(kind)) + " ";
         for (const Expected* x : {&b.o, &b.lse, &b.dq, &b.dk, &b.dv}) ASSERT_TRUE(x->value.is_cuda() && x->variance.is_cuda());
         expect_same(a, b, what);
-        if (!rounding_of(profile, c.problem).conditional()) continue;
-        const auto x = Oracle(kind, c, here, profile, conventions.empty_row).given_output(a, o);
-        const auto y = Oracle(kind, c, there, profile, conventions.empty_row).given_output(b, o.to(there.q.device()));
+        if (!rounding.conditional()) continue;
+        const auto x = on_cpu.given_output(a, emulated.o), y = on_gpu.given_output(b, emulated.o.to(there.q.device()));
         expect_same(x.dq, y.dq, what + "dq given o");
         expect_same(x.dk, y.dk, what + "dk given o");
       }
     }
   }
 }
+
+class OnGpu : public testing::TestWithParam<std::string> {};
+class OptionsOnGpu : public testing::TestWithParam<std::string> {};
+
+TEST_P(OnGpu, AnswersAreThoseOfTheCpu) {
+  expect_answers_of_the_cpu(GetParam());
+}
+
+TEST_P(OptionsOnGpu, AnswersAreThoseOfTheCpu) {
+  expect_answers_of_the_cpu(GetParam());
+}
+
+INSTANTIATE_TEST_SUITE_P(Scores, OptionsOnGpu, testing::ValuesIn(option_shapes()));
+INSTANTIATE_TEST_SUITE_P(Dropout, OptionsOnGpu, testing::ValuesIn(dropout_shapes()));
 
 /// Values that depend on the outputs alone are the same; limits follow from the emulator, whose fp32 sums the GPU adds in
 /// another order.
@@ -200,6 +244,46 @@ TEST(ErrorsOnGpu, AreThoseOfTheCpu) {
     for (size_t i = 0; i < a.size(); ++i) {
       EXPECT_EQ(a[i].max_abs, b[i].max_abs) << i;
       for (size_t k = 0; k < tolerances.size(); ++k) EXPECT_DOUBLE_EQ(a[i].of_tolerance[k], b[i].of_tolerance[k]) << i;
+    }
+  }
+}
+
+/// NaN and infinity in one of the two or both, where a z would be and where 0 must be, in rows and parts that other threads have.
+TEST(ErrorsOnGpu, OfWhatIsNotFiniteAreThoseOfTheCpu) {
+  const at::Device device(at::kCUDA, static_cast<c10::DeviceIndex>(gpu().index));
+  const double infinity = kInfinity, nan = NAN;
+  for (const auto& [token, channel] : std::vector<std::pair<int64_t, int64_t>>{{0, 0}, {17, 40}, {4998, 63}}) {
+    for (const auto& [got_there, value_there, variance_there] : std::vector<std::array<double, 3>>{{nan, 1, 1},
+                                                                                                   {infinity, 1, 1},
+                                                                                                   {nan, nan, 1},
+                                                                                                   {infinity, infinity, 1},
+                                                                                                   {1, nan, nan},
+                                                                                                   {1, 1, nan},
+                                                                                                   {1, 0, 0},
+                                                                                                   {nan, 0, 0}}) {
+      at::Tensor got;
+      const Expected here = expected_rows(5000, 3, 64, got);
+      got[token][1][channel] = got_there;
+      here.value[token][1][channel] = value_there, here.variance[token][1][channel] = variance_there;
+      const Expected there = copy_to(here, device);
+      const std::string what = std::to_string(got_there) + " for " + std::to_string(value_there) + " at " + std::to_string(token);
+      const ErrorStatistics a = measure_errors({{got, &here, 7}}, Dtype::fp16, true).front();
+      const ErrorStatistics b = measure_errors({{got.to(device), &there, 7}}, Dtype::fp16, true).front();
+      EXPECT_EQ(a.elements, b.elements) << what;
+      EXPECT_EQ(a.exact_violations, b.exact_violations) << what;
+      EXPECT_EQ(a.nonfinite_mismatches, b.nonfinite_mismatches) << what;
+      EXPECT_EQ(a.beyond_limit, b.beyond_limit) << what;
+      EXPECT_EQ(a.first_bad, b.first_bad) << what;
+      EXPECT_EQ(a.worst, b.worst) << what;
+      for (double ErrorStatistics::*number :
+           {&ErrorStatistics::max_abs, &ErrorStatistics::max_z, &ErrorStatistics::rms_z, &ErrorStatistics::rel_l2,
+            &ErrorStatistics::gain, &ErrorStatistics::gain_beside_rounded, &ErrorStatistics::samples,
+            &ErrorStatistics::worst_got})
+        EXPECT_PRED3(is_close, a.*number, b.*number, 1e-9) << what;
+      const FieldErrors c = field_errors({{got, &here}}, Dtype::fp16, {{1e-3, 1e-5}}).front();
+      const FieldErrors d = field_errors({{got.to(device), &there}}, Dtype::fp16, {{1e-3, 1e-5}}).front();
+      EXPECT_PRED3(is_close, c.max_abs, d.max_abs, 0) << what;
+      EXPECT_PRED3(is_close, c.of_tolerance[0], d.of_tolerance[0], 1e-12) << what;
     }
   }
 }

@@ -11,8 +11,10 @@
 #include <ATen/ops/empty.h>
 #include <ATen/ops/stack.h>
 #include <ATen/ops/where.h>
+#include <ATen/ops/zeros.h>
 
 #include "harness/attention/parallel.hpp"
+#include "harness/attention/tokens.hpp"
 
 namespace attnbench {
 namespace {
