@@ -29,7 +29,7 @@ const std::vector<Layer> layers = {
     {"kernels/", {}, {"cuda"}, {}},
     {"harness/run/", {}, {"fmt", "nlohmann_json", "CLI11"}, {}},
     {"reports/", {"harness/run/"}, {"fmt", "nlohmann_json", "benchmark"}, {}},
-    {"harness/attention/", {"harness/run/"}, {"fmt", "torch", "Eigen"}, {}},
+    {"harness/attention/", {"harness/run/"}, {"fmt", "torch", "Eigen", "cuda"}, {}},
     {"harness/llama/", {"harness/run/", "harness/attention/"}, {"fmt", "torch"}, {}},
     {"harness/training/", {"harness/run/", "harness/attention/", "harness/llama/inputs.hpp"}, {"fmt", "torch"}, {}},
     {"harness/worker/",

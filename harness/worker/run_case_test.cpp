@@ -1,6 +1,8 @@
 // One request, from the first step to the last record.
+#include <chrono>
 #include <cstring>
 #include <stdexcept>
+#include <thread>
 
 #include <ATen/Parallel.h>
 #include <ATen/ops/empty.h>
@@ -44,6 +46,14 @@ TEST_F(RunCase, ARightBackendPassesIsTimedAndCompared) {
     EXPECT_EQ(answers.comparisons[0].differences.size(), pass == Pass::forward ? 2u : 3u);
     EXPECT_EQ(answers.comparisons[0].differences[0].max_abs, 0) << "both compute by the same emulator";
   }
+}
+
+TEST_F(RunCase, TheFastestCallOfABackwardHasItsForwardInIt) {
+  const double kForward_s = 0.02;
+  add("slow_forward", [kForward_s](int, const Inputs&, Outputs& outputs) {
+    if (outputs.o.defined()) std::this_thread::sleep_for(std::chrono::duration<double>(kForward_s));
+  });
+  for (Pass pass : {Pass::forward, Pass::backward}) EXPECT_GE(run(pass).records[0].spent.fastest_call_s, kForward_s);
 }
 
 TEST_F(RunCase, EveryStepIsAnnouncedBeforeItAndAllAreJudgedBeforeAnyIsTimed) {
