@@ -48,7 +48,8 @@ void Sequence::find_reads(const Problem& problem, Conventions::EmptyRow empty_ro
   reads.resize(queries());
   const int64_t first = problem.align == Align::bottom_right ? real_keys - queries() : 0;
   for (int64_t i = 0; i < queries(); ++i) {
-    Reads& r = reads[i];
+    QueryPlace& r = reads[i];
+    r.row = q_rows[i];
     r.diagonal = first + i;
     int64_t begin = 0, end = real_keys;
     if (problem.mask == Mask::causal) end = std::min(end, r.diagonal + 1);
@@ -64,7 +65,7 @@ void Sequence::find_reads(const Problem& problem, Conventions::EmptyRow empty_ro
 
 std::pair<int64_t, int64_t> Sequence::keys_read() const {
   int64_t begin = keys(), end = 0;
-  for (const Reads& r : reads) {
+  for (const QueryPlace& r : reads) {
     if (r.begin == r.end) continue;
     begin = std::min(begin, r.begin);
     end = std::max(end, r.end);
@@ -81,9 +82,8 @@ Places::Places(const std::vector<Sequence>& all, c10::Device device) : sequences
   for (int64_t n = 0; n < sequences; ++n) {
     const Sequence& s = all[n];
     for (int64_t i = 0; i < s.queries(); ++i) {
-      const Reads& r = s.reads[i];
-      q_places[n * queries + i] = {
-          .row = s.q_rows[i], .begin = r.begin, .end = r.end, .filled = r.filled, .diagonal = r.diagonal};
+      const QueryPlace& r = s.reads[i];
+      q_places[n * queries + i] = r;
       if (r.begin < r.end) around[i] = {std::min(around[i].first, r.begin), std::max(around[i].second, r.end)};
     }
     const auto [begin, end] = s.keys_read();

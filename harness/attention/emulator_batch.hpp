@@ -15,18 +15,11 @@ namespace attnbench::emulation {
 
 using at::Tensor;
 
-/// The keys [begin, end) of its sequence that a query reads. filled: it sees none, and reads all as if they were equal.
-struct Reads {
-  int64_t begin = 0, end = 0;
-  bool filled = false;
-  int64_t diagonal = 0;  ///< the key on its diagonal
-};
-
 struct Sequence {
   std::vector<int64_t> q_rows, k_rows;  ///< storage rows; k_rows: real keys, then the padding that uniform empty rows read
   int64_t first_column = 0;             ///< storage row of the kept mask's first column; packed: of the first key
   int64_t real_keys = 0;
-  std::vector<Reads> reads;  ///< by query
+  std::vector<QueryPlace> reads;  ///< by query
 
   int64_t queries() const { return static_cast<int64_t>(q_rows.size()); }
   int64_t keys() const { return static_cast<int64_t>(k_rows.size()); }

@@ -82,7 +82,7 @@ class RowTeam {
 };
 
 #ifdef __CUDACC__
-/// On a multiprocessor: a step has so few registers that as many fit, which hides the memory's latency better than more of them.
+/// On a multiprocessor: a step gets no more registers than let so many fit.
 constexpr int kTeamsAtOnce = 4;
 
 template <typename Step>

@@ -33,7 +33,7 @@ SequenceMask mask_of(const Case& c, const Inputs& inputs, Conventions::EmptyRow 
   s.k_rows.resize(mask.kept.size(2));
   s.find_reads(c.problem, empty_row);
   std::vector<int64_t> begin, end;
-  for (const emulation::Reads& r : s.reads) begin.push_back(r.begin), end.push_back(r.end);
+  for (const emulation::QueryPlace& r : s.reads) begin.push_back(r.begin), end.push_back(r.end);
   const c10::Device device = mask.kept.device();
   const Tensor keys = at::arange(mask.kept.size(2), mask.kept.options().dtype(at::kLong));
   const auto column = [&](const std::vector<int64_t>& rows) { return to_tensor(rows, device).unsqueeze(-1); };
