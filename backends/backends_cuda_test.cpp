@@ -181,7 +181,8 @@ void expect_right(const Backend& backend, const Case& c, Pass pass) {
   SCOPED_TRACE(declaration.name + " " + (pass == Pass::forward ? "forward" : "backward") + ": " + format_case(c));
   try {
     if (declaration.conventions.empty_row != Conventions::EmptyRow::zero && expected(c).sees_none.any().item<bool>()) return;
-    const Inputs cpu = make_inputs(c, declaration.conventions.poison), in = to_device(cpu, gpu());
+    const Conventions::Poison poison = declaration.conventions.poison;
+    const Inputs cpu = make_inputs(c, poison), in = make_inputs(c, poison, gpu());
     const attnbench::Run run = backend.prepare(c, in, pass);
     Outputs out;
     for (const Window& window : run.windows) {
@@ -289,7 +290,7 @@ TEST_P(RareLengths, TakesQueriesWithoutKeys) {
 TEST_P(EveryCudaBackend, ReturnsNewOutputsFromEveryCallAndLeavesItsInputs) {
   const Backend& backend = named(GetParam());
   const Case c = parse_case("attention lens=60+90 d=64 hq=2");
-  const Inputs in = to_device(make_inputs(c, Conventions::Poison::finite), gpu());
+  const Inputs in = make_inputs(c, Conventions::Poison::finite, gpu());
   const at::Tensor q = in.q.clone();
   const attnbench::Run run = backend.prepare(c, in, Pass::forward);
   const Outputs first = run.windows[0].forward(), second = run.windows[0].forward();
@@ -322,7 +323,7 @@ class AllowedKernels {
 
 TEST(CudaDispatch, AutoRecordsWhatAForcedDispatcherPicksAndGivesItsBits) {
   const Case c = parse_case("attention b=2 lq=130 hq=2 d=64 mask=causal");
-  const Inputs in = to_device(make_inputs(c, Conventions::Poison::finite), gpu());
+  const Inputs in = make_inputs(c, Conventions::Poison::finite, gpu());
   const AllowedKernels restored;
   std::vector<std::string> picked;
   while (picked.empty() || (picked.back() != "sdpa_math" && picked.size() < 4)) {
@@ -349,7 +350,7 @@ TEST(CudaDispatch, APinnedOperationRefusesWhereTheDispatcherFallsBack) {
     SCOPED_TRACE(name + ": " + line);
     const Case c = parse_case(line);
     EXPECT_TRUE(named(name).why_not(c, Pass::forward, gpu()).has_value());
-    const Inputs in = to_device(make_inputs(c, Conventions::Poison::finite), gpu());
+    const Inputs in = make_inputs(c, Conventions::Poison::finite, gpu());
     EXPECT_ANY_THROW(named(name).prepare(c, in, Pass::forward).windows.back().forward());
     EXPECT_NE(named("sdpa_auto").prepare(c, in, Pass::forward).kernel, name);
   }

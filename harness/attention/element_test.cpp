@@ -3,6 +3,7 @@
 
 #include <cmath>
 #include <limits>
+#include <utility>
 
 #include <c10/util/BFloat16.h>
 #include <c10/util/Half.h>
@@ -49,6 +50,16 @@ TEST(RoundTo, RoundsAsLibTorchDoes) {
     ASSERT_PRED2(is_same, round_to(Dtype::fp16, x), static_cast<float>(c10::Half(x))) << x;
     x = std::ldexp(1 + std::fmod(std::fabs(x), 1.0f), static_cast<int>(bits >> 8 & 63) - 32);  // in the range of fp16
     ASSERT_PRED2(is_same, round_to(Dtype::fp16, x), static_cast<float>(c10::Half(x))) << x;
+  }
+}
+
+TEST(BitsOf, IsTheInverseOfNumberOf) {
+  for (uint32_t bits = 0; bits <= 0xffff; ++bits) {
+    const auto half = static_cast<uint16_t>(bits);
+    for (const auto& [dtype, quiet] : {std::pair(Dtype::bf16, 0x7fc0), std::pair(Dtype::fp16, 0x7e00)}) {
+      const float number = number_of(dtype, half);
+      ASSERT_EQ(bits_of(dtype, number), std::isnan(number) ? quiet : half) << bits;
+    }
   }
 }
 

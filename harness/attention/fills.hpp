@@ -1,4 +1,4 @@
-// What each `fill=` and `dout=` draws, one (token, head) row at a time.
+// What each `fill=` and `dout=` draws, as a step on rows (row_team.hpp): the same bits on a CPU and on a GPU.
 //
 // q, k, v ("N": independent standard normal numbers):
 //   normal            N
@@ -27,37 +27,35 @@ enum class Stream : uint32_t { q, k, v, dout, q_garbage, k_garbage, v_garbage, s
 /// |channel 0| of q and k in deep_negative.
 inline constexpr float kDeepNegative = 256;
 
-/// One row: `channels` values of one (token, head). `token` and `head` number it, `position` is the token's rank among the
-/// `length` tokens of its sequence.
-struct RowIndex {
-  int64_t token = 0, head = 0, position = 0, length = 0;
+/// What a storage row of a tensor holds.
+enum class Holds { values, garbage, zeros, nan };
+
+/// Whose a storage row is: a token's; a token's whose key no query sees; nobody's.
+enum class RowOf : int64_t { token, unseen, nobody };
+
+/// A storage row of queries or keys. It is a token's of its sequence's `length`; `number` counts tokens, or where it is nobody's,
+/// storage rows. Elements are drawn by (number * heads + head) * channels + channel.
+struct StorageRow {
+  RowOf of = RowOf::token;
+  int64_t number = 0, position = 0, length = 0;
 };
 
-class RowDrawer {
- public:
-  /// `heads` and `channels` of the tensor give every element its number: (token * heads + head) * channels + channel.
-  RowDrawer(Stream stream, const Case& c, int64_t heads, int64_t channels)
-      : stream_(stream), fill_(c.fill), dout_(c.dout), seed_(c.seed), heads_(heads), channels_(channels) {}
-
-  int64_t channels() const { return channels_; }
-
-  /// Writes `channels` values, not yet rounded to the case's dtype.
-  void draw(const RowIndex& index, float* row) const;
-
- private:
-  void draw_dout(const RowIndex& index, float* row) const;
-  void draw_qkv(const RowIndex& index, float* row) const;
-  void normal(const RowIndex& index, float* row) const;
-  void unit(const RowIndex& index, float* row) const;
-  void sparse_int(const RowIndex& index, float* row) const;
-  uint64_t first_element(const RowIndex& index) const;
-  uint32_t row_word(const RowIndex& index) const;
-
-  Stream stream_;
-  Fill fill_;
-  Dout dout_;
-  uint64_t seed_;
-  int64_t heads_, channels_;
+/// A tensor [sequences, pitch, heads, channels] that is to be drawn.
+struct Drawing {
+  Stream values, garbage;
+  Fill fill;
+  Dout dout;
+  uint64_t seed;
+  Holds unseen, nobody;  ///< what rows hold that are no seen token's
+  Dtype dtype;
+  void* data;                                        ///< the first element
+  int64_t pitch;                                     ///< storage rows of a sequence
+  int64_t sequence_stride, row_stride, head_stride;  ///< in elements
+  int64_t heads, channels;
+  int64_t stored_heads;  ///< 1 where all of them share one, else heads
 };
+
+/// Draws `count` storage rows of all heads, from row `first`. `rows`: of all storage rows, on the device of the data.
+void draw_rows(bool on_gpu, const Drawing& drawing, const StorageRow* rows, int64_t first, int64_t count);
 
 }  // namespace attnbench

@@ -35,10 +35,10 @@ struct Inputs {
   int64_t k_storage_rows() const;
 };
 
-/// Draws the inputs on the CPU. poison: what the tokens hold that nobody may read: padded ones of q, k and v, those of the tail
-/// (of dout too), and the keys and values that the mask hides from every query of their sequence (finite: these hold what was
-/// drawn for them).
-Inputs make_inputs(const Case& c, Conventions::Poison poison);
+/// Draws the inputs on the device, on LibTorch's current stream if it is a GPU. poison: what the tokens hold that nobody may
+/// read: padded ones of q, k and v, those of the tail (of dout too), and the keys and values that the mask hides from every query
+/// of their sequence (finite: these hold what was drawn for them).
+Inputs make_inputs(const Case& c, Conventions::Poison poison, const Device& device = {"cpu", 0, {}, ""});
 
 /// cu_seqlens of `lengths`: int32 [lengths + 1], from 0, on the CPU. Throws std::invalid_argument when the total, of `what`
 /// tokens, does not fit the int32 that packed operations read.
@@ -46,9 +46,6 @@ at::Tensor prefix_sums(const std::vector<int64_t>& lengths, const char* what);
 
 /// Some token is there that nobody may read, so that the inputs depend on the poison.
 bool holds_poison(const Case& c);
-
-/// The same inputs with their tensors on another device (values are bit-identical, they are copied).
-Inputs to_device(const Inputs& inputs, const Device& device);
 
 /// What a backend computed, in the case's layout; undefined tensors were not computed.
 /// o, dq as q (o with dv channels); dk, dv as k, v; lse float32, as o without the channel: [total_q, hq] or [b, q_pitch, hq].

@@ -302,14 +302,5 @@ TEST(Inputs, NoTokensAtAll) {
   }
 }
 
-TEST(Inputs, CopiesKeepStridesAndValues) {
-  Case c = small_case();
-  c.strides = Strides::stride0;
-  const Inputs inputs = make_inputs(c, Conventions::Poison::nan);
-  const Inputs copied = to_device(inputs, {"cpu", 0, {}, ""});
-  EXPECT_EQ(copied.k.strides(), inputs.k.strides());
-  EXPECT_TRUE(same_bits(copied.k, inputs.k));
-}
-
 }  // namespace
 }  // namespace attnbench

@@ -4,6 +4,8 @@
 
 #include <cstdint>
 
+#include "harness/attention/row_team.hpp"
+
 namespace attnbench {
 
 struct PhiloxWords {
@@ -12,7 +14,7 @@ struct PhiloxWords {
 };
 
 /// Ten rounds over a 128-bit counter with a 64-bit key (key_low is the first word of the paper's key).
-inline PhiloxWords philox4x32_10(PhiloxWords counter, uint32_t key_low, uint32_t key_high) {
+ATTNBENCH_ON_BOTH inline PhiloxWords philox4x32_10(PhiloxWords counter, uint32_t key_low, uint32_t key_high) {
   for (int round = 0; round < 10; round++) {
     const uint64_t even = uint64_t{0xD2511F53} * counter.a, odd = uint64_t{0xCD9E8D57} * counter.c;
     counter = {static_cast<uint32_t>(odd >> 32) ^ counter.b ^ key_low, static_cast<uint32_t>(odd),

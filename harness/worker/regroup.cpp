@@ -68,7 +68,7 @@ Regrouped regroup(const Case& c, const Inputs& inputs, const std::vector<int64_t
               {},
               ranks_of(inputs.lengths.q, sequences),
               ranks_of(inputs.lengths.k, sequences)};
-  r.inputs = to_device(make_inputs(r.c, poison), device);
+  r.inputs = make_inputs(r.c, poison, device);
   r.inputs.scale = inputs.scale;
   const std::vector<int64_t> q_rows = at_ranks(inputs.q_rows, r.q_ranks), k_rows = at_ranks(inputs.k_rows, r.k_ranks);
   copy_rows(inputs.q, q_rows, r.inputs.q, r.inputs.q_rows);

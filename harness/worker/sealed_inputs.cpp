@@ -113,7 +113,7 @@ SealedInputs::Negated::~Negated() {
 Inputs SealedInputs::draw() const {
   const SpendingScope inputs(Expense::inputs);
   const MemoryScope checked(MemoryMode::checked);
-  return to_device(make_inputs(case_, poison_), device_);
+  return make_inputs(case_, poison_, device_);
 }
 
 std::string SealedInputs::overwritten() const {

@@ -48,7 +48,7 @@ TEST(TwoOraclesOnParity, AgreeOnTheCasesThatAreMadeForAGpu) {
     const Case& c = entry.c;
     if (c.metadata.device != DeviceKind::cuda) continue;
     ++cases;
-    const Inputs here = make_inputs(c, Conventions::Poison::nan), there = to_device(here, gpu());
+    const Inputs here = make_inputs(c, Conventions::Poison::nan), there = make_inputs(c, Conventions::Poison::nan, gpu());
     const Oracle eigen(OracleKind::eigen, c, here, flash(), Conventions::EmptyRow::zero);
     const Oracle torch(OracleKind::torch, c, there, flash(), Conventions::EmptyRow::zero);
     const Reference a = eigen.reference(), b = torch.reference();
@@ -90,7 +90,7 @@ void expect_answers_of_the_cpu(const std::string& line) {
       const Case c = parse_case(line + " dtype=" + dtype + " seed=5");
       if (c.problem.has_score_options() && conventions.empty_row == Conventions::EmptyRow::nan) continue;
       const Inputs here = make_inputs_and_mask(c, conventions.poison);
-      Inputs there = to_device(here, gpu());
+      Inputs there = make_inputs(c, conventions.poison, gpu());
       if (here.kept.defined()) there.kept = here.kept.to(there.q.device());
       const std::string of_case = line + " " + dtype + " " + profile.name + " ";
       const Rounding rounding = rounding_of(profile, c.problem);
@@ -160,7 +160,7 @@ TEST_P(OnGpu, VerdictsAreThoseOfTheCpu) {
   for (const Profile& profile : profiles()) {
     const Case c = parse_case(GetParam() + " dtype=bf16 seed=21");
     const Conventions conventions = conventions_of(profile);
-    const Inputs here = make_inputs(c, conventions.poison), there = to_device(here, gpu());
+    const Inputs here = make_inputs(c, conventions.poison), there = make_inputs(c, conventions.poison, gpu());
     const Judge cpu = make_judge(c, here, profile, conventions, OracleKind::torch);
     const Judge cuda = make_judge(c, there, profile, conventions, OracleKind::torch);
     const Outputs right = emulate(c, here, profile, conventions.empty_row);
@@ -293,7 +293,7 @@ TEST(ErrorsOnGpu, OfWhatIsNotFiniteAreThoseOfTheCpu) {
 
 TEST(JudgeOnGpu, AWrongElementFailsTheSameGate) {
   const Case c = parse_case("attention hq=6 hkv=2 lq=129 d=64 dtype=bf16 mask=causal seed=11");
-  const Inputs there = to_device(make_inputs(c, Conventions::Poison::nan), gpu());
+  const Inputs there = make_inputs(c, Conventions::Poison::nan, gpu());
   const Judge judge = make_judge(c, there, flash(), {}, OracleKind::torch);
   Outputs x = emulate(c, there, flash(), Conventions::EmptyRow::zero);
   EXPECT_EQ(judge.judge(x, Pass::forward).status, Status::passed) << judge.judge(x, Pass::forward).reason;
@@ -306,7 +306,7 @@ TEST(JudgeOnGpu, AWrongElementFailsTheSameGate) {
 
 TEST(JudgeOnGpu, OutputsElsewhereAreMalformed) {
   const Case c = parse_case("attention hq=1 lq=16 d=32");
-  const Inputs there = to_device(make_inputs(c, Conventions::Poison::nan), gpu());
+  const Inputs there = make_inputs(c, Conventions::Poison::nan, gpu());
   const Judge judge = make_judge(c, there, flash(), {}, OracleKind::torch);
   const Verdict v = judge.judge(copy_to(emulate(c, there, flash(), Conventions::EmptyRow::zero), at::kCPU), Pass::forward);
   EXPECT_TRUE(v.malformed);
@@ -336,9 +336,9 @@ double peak_gib(const std::function<void()>& work) {
 
 TEST(JudgeOnGpu, ALongCaseIsJudgedInBoundedMemory) {
   const Case c = parse_case("attention hq=16 lq=16384 d=128 dtype=bf16 mask=causal");
-  const Inputs there = to_device(make_inputs(c, Conventions::Poison::nan), gpu());
+  const Inputs there = make_inputs(c, Conventions::Poison::nan, gpu());
   Oracle(OracleKind::torch, parse_case("attention hq=1 lq=64 d=128 mask=causal"),
-         to_device(make_inputs(parse_case("attention hq=1 lq=64 d=128 mask=causal"), Conventions::Poison::nan), gpu()), flash(),
+         make_inputs(parse_case("attention hq=1 lq=64 d=128 mask=causal"), Conventions::Poison::nan, gpu()), flash(),
          Conventions::EmptyRow::zero)
       .reference();  // loads libraries
   double time_s = 0;
@@ -355,7 +355,7 @@ TEST(JudgeOnGpu, TimesAreShown) {
        {"attention hq=16 b=32 lq=512 d=128 dtype=bf16 mask=causal", "attention hq=16 lq=16384 d=128 mask=causal",
         "attention hq=16 lens=17+512+64+129+257+384+100+512+17+31 d=64 mask=causal"}) {
     const Case c = parse_case(line);
-    const Inputs there = to_device(make_inputs(c, Conventions::Poison::nan), gpu());
+    const Inputs there = make_inputs(c, Conventions::Poison::nan, gpu());
     const double reference_s =
         seconds([&] { Oracle(OracleKind::torch, c, there, flash(), Conventions::EmptyRow::zero).reference(); });
     std::unique_ptr<Judge> judge;
