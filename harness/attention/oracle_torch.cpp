@@ -129,6 +129,7 @@ void TorchHeads::hide_unread_keys() {
     const std::vector<int64_t> keys = torch_oracle::keys_read(stretches, h_.stored_keys, by_empty_rows);
     read.insert(read.end(), keys.begin(), keys.end());
   }
+  if (std::ranges::all_of(read, [](int64_t is_read) { return is_read != 0; })) return;
   const auto sequences = static_cast<int64_t>(h_.sequences.size());
   const Tensor seen = (to_tensor(read, options_.device()) != 0).view({sequences, 1, h_.stored_keys, 1});
   for (Tensor* t : {&K_, &V_}) *t = at::where(seen, t->unflatten(0, {sequences, -1}), 0.0).flatten(0, 1);

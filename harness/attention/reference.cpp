@@ -5,6 +5,7 @@
 #include <cmath>
 #include <functional>
 #include <numeric>
+#include <span>
 #include <stdexcept>
 #include <utility>
 #include <vector>
@@ -43,9 +44,8 @@ void for_each_answer(const Heads& heads, const std::function<Answer(const Group&
 /// Distinct values among the samples, where fewer than half of them are (integer data: equal scores round alike).
 double distinct_scores(const Tensor& all) {
   if (all.numel() <= 64) return kInfinity;
-  const Tensor host = all.to(at::kCPU).contiguous();
-  std::vector<double> samples(host.const_data_ptr<double>(), host.const_data_ptr<double>() + host.numel());
-  std::sort(samples.begin(), samples.end());
+  const Tensor sorted = sorted_rows(all.unsqueeze(0));
+  const std::span samples(sorted.const_data_ptr<double>(), static_cast<size_t>(sorted.numel()));
   size_t distinct = 1;
   for (size_t i = 1; i < samples.size(); ++i) distinct += samples[i] - samples[i - 1] > 1e-6 * (1 + std::abs(samples[i]));
   return 2 * distinct < samples.size() ? static_cast<double>(distinct) : kInfinity;

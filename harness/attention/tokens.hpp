@@ -25,6 +25,9 @@ std::vector<at::Tensor> to_tensors(const std::vector<std::vector<int64_t>>& numb
 /// Tensors of zeros in one piece of memory, contiguous each.
 std::vector<at::Tensor> zeros_together(const std::vector<std::vector<int64_t>>& sizes, const at::TensorOptions& options);
 
+/// The rows of float64 [rows, numbers], each ascending, on the CPU. Sorted where they are.
+at::Tensor sorted_rows(const at::Tensor& numbers);
+
 /// Of contiguous float64 numbers; null where the tensor is undefined.
 inline double* data_of(const at::Tensor& tensor) {
   return tensor.defined() ? tensor.mutable_data_ptr<double>() : nullptr;

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cmath>
 #include <functional>
+#include <span>
 #include <stdexcept>
 
 #include <ATen/TensorOperators.h>
@@ -178,10 +179,10 @@ ErrorStatistics statistics_of(const double* columns) {
   return s;
 }
 
-double distinct_among(std::vector<double> mantissas) {
+/// mantissas: ascending, not negative; 0 are none.
+double distinct_among(std::span<const double> mantissas) {
   constexpr double kSame = 1e-9;  // what a float64 oracle may make of equal values, and far more
-  std::erase(mantissas, 0.0);
-  std::sort(mantissas.begin(), mantissas.end());
+  mantissas = mantissas.subspan(std::upper_bound(mantissas.begin(), mantissas.end(), 0.0) - mantissas.begin());
   double pairs = 0, alike = 0;  // how often an element has the same value as one before it
   for (size_t i = 1; i < mantissas.size(); ++i) {
     alike = mantissas[i] - mantissas[i - 1] <= kSame ? alike + 1 : 0;
@@ -231,12 +232,10 @@ std::vector<double> distinct_values(const std::vector<const Expected*>& tensors)
     const ComparedRows numbers{.rows = value.numel(), .channels = 1, .value = data_of(value), .variance = data_of(variance)};
     sample_mantissas(value.device(), numbers, kSamples, data_of(samples[i]));
   }
-  const Tensor host = samples.to(at::kCPU);
+  const Tensor sorted = sorted_rows(samples);
   std::vector<double> distinct;
-  for (int64_t i = 0; i < count; ++i) {
-    const double* first = host.const_data_ptr<double>() + i * kSamples;
-    distinct.push_back(distinct_among({first, first + std::min(kSamples, tensors[i]->value.numel())}));
-  }
+  for (int64_t i = 0; i < count; ++i)
+    distinct.push_back(distinct_among({sorted.const_data_ptr<double>() + i * kSamples, kSamples}));
   return distinct;
 }
 
