@@ -9,7 +9,7 @@ namespace attnbench {
 void* BlockLedger::enter(void* allocated, size_t bytes) {
   char* const data = static_cast<char*>(allocated) + kGuardBytes;  // a multiple of 512: the wrapped allocator's alignment stays
   {
-    const SpendingScope poison(Expense::poison, SpendingScope::Waits::no);
+    const SpendingScope poison(Expense::poison);
     memory_->guard({data, bytes});
   }
   const std::lock_guard lock(mutex_);
@@ -61,7 +61,7 @@ void BlockLedger::reset_peak_bytes() {
 }
 
 void BlockLedger::look(std::span<const GuardedBlock> blocks) {
-  const SpendingScope poison(Expense::poison, SpendingScope::Waits::no);
+  const SpendingScope poison(Expense::poison);
   memory_->look(blocks);
   looked_at_.insert(looked_at_.end(), blocks.begin(), blocks.end());
 }

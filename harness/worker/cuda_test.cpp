@@ -1,9 +1,13 @@
-// What the worker does with a GPU: finds it, watches its memory, notices that its context is gone.
+// What the worker does with a GPU: finds it, watches its memory, counts its time, notices that its context is gone.
+#include <chrono>
+#include <thread>
+
 #include <ATen/TensorOperators.h>
 #include <ATen/ops/arange.h>
 #include <ATen/ops/empty.h>
 #include <ATen/ops/index_select.h>
 #include <ATen/ops/isnan.h>
+#include <ATen/ops/matmul.h>
 #include <ATen/ops/ones.h>
 #include <cuda_runtime_api.h>
 #include <gmock/gmock.h>
@@ -15,6 +19,7 @@
 #include "harness/worker/memory.hpp"
 #include "harness/worker/row_words.hpp"
 #include "harness/worker/sealed_inputs.hpp"
+#include "harness/worker/spending.hpp"
 
 namespace attnbench {
 namespace {
@@ -219,6 +224,63 @@ TEST(CudaContextDeathTest, AFailedOneIsNoticed) {
     _exit(0);
   };
   EXPECT_EXIT(fail(), testing::ExitedWithCode(7), "the CUDA context failed");
+}
+
+/// Of work that takes the GPU long and the host not, and of some that does the opposite.
+TEST(SpendingOnGpu, SecondsAreTheStreams) {
+  count_time_of(gpu());
+  const at::Tensor x = at::ones({4096, 4096}, on_gpu(at::kFloat));
+  const auto work = [&] {
+    for (int i = 0; i < 20; ++i) x.matmul(x);
+  };
+  work();
+  wait_for_device();
+  const auto start = std::chrono::steady_clock::now();
+  work();
+  wait_for_device();
+  const double seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+  take_spending();
+  {
+    const SpendingScope outer(Expense::gates);
+    const SpendingScope oracle(Expense::oracle);
+    work();
+  }
+  {
+    const SpendingScope emulator(Expense::emulator);
+    x.add(1);
+  }
+  const Spending queued = take_spending();
+  EXPECT_GT(queued.items.at("oracle").seconds, seconds / 2);
+  EXPECT_LT(queued.items.at("oracle").seconds, seconds * 2);
+  EXPECT_LT(queued.items.at("emulator").seconds, seconds / 10);
+  EXPECT_LT(queued.items.at("gates").seconds, seconds / 10);
+  {
+    const SpendingScope oracle(Expense::oracle);
+    std::this_thread::sleep_for(std::chrono::milliseconds(20));
+  }
+  EXPECT_GE(take_spending().items.at("oracle").seconds, 0.019);
+  count_time_of({"cpu", 0, {}, ""});
+}
+
+/// Nothing that was queued before a call is counted as the call's, or hides its launches.
+TEST(SpendingOnGpu, ACallStartsWhereTheDeviceIsIdle) {
+  count_time_of(gpu());
+  const at::Tensor x = at::ones({4096, 4096}, on_gpu(at::kFloat));
+  take_spending();
+  {
+    const SpendingScope oracle(Expense::oracle);
+    for (int i = 0; i < 20; ++i) x.matmul(x);
+  }
+  {
+    const WholeCall whole;
+    const SpendingScope calls(Expense::calls);
+    std::this_thread::sleep_for(std::chrono::milliseconds(5));
+  }
+  const Spending spent = take_spending();
+  EXPECT_GE(spent.fastest_call_s, 0.0049);
+  EXPECT_LT(spent.fastest_call_s, 0.0100);
+  EXPECT_GT(spent.items.at("oracle").seconds, spent.items.at("calls").seconds);
+  count_time_of({"cpu", 0, {}, ""});
 }
 
 }  // namespace

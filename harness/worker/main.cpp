@@ -39,7 +39,7 @@ Device find_device(const std::string& text) {
   if (!is_number) throw UsageError(fmt::format("--device {}: expected cpu, cuda or cuda:N", text));
   const Device device = find_cuda_device(std::stoi(index));
   watch_cuda_memory();
-  wait_in_spending_scopes(device);
+  count_time_of(device);
   return device;
 }
 

@@ -117,7 +117,7 @@ Inputs SealedInputs::draw() const {
 }
 
 std::string SealedInputs::overwritten() const {
-  const SpendingScope poison(Expense::poison, SpendingScope::Waits::no);  // the sums are waited for
+  const SpendingScope poison(Expense::poison);
   std::string names;
   const NamedTensors tensors = named_tensors(inputs_);
   const std::vector<uint64_t> now = fingerprints_of(tensors);

@@ -8,11 +8,12 @@
 //   poison     filling and guarding new memory, looking at fingerprints, guard bands and the state of the process
 //   gates      comparing outputs with the oracle's
 //
-// On a GPU a scope waits for the device at both ends. Within `poison`, kernels that fill new memory or look at it are counted by
-// their launch, and fingerprints until their sums are there.
+// On a GPU the seconds are those of LibTorch's current stream: from where it reaches the beginning of a scope to where it reaches
+// the end, whether it works or waits for the host. What the host does while the stream has work left costs nothing. Nobody waits,
+// but at both ends of `calls`: no call hides behind what was queued before it.
 #pragma once
 
-#include <chrono>
+#include <optional>
 
 #include "harness/run/declaration.hpp"
 #include "harness/run/record.hpp"
@@ -21,24 +22,19 @@ namespace attnbench {
 
 enum class Expense { inputs, oracle, emulator, calls, poison, gates };
 
-/// The device that scopes wait for; before it is said, or for a CPU, they wait for nothing.
-void wait_in_spending_scopes(const Device& device);
+/// Whose time is counted. Before it is said: the CPU's.
+void count_time_of(const Device& device);
 
 class SpendingScope {
  public:
-  enum class Waits { yes, no };
-  explicit SpendingScope(Expense expense, Waits waits = Waits::yes);
+  explicit SpendingScope(Expense expense);
   ~SpendingScope();
   SpendingScope(const SpendingScope&) = delete;
   SpendingScope& operator=(const SpendingScope&) = delete;
 
  private:
-  using Clock = std::chrono::steady_clock;
   const Expense expense_;
-  const Waits waits_;
-  SpendingScope* const outer_;
-  Clock::time_point start_;
-  double within_s_ = 0;  ///< of scopes within this one
+  const std::optional<Expense> outer_;
 };
 
 /// While it lives, the calls of one run of a backend are added up, to find the fastest.
@@ -53,7 +49,7 @@ class WholeCall {
   double before_s_;
 };
 
-/// What this thread has spent since it was last asked.
+/// What this thread has spent since it was last asked; of one that was never asked, nothing is counted. Waits for the GPU.
 Spending take_spending();
 
 }  // namespace attnbench

@@ -44,7 +44,12 @@ TEST(Spending, TheFastestCallIsThatWithoutItsPoison) {
 
 TEST(Spending, OtherThreadsCountForThemselves) {
   take_spending();
-  std::thread([] { const SpendingScope scope(Expense::poison); }).join();
+  std::thread([] {
+    { const SpendingScope before_anybody_asked(Expense::poison); }
+    EXPECT_TRUE(take_spending().items.empty());
+    { const SpendingScope scope(Expense::poison); }
+    EXPECT_EQ(take_spending().items.at("poison").times, 1);
+  }).join();
   EXPECT_TRUE(take_spending().items.empty());
 }
 
