@@ -16,6 +16,7 @@
 
 #include "harness/attention/emulator_batch.hpp"
 #include "harness/attention/parallel.hpp"
+#include "harness/attention/tokens.hpp"
 #include "harness/attention/torch_dtype.hpp"
 
 namespace attnbench {
@@ -109,7 +110,7 @@ Setting Emulation::make_setting(const Profile& profile) {
     std::vector<double> slopes;
     for (int64_t head = 1; head <= p.hq; ++head)
       slopes.push_back(std::pow(2.0, -8.0 * static_cast<double>(head) / static_cast<double>(p.hq)));
-    slopes_ = at::tensor(slopes, at::kFloat).to(device, /*non_blocking=*/true);
+    slopes_ = uploaded(at::tensor(slopes, at::kFloat), device);
     s.slopes = slopes_.const_data_ptr<float>();
   }
   if (p.sink) {

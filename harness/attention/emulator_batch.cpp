@@ -20,7 +20,7 @@ template <typename Place>
 Tensor upload(const std::vector<Place>& places, c10::Device device) {
   static_assert(sizeof(Place) % sizeof(int64_t) == 0);
   const auto* numbers = reinterpret_cast<const int64_t*>(places.data());
-  return to_tensor({numbers, numbers + places.size() * (sizeof(Place) / sizeof(int64_t))}, device);
+  return to_tensor(std::vector<int64_t>(numbers, numbers + places.size() * (sizeof(Place) / sizeof(int64_t))), device);
 }
 
 float* floats_of(const Tensor& t) {

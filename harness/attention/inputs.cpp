@@ -13,6 +13,7 @@
 #include <ATen/ops/zeros.h>
 
 #include "harness/attention/fills.hpp"
+#include "harness/attention/tokens.hpp"
 #include "harness/attention/torch_dtype.hpp"
 
 #ifndef _OPENMP
@@ -57,7 +58,7 @@ Side lay_out(const Problem& problem, const std::vector<int64_t>& lengths, int64_
 at::Tensor copy_to(const std::vector<StorageRow>& rows, at::Device device) {
   static_assert(std::is_trivially_copyable_v<StorageRow>);
   const auto bytes = static_cast<int64_t>(rows.size() * sizeof(StorageRow));
-  return at::from_blob(const_cast<StorageRow*>(rows.data()), {bytes}, at::kByte).to(device, at::kByte, /*non_blocking=*/true);
+  return uploaded(at::from_blob(const_cast<StorageRow*>(rows.data()), {bytes}, at::kByte), device);
 }
 
 /// Ranks [begin, end) of the keys that at least one query of the sequence sees: queries 0 and lq - 1 have the outermost ones.
@@ -226,13 +227,11 @@ at::Tensor prefix_sums(const std::vector<int64_t>& lengths, const char* what) {
 Inputs make_inputs(const Case& c, Conventions::Poison poison, const Device& device) {
   const Problem& p = c.problem;
   const at::Device there = torch_device(device);
-  // Memory that is not pinned is read before the call returns, so that there is nothing to wait for.
-  const auto move = [&](const at::Tensor& tensor) { return tensor.to(there, tensor.scalar_type(), /*non_blocking=*/true); };
   Inputs inputs;
   inputs.lengths = sequence_lengths(p, c.seed);
   inputs.scale = p.softmax_scale();
-  inputs.cu_q = move(prefix_sums(inputs.lengths.q, "query"));
-  inputs.cu_k = move(prefix_sums(inputs.lengths.k, "key"));
+  inputs.cu_q = uploaded(prefix_sums(inputs.lengths.q, "query"), there);
+  inputs.cu_k = uploaded(prefix_sums(inputs.lengths.k, "key"), there);
   Side queries = lay_out(p, inputs.lengths.q, inputs.lengths.q_pitch, c.seed);
   Side keys = lay_out(p, inputs.lengths.k, inputs.lengths.k_pitch, c.seed);
   mark_unseen(p, inputs.lengths, keys);
@@ -245,8 +244,8 @@ Inputs make_inputs(const Case& c, Conventions::Poison poison, const Device& devi
   inputs.dout = make_tensor(queries, c, {Stream::dout, Stream::dout, p.hq, p.dv, false}, poison, there);
   if (p.sink) inputs.sink = draw_sinks(c, there);
   if (p.layout == Layout::padded) {
-    inputs.q_mask = move(mask_of(queries));
-    inputs.k_mask = move(mask_of(keys));
+    inputs.q_mask = uploaded(mask_of(queries), there);
+    inputs.k_mask = uploaded(mask_of(keys), there);
   }
   inputs.q_rows = queries.rows;
   inputs.k_rows = keys.rows;

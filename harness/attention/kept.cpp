@@ -37,7 +37,7 @@ at::Tensor kept_of_sequence(const Inputs& inputs, int64_t n) {
   const auto rows = inputs.q_rows.begin() + first(inputs.lengths.q);
   const c10::Device device = inputs.kept.device();
   return inputs.kept.flatten(0, -3)
-      .index_select(0, to_tensor({rows, rows + inputs.lengths.q[n]}, device))
+      .index_select(0, to_tensor(std::vector<int64_t>{rows, rows + inputs.lengths.q[n]}, device))
       .index_select(2, to_tensor(columns_of(inputs, n, first(inputs.lengths.k)), device))
       .transpose(0, 1);
 }

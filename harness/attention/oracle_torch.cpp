@@ -11,7 +11,6 @@
 #include <ATen/ops/empty.h>
 #include <ATen/ops/full.h>
 #include <ATen/ops/ones.h>
-#include <ATen/ops/tensor.h>
 #include <ATen/ops/where.h>
 #include <ATen/ops/zeros.h>
 
@@ -115,8 +114,8 @@ void TorchHeads::upload_reads() {
   const auto int64s = [](const Tensor& t) { return t.const_data_ptr<int64_t>(); };
   setting_.begin = int64s(reads_[0]), setting_.end = int64s(reads_[1]), setting_.empty = int64s(reads_[2]);
   setting_.diagonals = int64s(reads_[3]), setting_.terms = int64s(reads_[4]);
-  if (!h_.slopes.empty()) slopes_ = at::tensor(h_.slopes, options_);
-  if (!h_.sinks.empty()) sinks_ = at::tensor(h_.sinks, options_);
+  if (!h_.slopes.empty()) slopes_ = to_tensor(h_.slopes, options_.device());
+  if (!h_.sinks.empty()) sinks_ = to_tensor(h_.sinks, options_.device());
   setting_.slopes = data_of(slopes_), setting_.sinks = data_of(sinks_);
 }
 
@@ -299,7 +298,7 @@ HeadAnswer TorchHeads::answer() {
     const double hB = std::max(P * r_.u / setting_.kept, r_.f);
     rounding.insert(rounding.end(), setting_.heads_of_sequence, hB * hB / 3);
   }
-  dv_var_ += uniform_dout_.square() * at::tensor(rounding, options_).view({-1, 1, 1});
+  dv_var_ += uniform_dout_.square() * to_tensor(rounding, options_.device()).view({-1, 1, 1});
   return gathered(samples, chosen.owners);
 }
 

@@ -41,16 +41,6 @@ void for_each_answer(const Heads& heads, const std::function<Answer(const Group&
   }
 }
 
-/// Distinct values among the samples, where fewer than half of them are (integer data: equal scores round alike).
-double distinct_scores(const Tensor& all) {
-  if (all.numel() <= 64) return kInfinity;
-  const Tensor sorted = sorted_rows(all.unsqueeze(0));
-  const std::span samples(sorted.const_data_ptr<double>(), static_cast<size_t>(sorted.numel()));
-  size_t distinct = 1;
-  for (size_t i = 1; i < samples.size(); ++i) distinct += samples[i] - samples[i - 1] > 1e-6 * (1 + std::abs(samples[i]));
-  return 2 * distinct < samples.size() ? static_cast<double>(distinct) : kInfinity;
-}
-
 void move(Expected& x, c10::Device device) {
   for (Tensor* t : {&x.value, &x.variance, &x.allowance, &x.freedom})
     if (t->defined()) *t = t->to(device);
@@ -197,9 +187,8 @@ void Collector::finish(Expected& x, const Tensor& sum2, const Tensor& sum4) cons
 Reference Collector::finish() {
   finish(out_.dk, ds2_, ds4_);
   finish(out_.dv, p2_, p4_);
-  out_.distinct_scores = kInfinity;
   if (heads_.rounding().p && !heads_.rounding().scores && !sampled_heads_.empty())
-    out_.distinct_scores = distinct_scores(samples());
+    out_.sorted_scores = sorted_rows(samples().unsqueeze(0));
   return std::move(out_);
 }
 
@@ -207,6 +196,17 @@ Reference Collector::finish() {
 
 std::string_view name_of(OracleKind kind) {
   return kind == OracleKind::eigen ? "eigen" : "torch";
+}
+
+/// Where fewer than half of them are distinct: of integer data equal scores round alike.
+double distinct_scores(const Reference& reference) {
+  constexpr int64_t kFew = 64;
+  if (!reference.sorted_scores.defined() || reference.sorted_scores.numel() <= kFew) return kInfinity;
+  const Tensor sorted = reference.sorted_scores.to(at::kCPU);
+  const std::span samples(sorted.const_data_ptr<double>(), static_cast<size_t>(sorted.numel()));
+  size_t distinct = 1;
+  for (size_t i = 1; i < samples.size(); ++i) distinct += samples[i] - samples[i - 1] > 1e-6 * (1 + std::abs(samples[i]));
+  return 2 * distinct < samples.size() ? static_cast<double>(distinct) : kInfinity;
 }
 
 Oracle::Oracle(OracleKind kind, const Case& c, const Inputs& inputs, const Profile& profile, Conventions::EmptyRow empty_row)

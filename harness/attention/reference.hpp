@@ -28,8 +28,11 @@ struct HeadProblem;
 /// where a query sees no key.
 struct Reference {
   Expected o, lse, dq, dk, dv;
-  double distinct_scores = 0;  ///< n_T of the tie rule; infinity: no ties
+  at::Tensor sorted_scores;  ///< float64 [1, any], ascending: samples of S - m, of profiles that round P; else undefined
 };
+
+/// n_T of the tie rule: distinct scores among the samples; infinity: no ties. Waits for the device.
+double distinct_scores(const Reference& reference);
 
 struct ConditionalGradients {
   Expected dq, dk;

@@ -33,9 +33,16 @@ bool are_all(const std::vector<int64_t>& rows, int64_t count) {
 
 }  // namespace
 
+at::Tensor uploaded(const at::Tensor& tensor, c10::Device device) {
+  return tensor.to(device, tensor.scalar_type(), /*non_blocking=*/true);
+}
+
 at::Tensor to_tensor(const std::vector<int64_t>& numbers, c10::Device device) {
-  // Memory that is not pinned is read before the call returns, so that there is nothing to wait for.
-  return at::tensor(at::ArrayRef<int64_t>(numbers), at::kLong).to(device, at::kLong, /*non_blocking=*/true);
+  return uploaded(at::tensor(at::ArrayRef<int64_t>(numbers), at::kLong), device);
+}
+
+at::Tensor to_tensor(const std::vector<double>& numbers, c10::Device device) {
+  return uploaded(at::tensor(at::ArrayRef<double>(numbers), at::kDouble), device);
 }
 
 std::vector<at::Tensor> to_tensors(const std::vector<std::vector<int64_t>>& numbers, c10::Device device) {
@@ -79,7 +86,7 @@ at::Tensor tokens_of(const at::Tensor& tensor, const std::vector<int64_t>& rows,
 }
 
 at::Tensor sorted_rows(const at::Tensor& numbers) {
-  if (!numbers.is_cpu()) return std::get<0>(numbers.sort()).to(at::kCPU);
+  if (!numbers.is_cpu()) return std::get<0>(numbers.sort());
   const at::Tensor sorted = numbers.clone(at::MemoryFormat::Contiguous);
   double* const data = sorted.mutable_data_ptr<double>();  // std::sort is twice as fast as LibTorch's, which moves indices too
   for (int64_t row = 0; row < sorted.size(0); ++row) std::sort(data + row * sorted.size(1), data + (row + 1) * sorted.size(1));

@@ -16,16 +16,20 @@ at::Tensor rows_of(const at::Tensor& tensor, const std::vector<int64_t>& rows, i
 /// The same in float64.
 at::Tensor tokens_of(const at::Tensor& tensor, const std::vector<int64_t>& rows, int64_t heads, int64_t channels);
 
-/// int64 [numbers.size()] on the device.
-at::Tensor to_tensor(const std::vector<int64_t>& numbers, c10::Device device);
+/// What lies on the CPU, on the device. Nobody waits: memory that is not pinned is read before the call returns.
+at::Tensor uploaded(const at::Tensor& tensor, c10::Device device);
 
-/// Each of them, in one copy.
+/// int64 or float64 [numbers.size()], uploaded.
+at::Tensor to_tensor(const std::vector<int64_t>& numbers, c10::Device device);
+at::Tensor to_tensor(const std::vector<double>& numbers, c10::Device device);
+
+/// Each of them, in one upload.
 std::vector<at::Tensor> to_tensors(const std::vector<std::vector<int64_t>>& numbers, c10::Device device);
 
 /// Tensors of zeros in one piece of memory, contiguous each.
 std::vector<at::Tensor> zeros_together(const std::vector<std::vector<int64_t>>& sizes, const at::TensorOptions& options);
 
-/// The rows of float64 [rows, numbers], each ascending, on the CPU. Sorted where they are.
+/// The rows of float64 [rows, numbers], each ascending, where they are.
 at::Tensor sorted_rows(const at::Tensor& numbers);
 
 /// Of contiguous float64 numbers; null where the tensor is undefined.

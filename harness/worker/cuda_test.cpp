@@ -141,23 +141,6 @@ TEST(CudaMemory, CountsBytesOfTheGpu) {
   EXPECT_EQ(current_bytes(), before);
 }
 
-TEST(CudaInputs, EqualThoseOfTheCpuToTheLastBit) {
-  for (const char* line : {"attention lens=5+0+33 klens=7+2+33 hq=4 hkv=2 d=64 mask=causal align=top_left dtype=fp16",
-                           "attention lens=65+17 hq=2 d=128 layout=padded pad=holes fill=mean_offset",
-                           "attention lq=65 hq=4 hkv=2 d=64 strides=stride0 dtype=fp32 seed=3"}) {
-    const Case c = parse_case(line, "test");
-    const SealedInputs cpu(c, Conventions::Poison::nan, {"cpu", 0, std::nullopt, ""}), cuda(c, Conventions::Poison::nan, gpu());
-    const NamedTensors a = named_tensors(cpu.get()), b = named_tensors(cuda.get());
-    ASSERT_EQ(a.size(), b.size());
-    for (size_t i = 0; i < a.size(); ++i) {
-      ASSERT_TRUE(b[i].second.is_cuda());
-      EXPECT_EQ(a[i].second.strides(), b[i].second.strides()) << line << " " << a[i].first;
-      const auto bytes = [](const at::Tensor& t) { return t.to(at::kCPU).contiguous().flatten().view(at::kByte); };
-      EXPECT_TRUE(bytes(a[i].second).equal(bytes(b[i].second))) << line << " " << a[i].first;
-    }
-  }
-}
-
 TEST(CudaInputs, AChangedByteIsSeenAndRestored) {
   SealedInputs inputs(parse_case("attention lq=65 hq=2 d=64", "test"), Conventions::Poison::nan, gpu());
   EXPECT_EQ(inputs.overwritten(), "");

@@ -232,7 +232,7 @@ std::vector<double> distinct_values(const std::vector<const Expected*>& tensors)
     const ComparedRows numbers{.rows = value.numel(), .channels = 1, .value = data_of(value), .variance = data_of(variance)};
     sample_mantissas(value.device(), numbers, kSamples, data_of(samples[i]));
   }
-  const Tensor sorted = sorted_rows(samples);
+  const Tensor sorted = sorted_rows(samples).to(at::kCPU);
   std::vector<double> distinct;
   for (int64_t i = 0; i < count; ++i)
     distinct.push_back(distinct_among({sorted.const_data_ptr<double>() + i * kSamples, kSamples}));

@@ -65,13 +65,13 @@ Yardstick::Yardstick(const Case& c, const Inputs& inputs, const Profile& profile
       q_padding_(other_rows(inputs.q_rows, inputs.q_storage_rows())),
       k_padding_(other_rows(inputs.k_rows, inputs.k_storage_rows())),
       kept_bytes_(kept_bytes) {
-  inspect_reference();
   const SpendingScope emulator(Expense::emulator);
   const bool is_eager = rounding_ == rounding_of(eager_profile(), c.problem);
   const Outputs emulated = is_eager ? eager_ : emulate(c, inputs, profile, empty_row);
   // Where they do not depend on an implementation's own O: the reference's.
   const ConditionalGradients gradients = rounding_.conditional() ? conditional_gradients(emulated.o)
                                                                  : ConditionalGradients{.dq = reference_.dq, .dk = reference_.dk};
+  inspect_reference();  // waits: all that is large is under way
   const char* given_o = rounding_.conditional() ? "_given_o" : "";
   note_ordinary(emulated, {{&kOutput, "o", &reference_.o},
                            {&kValueGradient, "dv", &reference_.dv},
@@ -125,7 +125,7 @@ GateScale Yardstick::scale(const JudgedTensor& t, const std::string& gated_as) c
   }
   s.samples = ordinary_.at(gated_as).samples;
   s.distinct = ordinary_.at(gated_as).distinct;
-  if (&t == &kOutput) s.distinct = std::min(s.distinct, reference_.distinct_scores);
+  if (&t == &kOutput) s.distinct = std::min(s.distinct, distinct_scores_);
   s.only_outputs_rounded = only_outputs_rounded();
   if (c_.problem.dropout.p > 0) s.same_gain = rounding_.e;
   return s;
@@ -160,8 +160,9 @@ void Yardstick::inspect_reference() {
   // A sum of finite numbers is finite: none of them is near the largest float64. The LSE of an empty row is -infinity.
   std::vector<at::Tensor> sums{reference_.lse.value.sum()};
   for (const JudgedTensor* t : kAllJudged) sums.push_back(expected(*t).value.sum());
-  const at::Tensor host = at::stack(sums).to(at::kCPU);  // waited for once
+  const at::Tensor host = at::stack(sums).to(at::kCPU);
   const double* sum = host.const_data_ptr<double>();
+  distinct_scores_ = distinct_scores(reference_);
   has_empty_rows_ = sum[0] == -kInfinity;
   finite_ = has_empty_rows_ || std::isfinite(sum[0]);
   if (empty_row_ == Conventions::EmptyRow::nan && has_empty_rows_) return;

@@ -104,6 +104,7 @@ class Yardstick {
   std::map<std::string, double> eager_error_;
   std::vector<int64_t> q_padding_, k_padding_;  ///< storage rows without a real token
   bool has_empty_rows_ = false, finite_ = true;
+  double distinct_scores_ = kInfinity;
   const int64_t kept_bytes_;
   mutable std::deque<std::pair<at::Tensor, ConditionalGradients>> given_;  ///< by O, the oldest first
 };
