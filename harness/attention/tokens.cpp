@@ -34,7 +34,8 @@ bool are_all(const std::vector<int64_t>& rows, int64_t count) {
 }  // namespace
 
 at::Tensor uploaded(const at::Tensor& tensor, c10::Device device) {
-  return tensor.to(device, tensor.scalar_type(), /*non_blocking=*/true);
+  if (device.is_cpu()) return tensor;
+  return tensor.pin_memory().to(device, tensor.scalar_type(), /*non_blocking=*/true);
 }
 
 at::Tensor to_tensor(const std::vector<int64_t>& numbers, c10::Device device) {

@@ -18,7 +18,7 @@ namespace {
 
 using Clock = std::chrono::steady_clock;
 
-Device counted;
+Device counted;  ///< by every thread
 
 bool is_gpu() {
   return counted.kind == "cuda";
@@ -35,13 +35,22 @@ class Timeline {
   std::optional<Expense> now() const { return now_; }
 
   void begin(std::optional<Expense> expense) noexcept {
+    const bool changes = expense != now_ || changes_.empty();
     now_ = expense;
-    if (!is_counted_) return;
+    if (!is_counted_ || !changes) return;
     try {
       mark();
     } catch (const std::exception&) {  // of a GPU that failed, which somebody else tells
       changes_.clear();
     }
+  }
+
+  /// What was spent until now stays.
+  void count_on(const Device& device) {
+    spent_so_far();
+    changes_.clear();
+    counted = device;
+    begin(now_);
   }
 
   /// A scope of this expense ended.
@@ -104,7 +113,7 @@ void wait_at_ends_of(Expense expense) {
 }  // namespace
 
 void count_time_of(const Device& device) {
-  counted = device;
+  timeline.count_on(device);
 }
 
 SpendingScope::SpendingScope(Expense expense) : expense_(expense), outer_(timeline.now()) {
