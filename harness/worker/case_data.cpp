@@ -11,20 +11,25 @@ namespace attnbench {
 
 namespace {
 
-/// A GPU's oracle launches some hundred kernels, however small the case is; the cores beside it need as long for so many scores.
-constexpr double kManyScores = 1 << 17;
+/// A GPU's oracle launches some hundred kernels, however small the case is; the cores beside it need as long for so many numbers.
+constexpr double kManyNumbers = 1 << 17;
 
-double scores_of(const Case& c) {
-  const SequenceLengths lengths = sequence_lengths(c.problem, c.seed);
-  double scores = 0;
-  for (size_t n = 0; n < lengths.q.size(); ++n) scores += double(lengths.q[n]) * double(lengths.k[n]);
-  return scores * double(c.problem.hq);
+/// Scores, and elements of Q, K, V and dO.
+double numbers_of(const Case& c) {
+  const Problem& p = c.problem;
+  const SequenceLengths lengths = sequence_lengths(p, c.seed);
+  double numbers = 0;
+  for (size_t n = 0; n < lengths.q.size(); ++n) {
+    const auto queries = static_cast<double>(lengths.q[n] * p.hq), keys = static_cast<double>(lengths.k[n]);
+    numbers += queries * keys + (queries + keys * static_cast<double>(p.hkv)) * static_cast<double>(p.d + p.dv);
+  }
+  return numbers;
 }
 
 }  // namespace
 
 OracleKind oracle_for(const Declaration& declaration, const Case& c, const Device& device) {
-  const bool on_gpu = device.kind != "cpu" && scores_of(c) > kManyScores;
+  const bool on_gpu = device.kind != "cpu" && numbers_of(c) > kManyNumbers;
   return declaration.implementation == "eigen" || on_gpu ? OracleKind::torch : OracleKind::eigen;
 }
 
