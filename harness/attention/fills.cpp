@@ -159,10 +159,9 @@ template <Dtype kDtype>
 struct DrawStep {
   Drawing drawing;
   const StorageRow* rows;
-  int64_t first;
 
   ATTNBENCH_ON_BOTH void operator()(const RowTeam& team, int64_t index) const {
-    const int64_t row = first + index / drawing.stored_heads, head = index % drawing.stored_heads;
+    const int64_t row = index / drawing.stored_heads, head = index % drawing.stored_heads;
     const int64_t place =
         row / drawing.pitch * drawing.sequence_stride + row % drawing.pitch * drawing.row_stride + head * drawing.head_stride;
     const RowOf of = rows[row].of;
@@ -174,15 +173,15 @@ struct DrawStep {
 
 }  // namespace
 
-void draw_rows(bool on_gpu, const Drawing& drawing, const StorageRow* rows, int64_t first, int64_t count) {
+void draw_rows(bool on_gpu, const Drawing& drawing, const StorageRow* rows, int64_t count) {
   const auto run = [&](const auto& step) { for_each_row(on_gpu, count * drawing.stored_heads, drawing.channels, step); };
   switch (drawing.dtype) {
     case Dtype::bf16:
-      return run(DrawStep<Dtype::bf16>{drawing, rows, first});
+      return run(DrawStep<Dtype::bf16>{drawing, rows});
     case Dtype::fp16:
-      return run(DrawStep<Dtype::fp16>{drawing, rows, first});
+      return run(DrawStep<Dtype::fp16>{drawing, rows});
     case Dtype::fp32:
-      return run(DrawStep<Dtype::fp32>{drawing, rows, first});
+      return run(DrawStep<Dtype::fp32>{drawing, rows});
   }
 }
 

@@ -55,7 +55,7 @@ struct Drawing {
   int64_t stored_heads;  ///< 1 where all of them share one, else heads
 };
 
-/// Draws `count` storage rows of all heads, from row `first`. `rows`: of all storage rows, on the device of the data.
-void draw_rows(bool on_gpu, const Drawing& drawing, const StorageRow* rows, int64_t first, int64_t count);
+/// Draws all of its storage rows, `count` of them, which lie on the device of the data.
+void draw_rows(bool on_gpu, const Drawing& drawing, const StorageRow* rows, int64_t count);
 
 }  // namespace attnbench

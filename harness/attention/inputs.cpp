@@ -6,7 +6,6 @@
 #include <string>
 #include <type_traits>
 
-#include <ATen/Parallel.h>
 #include <ATen/ops/empty.h>
 #include <ATen/ops/from_blob.h>
 #include <ATen/ops/tensor.h>
@@ -16,14 +15,8 @@
 #include "harness/attention/tokens.hpp"
 #include "harness/attention/torch_dtype.hpp"
 
-#ifndef _OPENMP
-#error "at::parallel_for is a plain loop where its caller is compiled without -fopenmp"
-#endif
-
 namespace attnbench {
 namespace {
-
-constexpr int64_t kRowsPerTask = 64;
 
 /// Where the tokens of one side (queries or keys) lie. packed: one row of pitch = tokens and tail.
 struct Side {
@@ -124,13 +117,10 @@ at::Tensor allocate(const Side& side, int64_t heads, int64_t channels, Strides s
                             offset);
 }
 
-/// On a GPU all rows at once.
 void draw(const Drawing& drawing, const at::Tensor& storage_rows, at::Device device) {
   const auto* rows = static_cast<const StorageRow*>(storage_rows.data_ptr());
   const auto count = static_cast<int64_t>(storage_rows.nbytes() / sizeof(StorageRow));
-  if (!device.is_cpu()) return draw_rows(/*on_gpu=*/true, drawing, rows, 0, count);
-  at::parallel_for(0, count, kRowsPerTask,
-                   [&](int64_t begin, int64_t end) { draw_rows(/*on_gpu=*/false, drawing, rows, begin, end - begin); });
+  draw_rows(!device.is_cpu(), drawing, rows, count);
 }
 
 struct TensorSpec {

@@ -9,6 +9,10 @@
 
 #include <ATen/Parallel.h>
 
+#ifndef _OPENMP
+#error "at::parallel_for is a plain loop where its caller is compiled without -fopenmp"
+#endif
+
 namespace attnbench {
 namespace {
 
@@ -52,6 +56,10 @@ void for_each_in_parallel(int64_t count, const std::function<void(int64_t)>& bod
 void for_each_piece(c10::Device device, int64_t count, const std::function<void(int64_t)>& body) {
   if (device.is_cpu()) return for_each_in_parallel(count, body);
   for (int64_t i = 0; i < count; ++i) body(i);
+}
+
+void in_stretches(int64_t count, int64_t least, const std::function<void(int64_t, int64_t)>& body) {
+  at::parallel_for(0, count, least, [&](int64_t begin, int64_t end) { body(begin, end); });
 }
 
 }  // namespace attnbench

@@ -13,4 +13,7 @@ namespace attnbench {
 /// number of threads, and small operations do not wait for each other. On another device: one after the other.
 void for_each_piece(c10::Device device, int64_t count, const std::function<void(int64_t)>& body);
 
+/// body(begin, end) over all of [0, count), by LibTorch's threads, in stretches of `least` or more; within a piece on its thread.
+void in_stretches(int64_t count, int64_t least, const std::function<void(int64_t, int64_t)>& body);
+
 }  // namespace attnbench

@@ -1,6 +1,6 @@
 // Work on rows of numbers that is written once and runs on a CPU and on a GPU: a step is a struct of pointers whose call works on
-// one row, together with the other threads of its team. On a GPU a team is a block of threads; on a CPU it is one thread, and
-// rows come one after the other.
+// one row, together with the other threads of its team. On a GPU a team is a block of threads; on a CPU it is one thread of
+// many, each with rows of its own.
 // A file that launches steps is compiled as CUDA where the build has a GPU's side, else as C++.
 #pragma once
 
@@ -17,6 +17,8 @@
 #else
 #define ATTNBENCH_ON_BOTH
 #endif
+
+#include "harness/attention/parallel.hpp"
 
 namespace attnbench {
 
@@ -91,10 +93,10 @@ __global__ void __launch_bounds__(RowTeam::kMostThreads, kTeamsAtOnce) run_on_ro
 }
 #endif
 
-/// step(team, row) for every row in [0, rows); `width`: elements of a row. On a GPU on LibTorch's current stream, which nobody
-/// waits for here. Throws std::runtime_error where CUDA refuses, std::length_error for more rows than it can launch.
+/// step(team, row) for every row in [0, rows), in any order; `width`: elements of a row. On a GPU on LibTorch's current stream,
+/// which nobody waits for here. Throws std::runtime_error where CUDA refuses, std::length_error for more rows than it can launch.
 template <typename Step>
-void for_each_row(bool on_gpu, int64_t rows, [[maybe_unused]] int64_t width, const Step& step) {
+void for_each_row(bool on_gpu, int64_t rows, int64_t width, const Step& step) {
 #ifdef __CUDACC__
   if (on_gpu) {
     if (rows == 0) return;
@@ -109,7 +111,10 @@ void for_each_row(bool on_gpu, int64_t rows, [[maybe_unused]] int64_t width, con
 #else
   if (on_gpu) throw std::logic_error("work on rows on the GPU: its file was compiled without CUDA");
 #endif
-  for (int64_t row = 0; row < rows; ++row) step(RowTeam(), row);
+  constexpr int64_t kElements = 1 << 14;  // of a stretch that is worth a thread
+  in_stretches(rows, width < kElements ? kElements / (width > 0 ? width : 1) : 1, [&](int64_t begin, int64_t end) {
+    for (int64_t row = begin; row < end; ++row) step(RowTeam(), row);
+  });
 }
 
 }  // namespace attnbench

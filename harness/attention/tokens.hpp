@@ -16,7 +16,8 @@ at::Tensor rows_of(const at::Tensor& tensor, const std::vector<int64_t>& rows, i
 /// The same in float64.
 at::Tensor tokens_of(const at::Tensor& tensor, const std::vector<int64_t>& rows, int64_t heads, int64_t channels);
 
-/// What lies on the CPU, on the device (on a CPU itself). Nobody waits: it is read before the call returns, and copied from there.
+/// What lies on the CPU, on the device (on a CPU itself). Nobody waits: it is read before the call returns, and copied from
+/// there.
 at::Tensor uploaded(const at::Tensor& tensor, c10::Device device);
 
 /// int64 or float64 [numbers.size()], uploaded.

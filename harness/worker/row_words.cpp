@@ -9,7 +9,6 @@
 #include <c10/cuda/CUDAException.h>
 #endif
 
-#include "harness/attention/parallel.hpp"
 #include "harness/attention/row_team.hpp"
 
 namespace attnbench {
@@ -142,19 +141,12 @@ uint64_t* memory_for(c10::Device device, int64_t numbers) {
 #endif
 }
 
-/// On a CPU side by side, in pieces that take longer than to start a thread. Waits.
+/// Waits.
 template <typename Step>
 void for_each_stretch(c10::Device device, const Step& step) {
-  constexpr int64_t kRowsOfPiece = 32;
-  const int64_t rows = step.several.rows();
-  if (device.is_cpu())
-    return for_each_piece(device, (rows + kRowsOfPiece - 1) / kRowsOfPiece, [&](int64_t piece) {
-      const int64_t end = std::min(rows, (piece + 1) * kRowsOfPiece);
-      for (int64_t row = piece * kRowsOfPiece; row < end; ++row) step(RowTeam(), row);
-    });
-  for_each_row(true, rows, kBytesOfStretch / 8, step);
+  for_each_row(!device.is_cpu(), step.several.rows(), kBytesOfStretch / 8, step);
 #ifdef __CUDACC__
-  C10_CUDA_CHECK(cudaStreamSynchronize(c10::cuda::getCurrentCUDAStream()));
+  if (!device.is_cpu()) C10_CUDA_CHECK(cudaStreamSynchronize(c10::cuda::getCurrentCUDAStream()));
 #endif
 }
 
