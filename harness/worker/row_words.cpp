@@ -49,13 +49,12 @@ struct Several {
   }
 };
 
-struct WeightedSum {
+struct Fingerprint {
   using One = Words;
   Several<Words> several;
   uint64_t* numbers;  ///< [rows]
 
   ATTNBENCH_ON_BOTH void operator()(const RowTeam& team, int64_t row) const {
-    constexpr uint64_t kOdd = 0x9e3779b97f4a7c15u;
     constexpr int64_t kWord = sizeof(uint64_t), kWordsOfStretch = kBytesOfStretch / kWord;
     int64_t stretch = row;
     const Words& words = several.find(stretch);
@@ -63,14 +62,24 @@ struct WeightedSum {
     const int64_t count = whole - first < kWordsOfStretch ? whole - first : kWordsOfStretch;
     const uint64_t* const data = static_cast<const uint64_t*>(words.data) + first;
     uint64_t sum = 0;
-    team.each(count, [&](int64_t i) { sum += data[i] * (static_cast<uint64_t>(2 * (first + i) + 1) * kOdd); });
+    team.each(count, [&](int64_t i) { sum += mixed(data[i], first + i); });
     if (team.writes() && rest > 0 && count < kWordsOfStretch) {
       uint64_t last = 0;
       memcpy(&last, data + count, static_cast<size_t>(rest));
-      sum += last * (static_cast<uint64_t>(2 * whole + 1) * kOdd);
+      sum += mixed(last, whole);
     }
     sum = team.wrapping_sum(sum);
     if (team.writes()) numbers[row] = sum;
+  }
+
+ private:
+  /// SplitMix64 (Steele, Lea, Flood: Fast splittable pseudorandom number generators, OOPSLA 2014), whose state is the word moved
+  /// by its place: other words give other numbers, in all of their bits.
+  static ATTNBENCH_ON_BOTH uint64_t mixed(uint64_t word, int64_t place) {
+    word += static_cast<uint64_t>(place + 1) * 0x9e3779b97f4a7c15u;
+    word = (word ^ word >> 30) * 0xbf58476d1ce4e5b9u;
+    word = (word ^ word >> 27) * 0x94d049bb133111ebu;
+    return word ^ word >> 31;
   }
 };
 
@@ -168,8 +177,8 @@ std::vector<uint64_t> sums_of_stretches(c10::Device device, const std::vector<ty
 
 }  // namespace
 
-std::vector<uint64_t> weighted_sums(c10::Device device, const std::vector<Words>& all) {
-  return sums_of_stretches<WeightedSum>(device, all);
+std::vector<uint64_t> fingerprints(c10::Device device, const std::vector<Words>& all) {
+  return sums_of_stretches<Fingerprint>(device, all);
 }
 
 std::vector<bool> same_elements(c10::Device device, const std::vector<ElementPair>& all) {

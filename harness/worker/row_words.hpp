@@ -1,4 +1,4 @@
-// Memory looked at where it lies (row_team.hpp), stretch by stretch, on a CPU side by side: what its words sum up to, and whether
+// Memory looked at where it lies (row_team.hpp), stretch by stretch, on a CPU side by side: fingerprints of it, and whether
 // two tensors are the same. On a GPU one launch and one wait for all that is asked for together.
 #pragma once
 
@@ -15,8 +15,9 @@ struct Words {
   int64_t bytes = 0;
 };
 
-/// Of each: the sum, modulo 2^64, of word i times (2 i + 1) c. These are odd: one word that changed always changes the sum.
-std::vector<uint64_t> weighted_sums(c10::Device device, const std::vector<Words>& all);
+/// Of each: the sum, modulo 2^64, of its words, each mixed with its place. One word that changed always changes the sum; several
+/// leave it as it was with a probability of 2^-64, whatever they have in common.
+std::vector<uint64_t> fingerprints(c10::Device device, const std::vector<Words>& all);
 
 /// Elements of one dtype, side by side.
 struct ElementPair {

@@ -22,7 +22,14 @@ std::vector<uint8_t> numbered(int64_t bytes) {
   return memory;
 }
 
-TEST(WeightedSums, AreThoseOfEachAlone) {
+/// Its last step: Vigna's public-domain code.
+uint64_t splitmix64(uint64_t z) {
+  z = (z ^ (z >> 30)) * 0xbf58476d1ce4e5b9u;
+  z = (z ^ (z >> 27)) * 0x94d049bb133111ebu;
+  return z ^ (z >> 31);
+}
+
+TEST(Fingerprints, AreThoseOfEachAlone) {
   std::vector<std::vector<uint8_t>> memories;
   std::vector<Words> all;
   std::vector<uint64_t> alone;
@@ -34,24 +41,44 @@ TEST(WeightedSums, AreThoseOfEachAlone) {
     for (size_t i = 0; i * 8 < memory.size(); ++i) {
       uint64_t word = 0;
       std::memcpy(&word, memory.data() + i * 8, std::min<size_t>(8, memory.size() - i * 8));
-      sum += word * (2 * i + 1) * 0x9e3779b97f4a7c15u;
+      sum += splitmix64(word + (i + 1) * 0x9e3779b97f4a7c15u);
     }
     alone.push_back(sum);
   }
-  EXPECT_EQ(weighted_sums(c10::kCPU, all), alone);
-  EXPECT_TRUE(weighted_sums(c10::kCPU, {}).empty());
+  EXPECT_EQ(fingerprints(c10::kCPU, all), alone);
+  EXPECT_TRUE(fingerprints(c10::kCPU, {}).empty());
 }
 
-TEST(WeightedSums, ChangeWithOneByte) {
+TEST(Fingerprints, ChangeWithOneByte) {
   std::vector<uint8_t> memory = numbered(2 * kStretch + 13);
   const Words words{memory.data(), static_cast<int64_t>(memory.size())};
-  const std::vector<uint64_t> before = weighted_sums(c10::kCPU, {words});
+  const std::vector<uint64_t> before = fingerprints(c10::kCPU, {words});
   for (size_t i = 0; i < memory.size(); i += i < 20 || i > memory.size() - 4096 ? 1 : 1009) {
     memory[i] ^= 0x80;
-    EXPECT_NE(weighted_sums(c10::kCPU, {words}), before) << i;
+    EXPECT_NE(fingerprints(c10::kCPU, {words}), before) << i;
     memory[i] ^= 0x80;
   }
-  EXPECT_EQ(weighted_sums(c10::kCPU, {words}), before);
+  EXPECT_EQ(fingerprints(c10::kCPU, {words}), before);
+}
+
+/// As a kernel does that takes absolute values in place: signs of floats are the top bits of their words.
+TEST(Fingerprints, ChangeWithTheSameBitOfSeveralWords) {
+  for (const int bit : {0, 15, 31, 47, 62, 63})
+    for (const size_t words : {2, 3, 4, 128}) {
+      std::vector<uint64_t> memory(3 * kStretch / 8);
+      const Words all{memory.data(), static_cast<int64_t>(memory.size() * 8)};
+      const std::vector<uint64_t> before = fingerprints(c10::kCPU, {all});
+      for (size_t i = 0; i < words; ++i) memory[i * 67] ^= uint64_t{1} << bit;
+      EXPECT_NE(fingerprints(c10::kCPU, {all}), before) << words << " words, bit " << bit;
+    }
+}
+
+TEST(Fingerprints, ChangeWhereTwoWordsAreExchanged) {
+  std::vector<uint64_t> memory{7, 7, 9, 7};
+  const Words all{memory.data(), 32};
+  const std::vector<uint64_t> before = fingerprints(c10::kCPU, {all});
+  std::swap(memory[1], memory[2]);
+  EXPECT_NE(fingerprints(c10::kCPU, {all}), before);
 }
 
 TEST(SameElements, OneThatDiffersIsSeenWhereverItLies) {

@@ -54,7 +54,7 @@ std::vector<uint64_t> fingerprints_of(const NamedTensors& tensors) {
   std::vector<Words> storages;
   for (const auto& [name, tensor] : tensors)
     storages.push_back({tensor.storage().data(), static_cast<int64_t>(tensor.storage().nbytes())});
-  return weighted_sums(tensors.front().second.device(), storages);
+  return fingerprints(tensors.front().second.device(), storages);
 }
 
 NamedTensors defined_ones(NamedTensors tensors) {
