@@ -47,6 +47,8 @@ class RowDrawer {
         return constant(0);
       case Holds::nan:
         return constant(NAN);
+      case Holds::before:
+        return;
     }
   }
 
@@ -165,7 +167,7 @@ struct DrawStep {
     const int64_t place =
         row / drawing.pitch * drawing.sequence_stride + row % drawing.pitch * drawing.row_stride + head * drawing.head_stride;
     const RowOf of = rows[row].of;
-    const Holds holds = of == RowOf::token ? Holds::values : of == RowOf::unseen ? drawing.unseen : drawing.nobody;
+    const Holds holds = of == RowOf::token ? drawing.seen : of == RowOf::unseen ? drawing.unseen : drawing.nobody;
     RowDrawer<kDtype>(team, drawing, rows[row], head, static_cast<typename Element<kDtype>::Stored*>(drawing.data) + place)
         .draw(holds);
   }

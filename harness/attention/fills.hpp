@@ -27,8 +27,8 @@ enum class Stream : uint32_t { q, k, v, dout, q_garbage, k_garbage, v_garbage, s
 /// |channel 0| of q and k in deep_negative.
 inline constexpr float kDeepNegative = 256;
 
-/// What a storage row of a tensor holds.
-enum class Holds { values, garbage, zeros, nan };
+/// What a storage row of a tensor is to hold; before: what it holds already.
+enum class Holds { values, garbage, zeros, nan, before };
 
 /// Whose a storage row is: a token's; a token's whose key no query sees; nobody's.
 enum class RowOf : int64_t { token, unseen, nobody };
@@ -46,7 +46,7 @@ struct Drawing {
   Fill fill;
   Dout dout;
   uint64_t seed;
-  Holds unseen, nobody;  ///< what rows hold that are no seen token's
+  Holds seen, unseen, nobody;  ///< tokens, those whose key no query sees, and nobody's rows
   Dtype dtype;
   void* data;                                        ///< the first element
   int64_t pitch;                                     ///< storage rows of a sequence

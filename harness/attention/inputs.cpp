@@ -124,9 +124,10 @@ void draw(const Drawing& drawing, const at::Tensor& storage_rows, at::Device dev
 }
 
 struct TensorSpec {
+  at::Tensor Inputs::*tensor;
   Stream values, garbage;
   int64_t heads, channels;
-  bool broadcast_head;
+  bool over_keys, broadcast_head;
 };
 
 /// Of one tensor, where a case lays out one tensor unlike the others.
@@ -136,10 +137,10 @@ Strides strides_of(Stream tensor, Strides of_case) {
   return of_case;
 }
 
-at::Tensor make_tensor(const Side& side, const Case& c, const TensorSpec& spec, Conventions::Poison poison, at::Device device) {
-  const Strides strides = strides_of(spec.values, c.strides);
-  const at::Tensor tensor = allocate(side, spec.heads, spec.channels, strides, spec.broadcast_head, c.problem.dtype, device);
-  if (tensor.numel() == 0) return tensor;
+/// seen: whether the tokens that somebody sees are drawn, too.
+void draw_tensor(const at::Tensor& tensor, const Side& side, const Case& c, const TensorSpec& spec, Conventions::Poison poison,
+                 bool seen) {
+  if (tensor.numel() == 0) return;
   const bool is_finite = poison == Conventions::Poison::finite, is_zero = spec.values == Stream::dout && side.is_padded;
   const int64_t row_dim = tensor.dim() - 3;
   draw({.values = spec.values,
@@ -147,6 +148,7 @@ at::Tensor make_tensor(const Side& side, const Case& c, const TensorSpec& spec, 
         .fill = c.fill,
         .dout = c.dout,
         .seed = c.seed,
+        .seen = seen ? Holds::values : Holds::before,
         .unseen = is_finite ? Holds::values : Holds::nan,
         .nobody = is_zero     ? Holds::zeros
                   : is_finite ? Holds::garbage
@@ -160,8 +162,30 @@ at::Tensor make_tensor(const Side& side, const Case& c, const TensorSpec& spec, 
         .heads = spec.heads,
         .channels = spec.channels,
         .stored_heads = spec.broadcast_head ? 1 : spec.heads},
-       side.on_device, device);
-  return tensor;
+       side.on_device, tensor.device());
+}
+
+/// Queries and keys of a case.
+struct Sides {
+  Sides(const Case& c, const SequenceLengths& lengths, at::Device device)
+      : queries(lay_out(c.problem, lengths.q, lengths.q_pitch, c.seed)),
+        keys(lay_out(c.problem, lengths.k, lengths.k_pitch, c.seed)) {
+    mark_unseen(c.problem, lengths, keys);
+    queries.on_device = copy_to(queries.storage, device);
+    keys.on_device = copy_to(keys.storage, device);
+  }
+  const Side& of(const TensorSpec& spec) const { return spec.over_keys ? keys : queries; }
+
+  Side queries, keys;
+};
+
+std::vector<TensorSpec> specs_of(const Case& c) {
+  const Problem& p = c.problem;
+  const bool one_head = c.strides == Strides::stride0;
+  return {{&Inputs::q, Stream::q, Stream::q_garbage, p.hq, p.d, false, false},
+          {&Inputs::k, Stream::k, Stream::k_garbage, p.hkv, p.d, true, one_head},
+          {&Inputs::v, Stream::v, Stream::v_garbage, p.hkv, p.dv, true, one_head},
+          {&Inputs::dout, Stream::dout, Stream::dout, p.hq, p.dv, false, false}};
 }
 
 at::Tensor draw_sinks(const Case& c, at::Device device) {
@@ -172,6 +196,7 @@ at::Tensor draw_sinks(const Case& c, at::Device device) {
         .fill = c.fill,
         .dout = c.dout,
         .seed = c.seed,
+        .seen = Holds::values,
         .unseen = Holds::values,
         .nobody = Holds::values,
         .dtype = Dtype::fp32,
@@ -222,24 +247,25 @@ Inputs make_inputs(const Case& c, Conventions::Poison poison, const Device& devi
   inputs.scale = p.softmax_scale();
   inputs.cu_q = uploaded(prefix_sums(inputs.lengths.q, "query"), there);
   inputs.cu_k = uploaded(prefix_sums(inputs.lengths.k, "key"), there);
-  Side queries = lay_out(p, inputs.lengths.q, inputs.lengths.q_pitch, c.seed);
-  Side keys = lay_out(p, inputs.lengths.k, inputs.lengths.k_pitch, c.seed);
-  mark_unseen(p, inputs.lengths, keys);
-  queries.on_device = copy_to(queries.storage, there);
-  keys.on_device = copy_to(keys.storage, there);
-  const bool one_head = c.strides == Strides::stride0;
-  inputs.q = make_tensor(queries, c, {Stream::q, Stream::q_garbage, p.hq, p.d, false}, poison, there);
-  inputs.k = make_tensor(keys, c, {Stream::k, Stream::k_garbage, p.hkv, p.d, one_head}, poison, there);
-  inputs.v = make_tensor(keys, c, {Stream::v, Stream::v_garbage, p.hkv, p.dv, one_head}, poison, there);
-  inputs.dout = make_tensor(queries, c, {Stream::dout, Stream::dout, p.hq, p.dv, false}, poison, there);
+  const Sides sides(c, inputs.lengths, there);
+  for (const TensorSpec& spec : specs_of(c)) {
+    const Strides strides = strides_of(spec.values, c.strides);
+    inputs.*spec.tensor = allocate(sides.of(spec), spec.heads, spec.channels, strides, spec.broadcast_head, p.dtype, there);
+    draw_tensor(inputs.*spec.tensor, sides.of(spec), c, spec, poison, /*seen=*/true);
+  }
   if (p.sink) inputs.sink = draw_sinks(c, there);
   if (p.layout == Layout::padded) {
-    inputs.q_mask = uploaded(mask_of(queries), there);
-    inputs.k_mask = uploaded(mask_of(keys), there);
+    inputs.q_mask = uploaded(mask_of(sides.queries), there);
+    inputs.k_mask = uploaded(mask_of(sides.keys), there);
   }
-  inputs.q_rows = queries.rows;
-  inputs.k_rows = keys.rows;
+  inputs.q_rows = sides.queries.rows;
+  inputs.k_rows = sides.keys.rows;
   return inputs;
+}
+
+void repoison(const Case& c, Conventions::Poison poison, const Inputs& inputs) {
+  const Sides sides(c, inputs.lengths, inputs.q.device());
+  for (const TensorSpec& spec : specs_of(c)) draw_tensor(inputs.*spec.tensor, sides.of(spec), c, spec, poison, /*seen=*/false);
 }
 
 bool holds_poison(const Case& c) {

@@ -40,6 +40,9 @@ struct Inputs {
 /// of their sequence (finite: these hold what was drawn for them).
 Inputs make_inputs(const Case& c, Conventions::Poison poison, const Device& device = {"cpu", 0, {}, ""});
 
+/// Gives the tokens that nobody may read what they hold with this poison; the others are left as they are.
+void repoison(const Case& c, Conventions::Poison poison, const Inputs& inputs);
+
 /// cu_seqlens of `lengths`: int32 [lengths + 1], from 0, on the CPU. Throws std::invalid_argument when the total, of `what`
 /// tokens, does not fit the int32 that packed operations read.
 at::Tensor prefix_sums(const std::vector<int64_t>& lengths, const char* what);

@@ -13,10 +13,15 @@ at::Tensor bits_of(const at::Tensor& tensor) {
   return tensor.contiguous().view(tensor.element_size() == 2 ? at::kShort : tensor.element_size() == 4 ? at::kInt : at::kByte);
 }
 
+Conventions::Poison other_of(Conventions::Poison poison) {
+  return poison == Conventions::Poison::nan ? Conventions::Poison::finite : Conventions::Poison::nan;
+}
+
 void expect_same_inputs(const std::string& line) {
   const Case c = parse_case(line, "test");
   for (const auto poison : {Conventions::Poison::nan, Conventions::Poison::finite}) {
-    const Inputs here = make_inputs(c, poison), there = make_inputs(c, poison, {"cuda", 0, {}, ""});
+    const Inputs here = make_inputs(c, poison), there = make_inputs(c, other_of(poison), {"cuda", 0, {}, ""});
+    repoison(c, poison, there);
     EXPECT_EQ(here.q_rows, there.q_rows);
     EXPECT_EQ(here.k_rows, there.k_rows);
     for (const auto tensor : {&Inputs::q, &Inputs::k, &Inputs::v, &Inputs::dout, &Inputs::sink, &Inputs::cu_q, &Inputs::cu_k,

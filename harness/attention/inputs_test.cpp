@@ -203,6 +203,30 @@ TEST(Inputs, FarHeadsStartBeyondWhat32BitsHold) {
   }
 }
 
+TEST(Inputs, AnotherPoisonLeavesTheTokensAlone) {
+  for (const char* line :
+       {"attention lens=3+4 klens=5+2 hq=2 d=8 seed=3 tail=6", "attention lens=3+4 hq=2 d=8 layout=padded pad=holes",
+        "attention lq=9 lk=20 hq=4 hkv=2 d=8 mask=causal align=top_left strides=stride0",
+        "attention lens=3+4 hq=2 d=8 layout=padded strides=transposed"}) {
+    const Case c = parse_case(line);
+    const Inputs nan = make_inputs(c, Conventions::Poison::nan), finite = make_inputs(c, Conventions::Poison::finite);
+    const Inputs inputs = make_inputs(c, Conventions::Poison::nan);
+    const auto expect_all = [&](const Inputs& expected) {
+      for (const auto tensor : {&Inputs::q, &Inputs::k, &Inputs::v, &Inputs::dout})
+        EXPECT_TRUE(same_bits(inputs.*tensor, expected.*tensor)) << line;
+    };
+    EXPECT_FALSE(same_bits(nan.v, finite.v)) << line;
+    repoison(c, Conventions::Poison::finite, inputs);
+    expect_all(finite);
+    repoison(c, Conventions::Poison::nan, inputs);
+    expect_all(nan);
+    const at::Tensor token = inputs.q.dim() == 4 ? inputs.q[0][inputs.q_rows[1]] : inputs.q[inputs.q_rows[1]];
+    token.fill_(7);
+    repoison(c, Conventions::Poison::finite, inputs);
+    EXPECT_TRUE(token.eq(7).all().item<bool>()) << line;
+  }
+}
+
 /// Which keys hold NaN, as text: '-' for NaN.
 std::string unseen(const std::string& line) {
   const Case c = parse_case(line, "test");

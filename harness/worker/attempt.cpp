@@ -6,7 +6,6 @@
 #include <fstream>
 
 #include <ATen/ops/equal.h>
-#include <ATen/ops/tensor.h>
 #include <ATen/ops/zeros.h>
 #include <c10/util/Exception.h>
 #include <fmt/format.h>
@@ -39,29 +38,6 @@ std::vector<std::string> repeated(const Outputs& a, const Outputs& b) {
   for (size_t i = 0; i < same.size(); ++i)
     if (same[i] && ours[i].first == theirs[i].first) names.push_back(ours[i].first);
   return names;
-}
-
-/// [… rows …, heads, channels] with the sign of each head times that of its key head.
-at::Tensor with_signs(const at::Tensor& tensor, const SealedInputs::HeadSigns& signs) {
-  if (!tensor.defined() || signs.empty()) return tensor;
-  std::vector<double> factors;
-  const int64_t heads = tensor.size(-2);
-  for (int64_t head = 0; head < heads; ++head) factors.push_back(signs[size_t(head * int64_t(signs.size()) / heads)] ? -1 : 1);
-  return tensor * at::tensor(factors, at::kDouble).to(tensor.options()).unsqueeze(-1);
-}
-
-/// What the calls on inputs with such signs would have computed without them: O follows V, gradients follow dO.
-Outputs without_signs(Outputs outputs, const SealedInputs::HeadSigns& signs, Pass pass) {
-  if (pass == Pass::forward) {
-    outputs.o = with_signs(outputs.o, signs);
-    return outputs;
-  }
-  for (at::Tensor* gradient : {&outputs.dq, &outputs.dk, &outputs.dv}) *gradient = with_signs(*gradient, signs);
-  return outputs;
-}
-
-const char* mirror_of(Pass pass) {
-  return pass == Pass::forward ? "V negated, whose outputs are negated back" : "dO negated, whose gradients are negated back";
 }
 
 /// Another value than the oracle's; a missing, misshaped or non-finite output is no difference that a case may expect.
@@ -272,7 +248,8 @@ void Attempt::judge_mirrored() {
   repeats_ = repeated(outputs_, mirrored.outputs);
   std::string reason = mirrored.misconduct.empty() ? wrong(mirrored.outputs, repeats_) : mirrored.misconduct;
   if (reason.empty()) reason = borrowed(mirrored.handed_out, held());
-  if (!reason.empty()) end(Status::failed, fmt::format("called again with {}: {}", mirror_of(record_.pass), reason));
+  if (!reason.empty())
+    end(Status::failed, fmt::format("called again with {}: {}", mirror_of(inputs().get(), record_.pass), reason));
 }
 
 /// Runs `body`, which returns what is wrong, and looks at what the calls did to memory and process.
@@ -350,7 +327,9 @@ Outputs Attempt::call_window(size_t index) {
 
 /// What the last call of a window's last series would have computed on the inputs as drawn, in the case's layout.
 Outputs Attempt::last_of_series(size_t index) const {
-  const Outputs outputs = without_signs(series_[index].last, series_[index].signs, record_.pass);
+  const auto& [last, signs] = series_[index];
+  const bool is_forward = record_.pass == Pass::forward;
+  const Outputs outputs = is_forward ? without_signs(last, signs, {}) : without_signs(last, {}, signs);
   return index + 1 == series_.size() ? outputs : in_case_layout(outputs, inputs().get());
 }
 
@@ -455,7 +434,8 @@ void Attempt::judge_again() {
       return end(Status::failed, "declares that it is deterministic, and gave other bits when it was judged again after timing");
     const std::string mirrored = wrong(run_unwatched(*run_, record_.pass, inputs(), Call::mirrored));
     if (!mirrored.empty())
-      end(Status::failed, fmt::format("called again after timing with {}: {}", mirror_of(record_.pass), mirrored));
+      end(Status::failed,
+          fmt::format("called again after timing with {}: {}", mirror_of(inputs().get(), record_.pass), mirrored));
   });
 }
 

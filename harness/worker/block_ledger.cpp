@@ -10,7 +10,7 @@ void* BlockLedger::enter(void* allocated, size_t bytes) {
   char* const data = static_cast<char*>(allocated) + kGuardBytes;  // a multiple of 512: the wrapped allocator's alignment stays
   {
     const SpendingScope poison(Expense::poison);
-    memory_->guard({data, bytes});
+    memory_->guard({data, bytes}, memory_mode() == MemoryMode::finite ? kFiniteFill : kNanFill);
   }
   const std::lock_guard lock(mutex_);
   current_ += int64_t(bytes);

@@ -19,8 +19,8 @@ namespace attnbench {
 class BlockMemory {
  public:
   virtual ~BlockMemory() = default;
-  /// Fills the block with NaN, and the bands around it with the pattern.
-  virtual void guard(const GuardedBlock& block) = 0;
+  /// Fills the block with this byte, and the bands around it with the pattern.
+  virtual void guard(const GuardedBlock& block, unsigned char fill) = 0;
   /// Looks at the bands of blocks, now or when their users' work is done, and makes them whole again.
   virtual void look(std::span<const GuardedBlock> blocks) = 0;
   /// What all looks since the last call have seen, block by block in their order.

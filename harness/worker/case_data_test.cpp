@@ -56,6 +56,24 @@ TEST(SealedInputs, NegatedHeadsAreThoseAskedForAndUndone) {
   EXPECT_EQ(inputs.overwritten(), "") << "to the bit, NaN included";
 }
 
+TEST(SealedInputs, AWriteIsSeenWhilePaddingIsFiniteAndPaddingIsNanAgain) {
+  SealedInputs inputs(parse_case("attention hq=2 lens=5+4 d=8 layout=padded"), Conventions::Poison::nan, kCpu);
+  ASSERT_TRUE(inputs.get().k.isnan().any().item<bool>());
+  {
+    const SealedInputs::FinitePoison finite(inputs);
+    EXPECT_FALSE(inputs.get().k.isnan().any().item<bool>());
+    EXPECT_EQ(inputs.overwritten(), "");
+    auto* const bytes = static_cast<char*>(inputs.get().k.storage().mutable_data());
+    bytes[3] ^= 1;
+    EXPECT_EQ(inputs.overwritten(), "k");
+    bytes[3] ^= 1;
+    bytes[inputs.get().k.storage().nbytes() - 1] ^= 1;  // padding
+    EXPECT_EQ(inputs.overwritten(), "k");
+  }
+  EXPECT_EQ(inputs.overwritten(), "");
+  EXPECT_TRUE(inputs.get().k.isnan().any().item<bool>());
+}
+
 TEST(CaseData, EmptyRowsAreJudgedByTheBackendsOwnConvention) {
   CaseData data(parse_case("attention hq=2 lens=9+5 klens=4+0 d=32 layout=padded mask=causal"), kCpu,
                 judge_test::formula_alone());

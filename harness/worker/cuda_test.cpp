@@ -50,6 +50,16 @@ TEST(CudaMemory, CheckedBlocksStartAsNan) {
   EXPECT_TRUE(at::isnan(at::empty({1000}, on_gpu(at::kHalf))).all().item<bool>());
 }
 
+TEST(CudaMemory, FiniteBlocksStartAsLargeNumbers) {
+  gpu();
+  const MemoryScope finite(MemoryMode::finite);
+  for (const auto dtype : {at::kBFloat16, at::kHalf, at::kFloat, at::kDouble}) {
+    const at::Tensor t = at::empty({1001}, on_gpu(dtype)).to(at::kDouble);
+    EXPECT_GT(t.min().item<double>(), 5e4);
+    EXPECT_LT(t.max().item<double>(), INFINITY);
+  }
+}
+
 TEST(CudaMemory, AWriteOutsideABlockIsSeenOnce) {
   gpu();
   const MemoryScope checked(MemoryMode::checked);
@@ -156,7 +166,7 @@ TEST(CudaInputs, NegatedTwiceAreTheSameBits) {
   ASSERT_TRUE(at::isnan(inputs.get().v).any().item<bool>()) << "the sign of a NaN is what arithmetic loses";
   const at::Tensor before = inputs.get().v.clone();
   {
-    const SealedInputs::Negated negated(inputs, &Inputs::v);
+    const SealedInputs::Signs negated(inputs, {true, true}, {});
     const at::Tensor opposite = inputs.get().v + before;
     EXPECT_TRUE(((opposite == 0) | at::isnan(opposite)).all().item<bool>());
   }

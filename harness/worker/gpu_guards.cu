@@ -27,19 +27,19 @@ __device__ bool are_equal(uint4 a, uint4 b) {
 }
 
 /// Both bands and the block, one thread a word; `bands` is the first byte of the band before.
-__global__ void write_block(char* bands, size_t bytes) {
-  constexpr uint4 kNan{~0u, ~0u, ~0u, ~0u};
+__global__ void write_block(char* bands, size_t bytes, unsigned char fill) {
+  const uint32_t four = fill * 0x01010101u;
   const size_t behind = kGuardBytes + bytes, end = behind + kGuardBytes;
   const size_t first = (static_cast<size_t>(blockIdx.x) * kThreads + threadIdx.x) * kWord;
   auto* const word = reinterpret_cast<uint4*>(bands + first);
   if (first < kGuardBytes) {
     *word = word_of_band(first);
   } else if (first + kWord <= behind) {
-    *word = kNan;
+    *word = {four, four, four, four};
   } else if (first >= behind && first + kWord <= end) {
     *word = word_of_band(first - behind);
   } else {  // where the block ends, or the band behind it
-    for (size_t i = first; i < min(first + kWord, end); ++i) bands[i] = i < behind ? 0xff : byte_of_band(i - behind);
+    for (size_t i = first; i < min(first + kWord, end); ++i) bands[i] = i < behind ? fill : byte_of_band(i - behind);
   }
 }
 
@@ -77,9 +77,9 @@ unsigned blocks_for(size_t bytes) {
 
 }  // namespace
 
-void write_gpu_guards(const GuardedBlock& block, void* stream) {
+void write_gpu_guards(const GuardedBlock& block, unsigned char fill, void* stream) {
   const unsigned blocks = blocks_for(block.bytes + 2 * kGuardBytes);
-  write_block<<<blocks, kThreads, 0, static_cast<cudaStream_t>(stream)>>>(block.data - kGuardBytes, block.bytes);
+  write_block<<<blocks, kThreads, 0, static_cast<cudaStream_t>(stream)>>>(block.data - kGuardBytes, block.bytes, fill);
   if (const cudaError_t status = cudaGetLastError(); status != cudaSuccess)
     throw std::runtime_error(std::string("guard bands on the GPU: ") + cudaGetErrorString(status));
 }

@@ -8,9 +8,9 @@
 
 namespace attnbench {
 
-/// Fills the block with 0xFF, and the bands before and behind it with the two bytes of kGuardPattern in turn, on the stream
+/// Fills the block with this byte, and the bands before and behind it with the two bytes of kGuardPattern in turn, on the stream
 /// (cudaStream_t) on which its user was given it. Throws std::runtime_error where CUDA refuses.
-void write_gpu_guards(const GuardedBlock& block, void* stream);
+void write_gpu_guards(const GuardedBlock& block, unsigned char fill, void* stream);
 
 inline constexpr size_t kMostGuardedAtOnce = 64;
 

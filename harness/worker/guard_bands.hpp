@@ -12,6 +12,9 @@ inline constexpr size_t kGuardBytes = 64 << 10;
 // makes (0x7fc0, 0x7e00), so that a NaN written there shows as well.
 inline constexpr uint16_t kGuardPattern = 0x7ff1;
 
+// Every byte of a new block: NaN, or about 6e4 in fp16, 1e36 in bf16 and fp32, 1e286 in fp64.
+inline constexpr unsigned char kNanFill = 0xff, kFiniteFill = 0x7b;
+
 /// Between two bands of kGuardBytes.
 struct GuardedBlock {
   char* data = nullptr;

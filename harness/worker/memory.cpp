@@ -29,9 +29,9 @@ std::atomic<MemoryMode> mode = MemoryMode::off;
 
 class HostMemory final : public BlockMemory {
  public:
-  void guard(const GuardedBlock& block) override {
+  void guard(const GuardedBlock& block, unsigned char fill) override {
     std::memcpy(block.data - kGuardBytes, whole_band().data(), kGuardBytes);
-    fill_with_nan(block);
+    fill_block(block, fill);
     std::memcpy(block.data + block.bytes, whole_band().data(), kGuardBytes);
   }
   void look(std::span<const GuardedBlock> blocks) override {
@@ -43,10 +43,10 @@ class HostMemory final : public BlockMemory {
   using Band = std::array<char, kGuardBytes>;
 
   /// The first write to fresh memory, which waits for its pages: side by side where there are many.
-  static void fill_with_nan(const GuardedBlock& block) {
+  static void fill_block(const GuardedBlock& block, unsigned char fill) {
     constexpr int64_t kBytesOfTask = 1 << 20;
     at::parallel_for(0, static_cast<int64_t>(block.bytes), kBytesOfTask, [&](int64_t begin, int64_t end) {
-      std::memset(block.data + begin, 0xff, static_cast<size_t>(end - begin));
+      std::memset(block.data + begin, fill, static_cast<size_t>(end - begin));
     });
   }
 

@@ -3,6 +3,7 @@
 //
 //   checked  every new block is counted and filled with 0xFF (NaN in bf16, fp16, fp32 and fp64), so that an output element
 //            that was never written is seen, and lies between two guard bands, so that a write outside is seen
+//   finite   the same, filled with a number that is large in all of them: who drops a NaN that he reads does not drop it
 //   off      blocks come straight from the wrapped allocator: for timing
 // A block keeps for life what it was born with. Memory that does not come through LibTorch's allocator is not seen.
 #pragma once
@@ -16,7 +17,7 @@
 
 namespace attnbench {
 
-enum class MemoryMode { off, checked };
+enum class MemoryMode { off, checked, finite };
 
 /// While it lives, blocks are allocated in `mode`; afterwards as before. The first one installs the allocator.
 class MemoryScope {

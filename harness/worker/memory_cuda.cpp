@@ -34,7 +34,9 @@ class DeviceMemory final : public BlockMemory {
   }
 
   /// On the stream that LibTorch allocates for: its user's work comes behind it.
-  void guard(const GuardedBlock& block) override { write_gpu_guards(block, c10::cuda::getCurrentCUDAStream().stream()); }
+  void guard(const GuardedBlock& block, unsigned char fill) override {
+    write_gpu_guards(block, fill, c10::cuda::getCurrentCUDAStream().stream());
+  }
 
   void look(std::span<const GuardedBlock> blocks) override {
     while (!blocks.empty()) {

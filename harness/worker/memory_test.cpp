@@ -57,6 +57,19 @@ TEST(Memory, AWriteOutsideIsSeenOnDemandOnceAndWithItsSize) {
   EXPECT_FALSE(overruns[0].past_the_end);
 }
 
+TEST(Memory, FiniteBlocksStartAsLargeNumbers) {
+  const MemoryScope finite(MemoryMode::finite);
+  take_overruns();
+  for (const auto dtype : {at::kBFloat16, at::kHalf, at::kFloat, at::kDouble}) {
+    const at::Tensor t = at::empty({100}, dtype).to(at::kDouble);
+    EXPECT_GT(t.min().item<double>(), 5e4);
+    EXPECT_LT(t.max().item<double>(), INFINITY);
+  }
+  const at::Tensor t = at::empty({4}, at::kFloat);
+  bytes_of_tensor(t)[16] = 1;
+  EXPECT_EQ(take_overruns().size(), 1u) << "guarded, too";
+}
+
 TEST(Memory, AWriteOutsideAFreedBlockIsSeen) {
   const MemoryScope checked(MemoryMode::checked);
   take_overruns();

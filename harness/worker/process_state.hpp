@@ -3,11 +3,12 @@
 #pragma once
 
 #include <string>
+#include <vector>
 
 namespace attnbench {
 
-/// LibTorch's number of threads, whether it records gradients, and how the calling thread and those of LibTorch's pool round and
-/// treat subnormals.
+/// LibTorch's number of threads, whether it records gradients, what precision it may give up and which kernels it may choose, and
+/// how the calling thread and those of LibTorch's pool round and treat subnormals.
 class ProcessState {
  public:
   /// As it is now.
@@ -19,6 +20,7 @@ class ProcessState {
  private:
   int threads_;
   bool records_gradients_;
+  std::vector<int> settings_;
   unsigned arithmetic_;  ///< of the calling thread: MXCSR without its flags of past exceptions; 0 on other processors than x86
 };
 

@@ -57,6 +57,15 @@ std::vector<uint64_t> fingerprints_of(const NamedTensors& tensors) {
   return fingerprints(tensors.front().second.device(), storages);
 }
 
+/// [… rows …, heads, channels] with the sign of each head times that of its key head.
+at::Tensor with_signs(const at::Tensor& tensor, const SealedInputs::HeadSigns& signs) {
+  if (!tensor.defined() || signs.empty()) return tensor;
+  std::vector<double> factors;
+  const int64_t heads = tensor.size(-2);
+  for (int64_t head = 0; head < heads; ++head) factors.push_back(signs[size_t(head * int64_t(signs.size()) / heads)] ? -1 : 1);
+  return tensor * at::tensor(factors, at::kDouble).to(tensor.options()).unsqueeze(-1);
+}
+
 NamedTensors defined_ones(NamedTensors tensors) {
   std::erase_if(tensors, [](const auto& named) { return !named.second.defined(); });
   return tensors;
@@ -86,7 +95,12 @@ NamedTensors named_tensors(const Outputs& outputs) {
 }
 
 SealedInputs::SealedInputs(const Case& c, Conventions::Poison poison, const Device& device)
-    : case_(c), poison_(poison), device_(device), inputs_(draw()), fingerprints_(fingerprints_of(named_tensors(inputs_))) {}
+    : case_(c),
+      poison_(poison),
+      device_(device),
+      inputs_(draw()),
+      held_(poison),
+      fingerprints_{{poison, fingerprints_of(named_tensors(inputs_))}} {}
 
 Inputs SealedInputs::lend() const {
   Inputs lent = inputs_;
@@ -96,18 +110,37 @@ Inputs SealedInputs::lend() const {
   return lent;
 }
 
-SealedInputs::Negated::Negated(const SealedInputs& inputs, at::Tensor Inputs::*tensor) {
-  const MemoryScope unwatched(MemoryMode::off);  // LibTorch makes tensors of the scalars that it is given
-  const at::Tensor& whole = inputs.inputs_.*tensor;
-  const at::ScalarType bits = whole.element_size() == 2 ? at::kShort : at::kInt;
-  sign_ = sign_bit_of(whole);
-  elements_ = storage_as(whole, bits, 0, static_cast<int64_t>(whole.storage().nbytes() / whole.element_size()));
-  elements_.bitwise_xor_(sign_);
+SealedInputs::Signs::Signs(SealedInputs& inputs, HeadSigns v, HeadSigns dout)
+    : inputs_(inputs), v_before_(inputs.v_signs_), dout_before_(inputs.dout_signs_) {
+  inputs_.negate_heads(std::move(v), std::move(dout));
 }
 
-SealedInputs::Negated::~Negated() {
+SealedInputs::Signs::~Signs() {
+  try {
+    inputs_.negate_heads(v_before_, dout_before_);
+  } catch (const std::exception&) {  // of a GPU that failed, which somebody else tells
+  }
+}
+
+SealedInputs::FinitePoison::FinitePoison(SealedInputs& inputs)
+    : inputs_(inputs), applies_(inputs.held_ != Conventions::Poison::finite && holds_poison(inputs.case_)) {
+  if (applies_) inputs_.hold(Conventions::Poison::finite);
+}
+
+SealedInputs::FinitePoison::~FinitePoison() {
+  if (!applies_) return;
+  try {
+    inputs_.hold(inputs_.poison_);
+  } catch (const std::exception&) {  // as above
+  }
+}
+
+void SealedInputs::hold(Conventions::Poison poison) {
+  const SpendingScope scope(Expense::poison);
   const MemoryScope unwatched(MemoryMode::off);
-  elements_.bitwise_xor_(sign_);
+  held_ = poison;
+  repoison(case_, poison, inputs_);
+  if (!fingerprints_.contains(poison)) fingerprints_[poison] = fingerprints_of(named_tensors(inputs_));
 }
 
 Inputs SealedInputs::draw() const {
@@ -120,13 +153,14 @@ std::string SealedInputs::overwritten() const {
   const SpendingScope poison(Expense::poison);
   std::string names;
   const NamedTensors tensors = named_tensors(inputs_);
-  const std::vector<uint64_t> now = fingerprints_of(tensors);
+  const std::vector<uint64_t> now = fingerprints_of(tensors), &drawn = fingerprints_.at(held_);
   for (size_t i = 0; i < tensors.size(); ++i)
-    if (now[i] != fingerprints_[i]) names += names.empty() ? tensors[i].first : ", " + tensors[i].first;
+    if (now[i] != drawn[i]) names += names.empty() ? tensors[i].first : ", " + tensors[i].first;
   return names;
 }
 
 void SealedInputs::negate_heads(HeadSigns v, HeadSigns dout) {
+  const MemoryScope unwatched(MemoryMode::off);  // of the signs on their way to a device
   change_signs(inputs_.v, v_signs_, v);
   change_signs(inputs_.dout, dout_signs_, dout);
   v_signs_ = std::move(v);
@@ -146,11 +180,19 @@ void SealedInputs::write_late(at::Tensor Inputs::*tensor, const std::function<vo
 void SealedInputs::restore() {
   v_signs_.clear();
   dout_signs_.clear();
+  held_ = poison_;
   const NamedTensors fresh = named_tensors(draw()), ours = named_tensors(inputs_);
   for (size_t i = 0; i < ours.size(); ++i) {
     const auto bytes = static_cast<int64_t>(ours[i].second.storage().nbytes());
     storage_as(ours[i].second, at::kByte, 0, bytes).copy_(storage_as(fresh[i].second, at::kByte, 0, bytes));
   }
+}
+
+Outputs without_signs(Outputs outputs, const SealedInputs::HeadSigns& v, const SealedInputs::HeadSigns& dout) {
+  outputs.o = with_signs(outputs.o, v);
+  outputs.dv = with_signs(outputs.dv, dout);
+  for (at::Tensor* gradient : {&outputs.dq, &outputs.dk}) *gradient = with_signs(with_signs(*gradient, v), dout);
+  return outputs;
 }
 
 }  // namespace attnbench

@@ -3,6 +3,7 @@
 
 #include <cstdint>
 #include <functional>
+#include <map>
 #include <string>
 #include <utility>
 #include <vector>
@@ -31,25 +32,38 @@ class SealedInputs {
   /// Names of the tensors that no longer hold what was drawn ("q, k"); empty: intact. Padding and poison count.
   std::string overwritten() const;
 
-  /// While it lives, every element of one tensor is its negative.
-  class Negated {
-   public:
-    Negated(const SealedInputs& inputs, at::Tensor Inputs::*tensor);
-    ~Negated();
-    Negated(const Negated&) = delete;
-    Negated& operator=(const Negated&) = delete;
-
-   private:
-    at::Tensor elements_;  ///< their bits as integers: arithmetic would not keep those of a NaN
-    int64_t sign_ = 0;
-  };
-
   /// By key head: true = negated. Empty: none is.
   using HeadSigns = std::vector<bool>;
 
   /// V and dO with these heads negated (dO: the query heads that read them), whatever was negated before. Where heads of V share
   /// memory, their signs have to be the same.
   void negate_heads(HeadSigns v, HeadSigns dout);
+
+  /// While it lives, heads are negated as negate_heads() does it; then they are what they were before.
+  class Signs {
+   public:
+    Signs(SealedInputs& inputs, HeadSigns v, HeadSigns dout);
+    ~Signs();
+    Signs(const Signs&) = delete;
+    Signs& operator=(const Signs&) = delete;
+
+   private:
+    SealedInputs& inputs_;
+    HeadSigns v_before_, dout_before_;
+  };
+
+  /// While it lives, the tokens that nobody may read hold finite garbage, where they were drawn as NaN.
+  class FinitePoison {
+   public:
+    explicit FinitePoison(SealedInputs& inputs);
+    ~FinitePoison();
+    FinitePoison(const FinitePoison&) = delete;
+    FinitePoison& operator=(const FinitePoison&) = delete;
+
+   private:
+    SealedInputs& inputs_;
+    const bool applies_;
+  };
 
   /// Makes one tensor NaN, and queues behind `delay` what makes it whole again: on the current stream of a GPU.
   void write_late(at::Tensor Inputs::*tensor, const std::function<void()>& delay);
@@ -59,13 +73,19 @@ class SealedInputs {
 
  private:
   Inputs draw() const;
+  void hold(Conventions::Poison poison);
 
   Case case_;
   Conventions::Poison poison_;
   Device device_;
   Inputs inputs_;
-  std::vector<uint64_t> fingerprints_;  ///< in the order of named_tensors, no head negated
+  Conventions::Poison held_;  ///< what the tokens hold now that nobody may read
+  /// In the order of named_tensors, no head negated; by what was held so far.
+  std::map<Conventions::Poison, std::vector<uint64_t>> fingerprints_;
   HeadSigns v_signs_, dout_signs_;
 };
+
+/// What calls on inputs with such signs would have computed without them: O follows V, dV follows dO, dQ and dK both.
+Outputs without_signs(Outputs outputs, const SealedInputs::HeadSigns& v, const SealedInputs::HeadSigns& dout);
 
 }  // namespace attnbench

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <functional>
+#include <optional>
 #include <unordered_set>
 
 #include <fmt/format.h>
@@ -31,15 +32,32 @@ std::string name_of_block(const Overrun& overrun, const Inputs& inputs, const Ou
   return "a block that it allocated";
 }
 
+/// What is negated.
+struct MirrorSigns {
+  SealedInputs::HeadSigns v, dout;
+};
+
+/// A backward's: where V is negated too, gradients of Q and K have the signs that they had, but from no V or O of an earlier
+/// call; where it is not, they have others, which are in no gradient of an earlier call.
+MirrorSigns mirror_signs(const Inputs& inputs, Pass pass) {
+  const auto heads = static_cast<size_t>(inputs.v.size(-2));
+  MirrorSigns signs;
+  if (pass == Pass::forward) {
+    signs.v.assign(heads, true);
+    return signs;
+  }
+  signs.dout.assign(heads, true);
+  const bool share_memory = inputs.v.stride(-2) == 0;
+  for (size_t head = 0; head < heads && !share_memory; ++head) signs.v.push_back(head % 2 == 1);
+  return signs;
+}
+
 /// What a plain call would have returned, from what a call returned.
-Outputs as_plain(Outputs outputs, Pass pass, Call call) {
+Outputs as_plain(const Outputs& outputs, const Inputs& inputs, Pass pass, Call call) {
   if (call == Call::plain) return outputs;
   const MemoryScope unwatched(MemoryMode::off);
-  const std::vector<at::Tensor*> negative =
-      pass == Pass::forward ? std::vector{&outputs.o} : std::vector{&outputs.dq, &outputs.dk, &outputs.dv};
-  for (at::Tensor* tensor : negative)
-    if (tensor->defined()) *tensor = tensor->neg();
-  return outputs;
+  const MirrorSigns signs = mirror_signs(inputs, pass);
+  return without_signs(outputs, signs.v, signs.dout);
 }
 
 Outputs timed(const std::function<Outputs()>& function) {
@@ -47,26 +65,19 @@ Outputs timed(const std::function<Outputs()>& function) {
   return function();
 }
 
-Outputs forward(const Window& window, const SealedInputs& inputs, Call call) {
-  if (call == Call::plain) return timed(window.forward);
-  const SealedInputs::Negated values(inputs, &Inputs::v);
-  return timed(window.forward);
-}
-
-Outputs backward(const Window& window, const SealedInputs& inputs, Call call) {
-  if (call == Call::plain) return timed(window.backward);
-  const SealedInputs::Negated gradients(inputs, &Inputs::dout);
-  return timed(window.backward);
-}
-
-/// What the calls returned. `look` is called between a forward and its backward.
-Outputs call_last_window(const Run& run, Pass pass, const SealedInputs& inputs, Call call, const std::function<void()>& look) {
+/// What the calls returned. `look` is called between a forward and its backward, no head negated.
+Outputs call_last_window(const Run& run, Pass pass, SealedInputs& inputs, Call call, const std::function<void()>& look) {
   const Window& window = run.windows.back();
+  const MirrorSigns signs = call == Call::mirrored ? mirror_signs(inputs.get(), pass) : MirrorSigns();
+  const auto with = [&](const SealedInputs::HeadSigns& dout, const std::function<Outputs()>& function) {
+    const SealedInputs::Signs negated(inputs, signs.v, dout);
+    return timed(function);
+  };
   const WholeCall whole;
-  if (pass == Pass::forward) return forward(window, inputs, call);
-  Outputs outputs = timed(window.forward);
+  Outputs outputs = with({}, window.forward);
+  if (pass == Pass::forward) return outputs;
   look();
-  const Outputs gradients = backward(window, inputs, call);
+  const Outputs gradients = with(signs.dout, window.backward);
   outputs.dq = gradients.dq;
   outputs.dk = gradients.dk;
   outputs.dv = gradients.dv;
@@ -74,6 +85,13 @@ Outputs call_last_window(const Run& run, Pass pass, const SealedInputs& inputs, 
 }
 
 }  // namespace
+
+const char* mirror_of(const Inputs& inputs, Pass pass) {
+  if (pass == Pass::forward) return "V negated, whose outputs are negated back";
+  const SealedInputs::HeadSigns v = mirror_signs(inputs, pass).v;
+  if (std::ranges::find(v, true) == v.end()) return "dO negated, whose gradients are negated back";
+  return "dO negated, and V of every other key head, whose outputs and gradients are negated back";
+}
 
 std::string borrowed(const Outputs& outputs, const NamedTensors& held) {
   for (const auto& [name, tensor] : named_tensors(outputs))
@@ -83,10 +101,10 @@ std::string borrowed(const Outputs& outputs, const NamedTensors& held) {
   return "";
 }
 
-Outputs run_unwatched(const Run& run, Pass pass, const SealedInputs& inputs, Call call) {
+Outputs run_unwatched(const Run& run, Pass pass, SealedInputs& inputs, Call call) {
   const SpendingScope poison(Expense::poison);
   const MemoryScope unwatched(MemoryMode::off);
-  return as_plain(call_last_window(run, pass, inputs, call, [] {}), pass, call);
+  return as_plain(call_last_window(run, pass, inputs, call, [] {}), inputs.get(), pass, call);
 }
 
 Outputs run_again(const Run& run, Pass pass, SealedInputs& inputs, const std::function<void()>& delay) {
@@ -100,16 +118,20 @@ Outputs run_again(const Run& run, Pass pass, SealedInputs& inputs, const std::fu
 
 WatchedRun run_watched(const Run& run, Pass pass, SealedInputs& inputs, Call call) {
   const SpendingScope poison(Expense::poison);
-  const MemoryScope checked(MemoryMode::checked);
+  const bool is_mirrored = call == Call::mirrored;
+  const MemoryScope checked(is_mirrored ? MemoryMode::finite : MemoryMode::checked);
   WatchedRun watched;
   take_overruns();
   reset_peak_bytes();
   const int64_t before = current_bytes();
   const ProcessState state;
+  std::optional<SealedInputs::FinitePoison> finite;
+  if (is_mirrored) finite.emplace(inputs);
   std::string overwritten;
   watched.handed_out = call_last_window(run, pass, inputs, call, [&] { overwritten = inputs.overwritten(); });
-  watched.outputs = as_plain(watched.handed_out, pass, call);
+  watched.outputs = as_plain(watched.handed_out, inputs.get(), pass, call);
   if (overwritten.empty()) overwritten = inputs.overwritten();
+  finite.reset();
   watched.misconduct = state.restore();
   watched.memory.peak_bytes = peak_bytes() - before;
   watched.memory.workspace_bytes = std::max<int64_t>(0, watched.memory.peak_bytes - bytes_of_outputs(watched.handed_out));
