@@ -203,6 +203,7 @@ void Attempt::prepare_and_judge() {
   if (watched.misconduct.empty()) watched.misconduct = borrowed(handed_out_, named_tensors(inputs().get()));
   if (!watched.misconduct.empty()) return end(Status::failed, watched.misconduct);
   if (record_.status == Status::passed && record_.expect == Expect::equal) judge_mirrored();
+  if (record_.status == Status::passed && record_.expect == Expect::equal && outputs_.kept.defined()) judge_other_seed();
   if (record_.status == Status::passed && record_.expect == Expect::equal && data_.test_case().metadata.repeats > 0) repeat();
 }
 
@@ -250,6 +251,22 @@ void Attempt::judge_mirrored() {
   if (reason.empty()) reason = borrowed(mirrored.handed_out, held());
   if (!reason.empty())
     end(Status::failed, fmt::format("called again with {}: {}", mirror_of(inputs().get(), record_.pass), reason));
+}
+
+/// The forward of the same case with another seed: its mask has to be another one.
+void Attempt::judge_other_seed() {
+  announce_(*this, "run with another seed");
+  Case other = data_.test_case();
+  ++other.problem.dropout.seed;
+  const Inputs lent = inputs().lend();
+  const Run run = backend_.prepare(other, lent, Pass::forward);
+  const at::Tensor kept = run_unwatched(run, Pass::forward, inputs(), Call::plain).kept;
+  if (const auto malformed = malformed_mask(other, inputs().get(), kept)) return end(Status::failed, *malformed);
+  const Judge judge = judge_for();
+  const Yardstick& y = judge.yardstick();
+  const double false_alarms = y.limits("o").constants().false_alarms;
+  if (const std::string reason = seed_says_nothing(other, y.inputs(), kept, y.empty_row(), false_alarms); !reason.empty())
+    end(Status::failed, reason);
 }
 
 /// Runs `body`, which returns what is wrong, and looks at what the calls did to memory and process.

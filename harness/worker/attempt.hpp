@@ -67,6 +67,7 @@ class Attempt {
   std::string wrong(const Outputs& outputs) const;
   std::string wrong(const Outputs& outputs, const std::vector<std::string>& same) const;
   void judge_mirrored();
+  void judge_other_seed();
   bool is_computed() const;
   void hold_bits(const char* stage, const std::function<std::string(BitAudit&)>& body);
   void repeat();

@@ -87,6 +87,8 @@ std::vector<Defect> dropout_defects() {
       {"no mask handed out", both, "^kept is missing", of_mask([](const at::Tensor&) { return at::Tensor(); })},
       {"a mask of another shape", both, "^kept has the shape",
        of_mask([](const at::Tensor& kept) { return kept.narrow(-1, 1, 3); })},
+      {"one mask for every seed", both, "^kept: with another seed .* kept or dropped as before, a share of 1, expected 0.58",
+       instead([](Case& c) { c.problem.dropout.seed = 42; })},
       {"a mask of its own in every call", both, "kept: another mask than that of an earlier call", seeded_by_the_clock()},
   };
 }

@@ -153,6 +153,21 @@ DropoutGates dropout_gates(const Case& c, const Inputs& inputs, Conventions::Emp
   return out;
 }
 
+std::string seed_says_nothing(const Case& c, const Inputs& inputs, const at::Tensor& other, Conventions::EmptyRow empty_row,
+                              double false_alarms) {
+  Inputs of_other = inputs;
+  of_other.kept = other;
+  std::vector<Tensor> sums;
+  for (int64_t n = 0; n < static_cast<int64_t>(inputs.lengths.q.size()); ++n)
+    sums.push_back(alike(mask_of(c, inputs, empty_row, n), mask_of(c, of_other, empty_row, n)));
+  const Count count = counted("seeds", sums);
+  const double kept = 1 - c.problem.dropout.p, same = kept * kept + (1 - kept) * (1 - kept);
+  if (count.surprise(same) <= std::log(2 / false_alarms)) return "";
+  return fmt::format(
+      "kept: with another seed {} of {} elements are kept or dropped as before, a share of {:.4g}, expected {:.4g}", count.hits,
+      count.all, count.share(), same);
+}
+
 std::optional<std::string> malformed_mask(const Case& c, const Inputs& inputs, const at::Tensor& kept) {
   if (c.problem.dropout.p > 0) return malformed("kept", kept, {sizes_of_kept(inputs), at::kBool, inputs.q.device()});
   return kept.defined() ? std::optional<std::string>("kept is among the outputs of a case without dropout") : std::nullopt;

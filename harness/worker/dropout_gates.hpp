@@ -30,6 +30,11 @@ struct DropoutGates {
 /// inputs.kept is well-formed. false_alarms: as in GateConstants.
 DropoutGates dropout_gates(const Case& c, const Inputs& inputs, Conventions::EmptyRow empty_row, double false_alarms);
 
+/// other: the mask that the kernel hands out for the same inputs with another seed, well-formed. A sentence if the two are kept
+/// or dropped alike more or less often than coins are, as those of a mask that follows the data, or no seed; by the same bound.
+std::string seed_says_nothing(const Case& c, const Inputs& inputs, const at::Tensor& other, Conventions::EmptyRow empty_row,
+                              double false_alarms);
+
 /// A sentence if a mask is missing, or has another shape, dtype or device than Outputs::kept of this case must have, or is there
 /// without dropout.
 std::optional<std::string> malformed_mask(const Case& c, const Inputs& inputs, const at::Tensor& kept);

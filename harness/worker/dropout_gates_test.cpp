@@ -105,5 +105,20 @@ TEST(DropoutGates, ComplementsAreSeenAsCopiesAre) {
   EXPECT_FALSE(fails(gates, "share"));
 }
 
+TEST(DropoutGates, MasksOfTwoSeedsAreAlikeByChance) {
+  for (const std::string p : {"0.1", "0.5", "0.9"})
+    for (uint64_t seed = 0; seed < 20; ++seed) {
+      const Case c = parse_case("attention hq=3 lens=40+17+0+64+65 d=8 layout=padded pad=holes dropout=" + p + ":1");
+      Inputs inputs = make_inputs(c, Conventions::Poison::nan);
+      inputs.kept = draw_kept(c.problem, inputs, seed);
+      const auto says = [&](const at::Tensor& other) {
+        return seed_says_nothing(c, inputs, other, Conventions::EmptyRow::zero, kFalseAlarms);
+      };
+      EXPECT_EQ(says(draw_kept(c.problem, inputs, seed + 100)), "") << p;
+      EXPECT_NE(says(inputs.kept), "") << p;
+      EXPECT_NE(says(inputs.kept.logical_not()), "") << p;
+    }
+}
+
 }  // namespace
 }  // namespace attnbench
