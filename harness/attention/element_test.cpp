@@ -53,6 +53,13 @@ TEST(RoundTo, RoundsAsLibTorchDoes) {
   }
 }
 
+TEST(Larger, IsNanWhereOneOfTheTwoIs) {
+  EXPECT_TRUE(std::isnan(larger(NAN, 1.0f)) && std::isnan(larger(1.0f, NAN)));
+  EXPECT_TRUE(std::isnan(larger<double>(NAN, 1)) && std::isnan(larger<double>(1, NAN)));
+  EXPECT_EQ(larger(-1.0, 2.0), 2);
+  EXPECT_EQ(larger(2.0, -1.0), 2);
+}
+
 TEST(BitsOf, IsTheInverseOfNumberOf) {
   for (uint32_t bits = 0; bits <= 0xffff; ++bits) {
     const auto half = static_cast<uint16_t>(bits);

@@ -288,10 +288,43 @@ TEST(Inputs, FillsHaveTheirMoments) {
   EXPECT_NEAR(average(ramp.k.narrow(0, 2000, 100).select(2, 0)), 0.25, 0.3);
 }
 
+/// Else data would repeat every 2^32 elements, which hides a kernel whose offsets have 32 bits.
+TEST(Inputs, ElementsBeyond32BitsAreNumbersOfTheirOwn) {
+  constexpr int64_t kChannels = 8;
+  const auto drawn = [](int64_t row) {
+    std::vector<float> channels(kChannels);
+    const StorageRow of{.number = row};
+    draw_rows(/*on_gpu=*/false,
+              {.values = Stream::q,
+               .garbage = Stream::q_garbage,
+               .fill = Fill::normal,
+               .dout = Dout::normal,
+               .seed = 1,
+               .seen = Holds::values,
+               .unseen = Holds::values,
+               .nobody = Holds::values,
+               .dtype = Dtype::fp32,
+               .data = channels.data(),
+               .pitch = 1,
+               .sequence_stride = 0,
+               .row_stride = kChannels,
+               .head_stride = kChannels,
+               .heads = 1,
+               .channels = kChannels,
+               .stored_heads = 1},
+              &of, 1);
+    return channels;
+  };
+  EXPECT_EQ(drawn(3), drawn(3));
+  EXPECT_NE(drawn(3), drawn(3 + (int64_t{1} << 32) / kChannels));
+}
+
 TEST(Inputs, OutputGradients) {
   Case c = big_case(Fill::normal);
   c.dout = Dout::one_hot;
-  EXPECT_TRUE(make_inputs(c, Conventions::Poison::nan).dout.sum(-1).eq(1).all().item<bool>());
+  const at::Tensor one_hot = make_inputs(c, Conventions::Poison::nan).dout;
+  EXPECT_TRUE(one_hot.sum(-1).eq(1).all().item<bool>());
+  EXPECT_TRUE(one_hot.flatten(0, 1).sum(0).ne(0).all().item<bool>()) << "every channel is hot somewhere";
   c.dout = Dout::zeros;
   EXPECT_TRUE(make_inputs(c, Conventions::Poison::nan).dout.eq(0).all().item<bool>());
   c.dout = Dout::ones;

@@ -28,7 +28,9 @@ Conventions with_rows(Conventions::EmptyRow empty_row) {
 
 TEST(SealedInputs, AWriteToTheFirstOrLastByteOfAnyOfThemIsSeen) {
   // 9 rows of 3 heads of 5 channels in bf16: the storages are no multiples of 8 bytes.
-  for (const char* line : {"attention hq=3 lens=4+5 d=5", "attention hq=3 lens=4+5 d=5 layout=padded pad=left"}) {
+  for (const char* line : {"attention hq=3 lens=4+5 d=5", "attention hq=3 lens=4+5 d=5 layout=padded pad=left",
+                           "attention hq=3 lens=4+5 d=5 sink=on", "attention hq=3 lens=4+5 d=5 strides=transposed",
+                           "attention hq=3 lens=4+5 d=5 layout=padded strides=unaligned"}) {
     SealedInputs inputs(parse_case(line), Conventions::Poison::nan, kCpu);
     EXPECT_EQ(inputs.overwritten(), "");
     for (const auto& [name, tensor] : named_tensors(inputs.get())) {
@@ -41,6 +43,21 @@ TEST(SealedInputs, AWriteToTheFirstOrLastByteOfAnyOfThemIsSeen) {
     }
     EXPECT_EQ(inputs.overwritten(), "");
   }
+}
+
+TEST(SealedInputs, LentTensorsHaveStridesOfTheirOwn) {
+  const SealedInputs inputs(parse_case("attention hq=3 lens=4+5 d=8"), Conventions::Poison::nan, kCpu);
+  const std::vector<int64_t> strides = inputs.get().v.strides().vec();
+  inputs.lend().v.unsafeGetTensorImpl()->set_sizes_and_strides(inputs.get().v.sizes(), {24, 0, 1});
+  EXPECT_EQ(inputs.get().v.strides().vec(), strides);
+}
+
+TEST(SealedInputs, WhatIsWrittenLateIsNanUntilThen) {
+  SealedInputs inputs(parse_case("attention hq=3 lens=4+5 d=8"), Conventions::Poison::nan, kCpu);
+  bool was_nan = false;
+  inputs.write_late(&Inputs::v, [&] { was_nan = inputs.get().v.isnan().all().item<bool>(); });
+  EXPECT_TRUE(was_nan);
+  EXPECT_EQ(inputs.overwritten(), "");
 }
 
 TEST(SealedInputs, NegatedHeadsAreThoseAskedForAndUndone) {
