@@ -38,6 +38,21 @@ TEST(Samples, AreRowsByTheirEnergyAndFreedom) {
   EXPECT_EQ(measure_errors({{got, &x}}, Dtype::bf16).front().samples, 0);
 }
 
+/// A value beside the largest number may be rounded to infinity: to that of its own sign.
+TEST(Nonfinite, OfAnOverflowTheSignIsThatOfTheValue) {
+  for (const double sign : {1.0, -1.0}) {
+    Expected x = expected_of({sign * 65519}, 64);
+    x.freedom = at::full_like(x.value, 1.0).squeeze(-1);
+    const auto mismatches = [&](double got) {
+      const at::Tensor result = at::tensor({got}, at::kDouble).view({-1, 1, 1});
+      return measure_errors({{result, &x, 7}}, Dtype::fp16).front().nonfinite_mismatches;
+    };
+    EXPECT_EQ(mismatches(sign * INFINITY), 0);
+    EXPECT_EQ(mismatches(-sign * INFINITY), 1);
+    EXPECT_EQ(mismatches(NAN), 1);
+  }
+}
+
 double distinct(const Expected& x) {
   const Expected other = expected_of({1.1, 1.1});
   return distinct_values({&other, &x, &other})[1];
