@@ -43,6 +43,7 @@ class Timeline {
     } catch (const std::exception&) {  // of a GPU that failed, which somebody else tells
       changes_.clear();
     }
+    if (changes_.size() == kMostChanges) spent_so_far();
   }
 
   /// What was spent until now stays.
@@ -80,6 +81,8 @@ class Timeline {
   }
 
  private:
+  static constexpr size_t kMostChanges = 4096;  ///< before they are added up, though nobody asks
+
   struct Change {
     std::optional<Expense> to;
     Clock::time_point at;

@@ -42,6 +42,18 @@ TEST(Spending, TheFastestCallIsThatWithoutItsPoison) {
   EXPECT_LT(fastest_s, 0.060);
 }
 
+TEST(Spending, WhatNobodyAsksForIsAddedUp) {
+  take_spending();
+  constexpr int kScopes = 10000;
+  for (int i = 0; i < kScopes; ++i) {
+    const SpendingScope scope(Expense::poison);
+    if (i == 0) sleep_ms(20);
+  }
+  const Spending spent = take_spending();
+  EXPECT_EQ(spent.items.at("poison").times, kScopes);
+  EXPECT_GE(spent.items.at("poison").seconds, 0.020);
+}
+
 TEST(Spending, OtherThreadsCountForThemselves) {
   take_spending();
   std::thread([] {
